@@ -1,0 +1,21 @@
+"""Knowledge distillation for Keras 3 that says why it helped."""
+
+from keras_kd import callbacks, losses, metrics, similarity
+from keras_kd.distiller import Distiller
+from keras_kd.losses import KD, KDPt, KDPtSim, KDSim, KDTopK, LabelSmoothing
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "KD",
+    "Distiller",
+    "KDPt",
+    "KDPtSim",
+    "KDSim",
+    "KDTopK",
+    "LabelSmoothing",
+    "callbacks",
+    "losses",
+    "metrics",
+    "similarity",
+]

@@ -1,0 +1,190 @@
+"""Callbacks: what distillation does, in TensorBoard, and schedules."""
+
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_kd.similarity import class_similarity, logit_weights
+
+
+class LossSchedule(keras.callbacks.Callback):
+    """Changes a distillation loss's weights and temperature by epoch.
+
+    Args:
+        **schedules: by the name of a number of the loss ("weight",
+            "temperature", "pt_weight", ...), a function from the epoch
+            (integer from 0) to its value.
+
+    Raises:
+        ValueError: at the start of training, if the loss has no such number,
+            or when a value is out of range.
+
+    Example:
+    >>> kd.callbacks.LossSchedule(weight=lambda epoch: 0.9 * 0.8**epoch)
+    """
+
+    def __init__(self, **schedules):
+        super().__init__()
+        self.schedules = schedules
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Sets the values of this epoch."""
+        self.model.loss.assign(
+            **{name: f(epoch) for name, f in self.schedules.items()}
+        )
+
+
+class KDTensorBoard(keras.callbacks.TensorBoard):
+    """Keras's TensorBoard callback, and what distillation does.
+
+    Beside Keras's own (loss, metrics, the loss's parts), under `train`:
+
+    - histograms `gradient_scale/all`, `/teacher_right`, `/teacher_wrong`: how
+      the loss rescaled the examples' gradients since the last histogram, and
+      scalars `.../mean`, `.../reversed_share`, `.../undefined_share`;
+    - scalars `distillation/...`: weights and temperature;
+    - image `class_similarity`, for losses that use class relations: cosines
+      of the logit layers, the teacher's on the left and the student's on the
+      right; blue is -1, white 0, red 1.
+
+    Args:
+        log_dir: folder of the event files.
+        histogram_steps: write histograms also every so many batches, at the
+            batch's number; by default at the end of each epoch alone.
+        similarity_classes: which classes to show, and in which order: a list
+            of class ids (sort them by superclass to see its blocks), or how
+            many of the first classes.
+        **kwargs: as in `keras.callbacks.TensorBoard`.
+
+    Raises:
+        ValueError: if `histogram_steps` is below 1.
+
+    Example:
+    >>> distiller.fit(train, callbacks=[kd.callbacks.KDTensorBoard("logs")])
+    """
+
+    def __init__(
+        self,
+        log_dir="logs",
+        histogram_steps=None,
+        similarity_classes=100,
+        **kwargs,
+    ):
+        super().__init__(log_dir, **kwargs)
+        if histogram_steps is not None and histogram_steps < 1:
+            raise ValueError(
+                "`histogram_steps` counts batches and must be at least 1. "
+                f"Received: {histogram_steps}. Leave it out for a histogram "
+                "at the end of each epoch."
+            )
+        self.histogram_steps = histogram_steps
+        self.similarity_classes = similarity_classes
+        self._written = {}
+        self._similarity_warned = False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Starts counting anew, as the metrics do."""
+        super().on_epoch_begin(epoch, logs)
+        self._written = {}
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Writes histograms every `histogram_steps` batches."""
+        super().on_train_batch_end(batch, logs)
+        if self.histogram_steps and (batch + 1) % self.histogram_steps == 0:
+            self._log_gradient_scales()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Writes what the epoch was."""
+        super().on_epoch_end(epoch, logs)
+        self._log_gradient_scales()
+        with self._train_writer.as_default():
+            for name, variable in self.model.loss.tunables.items():
+                self.summary.scalar(
+                    f"distillation/{name}", float(variable), step=epoch
+                )
+            self._log_class_similarity(epoch)
+
+    def _log_gradient_scales(self):
+        step = int(self.model.optimizer.iterations)
+        with self._train_writer.as_default():
+            for group, metric in self.model.gradient_scales.items():
+                since = self._written.get(group)
+                summary = metric.summary(since)
+                self._written[group] = metric.snapshot()
+                if not summary["count"] and not summary["undefined_share"]:
+                    continue
+                name = f"gradient_scale/{group}"
+                self._write_histogram(name, summary, step)
+                for key in ("mean", "reversed_share", "undefined_share"):
+                    self.summary.scalar(f"{name}/{key}", summary[key], step)
+
+    def _write_histogram(self, name, summary, step):
+        # TensorBoard's summary op would bin raw values again; these are
+        # binned already, so its storage format is written directly.
+        from tensorboard.plugins.histogram import metadata
+
+        edges = summary["edges"]
+        buckets = np.stack(
+            [edges[:-1], edges[1:], summary["histogram"]], axis=-1
+        )
+        self.summary.write(
+            tag=name,
+            tensor=ops.convert_to_tensor(buckets, "float64"),
+            step=step,
+            metadata=metadata.create_summary_metadata(
+                display_name=None,
+                description="w: how the loss rescales an example's gradient",
+            ),
+        )
+
+    def _log_class_similarity(self, epoch):
+        similarity = getattr(self.model.loss, "class_similarity", None)
+        if similarity is None:
+            return
+        try:
+            student = logit_weights(self.model.student)
+        except ValueError as error:
+            if not self._similarity_warned:
+                warnings.warn(
+                    f"No image of the student's class similarity: {error}",
+                    stacklevel=2,
+                )
+            self._similarity_warned = True
+            return
+        classes = self.similarity_classes
+        if isinstance(classes, int):
+            classes = np.arange(min(classes, len(student)))
+        image = similarity_image(similarity.weights[classes], student[classes])
+        self.summary.image("class_similarity", image[None], step=epoch)
+
+
+def similarity_image(teacher_weights, student_weights):
+    """Class similarities of teacher and student side by side.
+
+    Args:
+        teacher_weights: [classes, features] rows of the teacher's logit layer.
+        student_weights: [classes, features'] rows of the student's.
+
+    Returns:
+        [height, width, 3] float32 array in [0, 1]: the teacher's cosines on
+        the left, the student's on the right; blue is -1, white 0, red 1.
+    """
+    panels = [
+        _diverging_colours(class_similarity(weights))
+        for weights in (teacher_weights, student_weights)
+    ]
+    scale = max(1, -(-400 // len(teacher_weights)))
+    panels = [p.repeat(scale, axis=0).repeat(scale, axis=1) for p in panels]
+    gap = np.zeros((len(panels[0]), max(8, scale), 3))
+    return np.concatenate([panels[0], gap, panels[1]], axis=1).astype("float32")
+
+
+def _diverging_colours(values):
+    """Blue for -1 through white for 0 to red for 1, [..., 3]."""
+    anchors = np.array([[0.13, 0.26, 0.68], [1, 1, 1], [0.70, 0.07, 0.13]])
+    values = np.clip(values, -1, 1)
+    return np.stack(
+        [np.interp(values, [-1, 0, 1], channel) for channel in anchors.T], -1
+    )

@@ -1,0 +1,642 @@
+"""The Distiller: a Keras model that trains a student with a partial-KD loss."""
+
+import contextlib
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+from keras.src.backend import get_keras_mask, set_keras_mask
+
+from keras_kd import losses
+from keras_kd.losses import LABELS, check_labels, expand_weights
+from keras_kd.metrics import GradientScale
+from keras_kd.outputs import (
+    check_class_counts,
+    class_count_message,
+    to_logits,
+)
+from keras_kd.softmax import label_softmax
+
+# Which examples a histogram of gradient scales is about.
+GROUPS = ("all", "teacher_right", "teacher_wrong")
+
+# Beside labels and statistics, the step carries these of each example.
+_TEACHER_RIGHT = "teacher_right"
+_TEACHER_FINITE = "teacher_finite"
+
+
+class _Untracked:
+    """Holds a teacher out of reach of Keras's tracking.
+
+    A tracked teacher would be saved with the student, its regularisation
+    would join the loss and `trainable` would reach it.
+    """
+
+    def __init__(self, value):
+        self.value = value
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class Distiller(keras.Model):
+    """Trains a student on labels and on a teacher's knowledge.
+
+    It is a `keras.Model`: `compile` it with a distillation loss and `fit` it
+    as any other. The teacher runs in inference mode, outside the gradient, in
+    its own dtype, and only when the loss needs something from it; it is left
+    as it was found. A model that ends in softmax is recognised and its logits
+    are used.
+
+    `evaluate` and `val_loss` report the student's plain cross-entropy on the
+    labels, whatever the loss, so that runs compare; the teacher does not run
+    there. `predict` gives the student's outputs.
+
+    The training logs hold, besides the loss and your metrics, the
+    cross-entropy on the labels, each distillation term before its weight, and
+    the mean gradient scale. `gradient_scales` holds the histograms.
+
+    Args:
+        student: a `keras.Model` with one output, [..., classes] logits (or
+            probabilities from a softmax).
+        teacher: a `keras.Model` with the same input and classes; may be left
+            out for losses that need nothing from it per example, and for data
+            that carries its statistics.
+        save_teacher: whether the saved Distiller holds the teacher.
+        gradient_scale: a `GradientScale` that gives the bins of the
+            histograms, or `False` for no histograms.
+        name: optional name.
+
+    Raises:
+        TypeError: if student or teacher is no `keras.Model`.
+        ValueError: if they have different numbers of classes.
+
+    Example:
+    ```python
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(optimizer="adam", loss=kd.KDPtSim(), metrics=["accuracy"])
+    distiller.fit(train, validation_data=test)
+    distiller.student.save("student.keras")
+    ```
+
+    Data are (x, labels) or (x, labels, sample_weight), with integer class ids
+    of shape [batch] or [batch, time]; labels may be a dict with "labels" and
+    the statistics that the loss names, and then no teacher is needed.
+
+    Source: Tang et al. 2020, "Understanding and Improving Knowledge
+    Distillation" (arXiv 2002.03532).
+    """
+
+    def __init__(
+        self,
+        student,
+        teacher=None,
+        save_teacher=True,
+        gradient_scale=None,
+        name=None,
+    ):
+        _check_model("student", student)
+        # The student's policy decides on loss scaling; inputs are left to the
+        # student's own layers to cast.
+        super().__init__(name=name, dtype=student.dtype_policy, autocast=False)
+        self.student = student
+        self.save_teacher = save_teacher
+        self._evaluating = False
+        self._class_weight = {}
+        self._teacher_classes = None
+        self._monitored = gradient_scale is not False
+        self._bins = _Untracked(gradient_scale or GradientScale())
+        self.teacher = teacher
+        if student.built:
+            self.built = True
+
+    @property
+    def teacher(self):
+        """The teacher, or `None`; assigning another one is allowed."""
+        return self._teacher.value
+
+    @teacher.setter
+    def teacher(self, teacher):
+        if teacher is not None:
+            _check_model("teacher", teacher)
+            check_class_counts(self.student, teacher)
+        self._teacher = _Untracked(teacher)
+        self._teacher_classes = None
+        if self.compiled:
+            self._bind_loss()
+            self.train_function = None
+
+    def __setattr__(self, name, value):
+        # Keras tracks what is assigned before a property's setter sees it.
+        if name == "teacher":
+            type(self).teacher.fset(self, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __dir__(self):
+        # Keras saves every saveable attribute that `dir` lists.
+        names = super().__dir__()
+        if self.save_teacher:
+            return names
+        return [name for name in names if name != "teacher"]
+
+    # -- building and compiling -----------------------------------------------
+
+    def build(self, input_shape):
+        """Builds the student."""
+        if not self.student.built:
+            self.student.build(input_shape)
+        self.built = True
+
+    def call(self, inputs, training=None):
+        """The student's outputs."""
+        return self.student(inputs, training=training)
+
+    def compile(
+        self,
+        optimizer="rmsprop",
+        loss=None,
+        loss_weights=None,
+        metrics=None,
+        weighted_metrics=None,
+        **kwargs,
+    ):
+        """Configures training.
+
+        Args:
+            optimizer: as in `keras.Model.compile`.
+            loss: a `keras_kd.losses.DistillationLoss`, or its name.
+            loss_weights: not used; a distillation loss has its own weights.
+            metrics: as in `keras.Model.compile`, of the labels and the
+                student's outputs.
+            weighted_metrics: as in `keras.Model.compile`.
+            **kwargs: as in `keras.Model.compile`.
+
+        Raises:
+            ValueError: if `loss` is no distillation loss, if it needs a logit
+                layer that is not found, or if `loss_weights` are given.
+        """
+        if loss_weights is not None:
+            raise ValueError(
+                "A distillation loss carries its own weights. Received: "
+                f"loss_weights={loss_weights}. Pass them to the loss, as in "
+                "KDPt(weight=0.3)."
+            )
+        with self.distribute_strategy.scope():
+            loss = losses.get(loss)
+            self._make_metrics(loss)
+        super().compile(
+            optimizer=optimizer,
+            metrics=metrics,
+            weighted_metrics=weighted_metrics,
+            **kwargs,
+        )
+        self.loss = loss
+        self._bind_loss()
+        self._compile_arguments = _Untracked(
+            {
+                "optimizer": self.optimizer
+                if not hasattr(self.optimizer, "inner_optimizer")
+                else self.optimizer.inner_optimizer,
+                "loss": loss,
+                "metrics": metrics,
+                "weighted_metrics": weighted_metrics,
+                **kwargs,
+            }
+        )
+
+    def _bind_loss(self):
+        with self.distribute_strategy.scope():
+            self.loss.bind_teacher(self.teacher)
+
+    def get_compile_config(self):
+        """The serialised arguments of `compile`."""
+        if self.compiled:
+            return keras.saving.serialize_keras_object(
+                self._compile_arguments.value
+            )
+        return None
+
+    def compile_from_config(self, config):
+        """Compiles a loaded Distiller as it was saved."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def _make_metrics(self, loss):
+        # Kept out of Keras's tracking: a Distiller can be compiled again with
+        # a loss of other terms.
+        names = ["cross_entropy", *loss.term_names]
+        parts = {n: keras.metrics.Mean(name=n) for n in names}
+        scales = {}
+        if self._monitored:
+            config = self._bins.value.get_config()
+            for group in GROUPS:
+                suffix = "" if group == "all" else f"_{group}"
+                config["name"] = f"gradient_scale{suffix}"
+                scales[group] = GradientScale.from_config(config)
+        self._monitors = _Untracked(_Monitors(parts, scales, _Faults()))
+
+    @property
+    def gradient_scales(self):
+        """Dict of the `GradientScale` of this epoch's training, by group.
+
+        The groups are "all", "teacher_right" and "teacher_wrong" (by whether
+        the teacher's largest logit is the label's; empty where the teacher
+        did not run).
+        """
+        return dict(self._monitors.value.scales) if self.compiled else {}
+
+    @property
+    def metrics(self):
+        """Keras's metrics, and in training those of the loss's parts."""
+        metrics = super().metrics
+        if self.compiled and not self._evaluating:
+            parts, scales, _ = self._monitors.value
+            metrics = [*metrics, *parts.values(), *scales.values()]
+        return metrics
+
+    def get_metrics_result(self):
+        """Current metrics; of the gradient scales, the mean over all."""
+        results = super().get_metrics_result()
+        for group, metric in self.gradient_scales.items():
+            if group != "all":
+                results.pop(metric.name, None)
+        return results
+
+    # -- one step ------------------------------------------------------------
+
+    def train_step(self, data):
+        """One step: the teacher, outside the gradient, then the student.
+
+        Args:
+            data: (x, labels) or (x, labels, sample_weight).
+
+        Returns:
+            Dict of metric results.
+        """
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        y = self._with_statistics(x, _as_dict(y))
+        # The rest of the step (forward pass, loss scaling, regularisation,
+        # update, metrics) is Keras's own, on the targets made here.
+        return super().train_step((x, y, sample_weight))
+
+    def test_step(self, data):
+        """One step of evaluation: the student alone, on the labels."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        with self._evaluation():
+            return super().test_step((x, _as_dict(y), sample_weight))
+
+    def _with_statistics(self, x, y):
+        """Adds to the labels what the loss needs from the teacher."""
+        missing = [n for n in self.loss.statistics if n not in y]
+        if not missing:
+            return y
+        if self.teacher is None:
+            raise ValueError(
+                f"{type(self.loss).__name__} needs {missing} from a teacher. "
+                "Received: teacher=None and a data set with "
+                f"{sorted(y)}. Pass Distiller(student, teacher), or data that "
+                "carry the statistics, or use LabelSmoothing, which needs no "
+                "teacher."
+            )
+        logits = to_logits(self.teacher, self.teacher(x, training=False))
+        logits = ops.cast(logits, self.loss.dtype)
+        self._teacher_classes = logits.shape[-1]
+        labels = check_labels(y[LABELS], logits.shape)
+
+        finite = ops.isfinite(ops.sum(logits, axis=-1))
+        logits = ops.where(ops.expand_dims(finite, -1), logits, 0.0)
+        labels_in_range = ops.clip(labels, 0, self._teacher_classes - 1)
+        statistics = self.loss.teacher_statistics(labels_in_range, logits)
+        return {
+            **y,
+            **statistics,
+            LABELS: labels,
+            _TEACHER_FINITE: finite,
+            _TEACHER_RIGHT: ops.equal(
+                ops.cast(ops.argmax(logits, axis=-1), "int32"), labels
+            ),
+        }
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        """The loss of a batch.
+
+        Args:
+            x: inputs, not used.
+            y: labels, or a dict of labels and teacher statistics.
+            y_pred: the student's outputs.
+            sample_weight: optional, [batch] or the shape of the labels.
+            training: whether to give the distillation loss with the layers'
+                own losses, or the plain cross-entropy on the labels.
+
+        Returns:
+            A scalar.
+        """
+        mask = get_keras_mask(y_pred)
+        logits = self._student_logits(y_pred)
+        y, usable = self._usable(_as_dict(y), logits)
+        sample_weight = self._weights(y, logits, sample_weight)
+        if not training:
+            values = self._cross_entropy(y, logits)
+            return self.loss.reduce(values, mask, sample_weight)
+
+        parts = self.loss.parts(y, logits)
+        counted = ops.logical_and(parts.valid, usable)
+        if mask is not None:
+            counted = ops.logical_and(counted, ops.cast(mask, "bool"))
+        self._update_monitors(parts, y, counted, sample_weight)
+        values = ops.where(usable, parts.loss, 0.0)
+        if self.loss.ignore_class is not None:
+            set_keras_mask(values, parts.valid)
+        total = self.loss.reduce(values, mask, sample_weight)
+        if self.losses:
+            # Keras's own sum of the layers' losses, scaled for distribution.
+            total = total + ops.cast(super().compute_loss(), total.dtype)
+        return total
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Updates the compiled metrics with labels and student outputs."""
+        y = _as_dict(y)
+        if not isinstance(y_pred, keras.KerasTensor):
+            logits = self._student_logits(y_pred)
+            y, _ = self._usable(y, logits, record=False)
+            sample_weight = self._weights(y, logits, sample_weight)
+        return super().compute_metrics(x, y[LABELS], y_pred, sample_weight)
+
+    def _student_logits(self, y_pred):
+        logits = to_logits(self.student, y_pred)
+        classes = logits.shape[-1]
+        if self._teacher_classes not in (None, classes):
+            raise ValueError(
+                class_count_message(classes, self._teacher_classes)
+            )
+        return logits
+
+    def _usable(self, y, logits, record=True):
+        """Puts out-of-range labels aside, and notes them for `_check_faults`.
+
+        Returns:
+            y with every label inside [0, classes) or the ignored one, and
+            [...] booleans, false where an example must not be trained on.
+        """
+        self._num_classes = num_classes = logits.shape[-1]
+        labels = check_labels(y[LABELS], logits.shape)
+        in_range = ops.logical_and(labels >= 0, labels < num_classes)
+        if self.loss.ignore_class is not None:
+            ignored = ops.equal(labels, self.loss.ignore_class)
+            in_range = ops.logical_or(in_range, ignored)
+        finite = y.get(_TEACHER_FINITE, ops.ones_like(in_range))
+        if record:
+            self._monitors.value.faults.record(labels, in_range, finite)
+        labels = ops.where(in_range, labels, 0)
+        return {**y, LABELS: labels}, ops.logical_and(in_range, finite)
+
+    def _weights(self, y, logits, sample_weight):
+        """Sample weights, times the class weights in training."""
+        if not self._class_weight or self._evaluating:
+            return sample_weight
+        by_class = np.ones(logits.shape[-1], dtype="float32")
+        for class_id, weight in self._class_weight.items():
+            by_class[class_id] = weight
+        labels = ops.clip(y[LABELS], 0, logits.shape[-1] - 1)
+        weights = ops.take(by_class, labels, axis=0)
+        if sample_weight is None:
+            return weights
+        return ops.cast(expand_weights(sample_weight, weights), "float32") * (
+            weights
+        )
+
+    def _cross_entropy(self, y, logits):
+        """[...], plain cross-entropy on the labels, 0 on ignored ones."""
+        logits = ops.cast(logits, self.loss.dtype)
+        valid = self.loss.valid_labels(y[LABELS])
+        values = label_softmax(logits, y[LABELS]).cross_entropy
+        values = ops.where(valid, values, 0.0)
+        if self.loss.ignore_class is not None:
+            set_keras_mask(values, valid)
+        return values
+
+    def _update_monitors(self, parts, y, counted, sample_weight):
+        monitors = self._monitors.value
+        weight = ops.cast(counted, "float32")
+        if sample_weight is not None:
+            weight = weight * ops.cast(
+                expand_weights(sample_weight, weight), "float32"
+            )
+        monitors.parts["cross_entropy"].update_state(
+            parts.cross_entropy, sample_weight=weight
+        )
+        for name, term in parts.terms.items():
+            monitors.parts[name].update_state(term, sample_weight=weight)
+        if not monitors.scales:
+            return
+        monitors.scales["all"].update_state(parts.gradient_scale, weight)
+        if _TEACHER_RIGHT in y:
+            right = ops.cast(y[_TEACHER_RIGHT], "float32")
+            for group, share in (
+                ("teacher_right", right),
+                ("teacher_wrong", 1.0 - right),
+            ):
+                monitors.scales[group].update_state(
+                    parts.gradient_scale, weight * share
+                )
+
+    # -- running -------------------------------------------------------------
+
+    def fit(self, x=None, y=None, *args, class_weight=None, **kwargs):
+        """Trains the student; arguments as in `keras.Model.fit`.
+
+        Class weights apply to labels of any shape, [batch, time] included,
+        and multiply sample weights.
+        """
+        self._build_student(x)
+        class_weight = dict(class_weight or {})
+        if class_weight != self._class_weight:
+            self._class_weight = class_weight
+            self.train_function = None
+        return super().fit(x, y, *args, **kwargs)
+
+    def evaluate(self, *args, **kwargs):
+        """Plain cross-entropy and metrics; as `keras.Model.evaluate`."""
+        with self._evaluation():
+            return super().evaluate(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _evaluation(self):
+        before, self._evaluating = self._evaluating, True
+        try:
+            yield
+        finally:
+            self._evaluating = before
+
+    def _build_student(self, x):
+        """Builds the student before callbacks such as BackupAndRestore ask."""
+        if self.built:
+            return
+        spec = getattr(x, "element_spec", None)
+        spec = spec[0] if isinstance(spec, tuple) else x
+        if all(hasattr(s, "shape") for s in keras.tree.flatten(spec)):
+            inputs = keras.tree.map_structure(
+                lambda s: keras.KerasTensor(
+                    (None, *s.shape[1:]),
+                    keras.backend.standardize_dtype(s.dtype),
+                ),
+                spec,
+            )
+            with self.distribute_strategy.scope():
+                self(inputs)
+
+    def make_train_function(self, force=False):
+        """Makes the training step, followed by the check of its data."""
+        if self.train_function is None or force:
+            super().make_train_function(force=True)
+            self.train_function = self._checked(self.train_function)
+        return self.train_function
+
+    def make_test_function(self, force=False):
+        """Makes the evaluation step, followed by the check of its data."""
+        if self.test_function is None or force:
+            super().make_test_function(force=True)
+            self.test_function = self._checked(self.test_function)
+        return self.test_function
+
+    def _checked(self, step):
+        def checked_step(iterator):
+            logs = step(iterator)
+            self._monitors.value.faults.check(self)
+            return logs
+
+        return checked_step
+
+    # -- saving --------------------------------------------------------------
+
+    def get_config(self):
+        """The arguments of the constructor, serialised."""
+        serialize = keras.saving.serialize_keras_object
+        scale = self._bins.value if self._monitored else False
+        return {
+            "student": serialize(self.student),
+            "teacher": serialize(self.teacher) if self.save_teacher else None,
+            "save_teacher": self.save_teacher,
+            "gradient_scale": serialize(scale),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """A Distiller from `get_config`."""
+        config = dict(config)
+        for key in ("student", "teacher", "gradient_scale"):
+            config[key] = keras.saving.deserialize_keras_object(config[key])
+        return cls(**config)
+
+
+class _Monitors(NamedTuple):
+    parts: dict
+    scales: dict
+    faults: object
+
+
+class _Faults(keras.metrics.Metric):
+    """Remembers what must not be trained on, until the step is over.
+
+    A compiled step can't raise (XLA drops assertions), so it leaves bad
+    examples out of the loss and notes them here; the host looks after the
+    step and raises.
+    """
+
+    def __init__(self):
+        super().__init__(name="faults")
+        self.labels = self.add_variable((), "zeros", name="bad_labels")
+        self.label = self.add_variable((), "zeros", name="bad_label")
+        self.teacher = self.add_variable((), "zeros", name="bad_teacher")
+
+    def record(self, labels, in_range, finite):
+        bad = ops.logical_not(in_range)
+        values = ops.where(bad, labels, 0)
+        farthest = ops.take(
+            ops.reshape(values, (-1,)), ops.argmax(ops.abs(values))
+        )
+        first = ops.equal(self.labels, 0)
+        self.label.assign(
+            ops.where(first, ops.cast(farthest, self.dtype), self.label)
+        )
+        self.labels.assign_add(ops.sum(ops.cast(bad, self.dtype)))
+        self.teacher.assign_add(
+            ops.sum(ops.cast(ops.logical_not(finite), self.dtype))
+        )
+
+    def check(self, distiller):
+        """Raises for what the last steps noted."""
+        read = _replica_values(distiller.distribute_strategy)
+        count, label, teacher = (
+            max(read(v), key=abs)
+            for v in (self.labels, self.label, self.teacher)
+        )
+        if not count and not teacher:
+            return
+        self.reset_state()
+        if teacher:
+            raise ValueError(
+                "The teacher's logits are not finite. Received: NaN or "
+                f"infinite logits from teacher {distiller.teacher.name!r} for "
+                f"{int(teacher)} examples of a batch. Check its weights, its "
+                "input's preprocessing and its dtype (float16 overflows at "
+                "65504). The student was not trained on these examples."
+            )
+        ignored = distiller.loss.ignore_class
+        raise ValueError(
+            "A label is no class id of the student. Received: label "
+            f"{int(label)} among {int(count)} labels outside [0, "
+            f"{distiller._num_classes}), ignore_class={ignored}. Check the "
+            "labels' encoding, or the units of the student's last layer. The "
+            "student was not trained on these examples."
+        )
+
+    def update_state(self, *args, **kwargs):
+        """Not used; see `record`."""
+        self.record(*args, **kwargs)
+
+    def result(self):
+        """How many examples were put aside."""
+        return self.labels + self.teacher
+
+
+def _replica_values(strategy):
+    """A function that reads a variable's value on each local replica.
+
+    The sum over replicas, which is what a metric variable gives, would mix up
+    the labels that two replicas saw.
+    """
+
+    def read(variable):
+        values = strategy.experimental_local_results(variable.value)
+        return [float(ops.convert_to_numpy(value)) for value in values]
+
+    return read
+
+
+def _as_dict(y):
+    if y is None:
+        raise ValueError(
+            "Distillation needs labels. Received: data without them. Pass "
+            "(x, labels) with integer class ids."
+        )
+    if isinstance(y, dict):
+        if LABELS in y:
+            return y
+        raise ValueError(
+            f'Labels given as a dict must have the key "{LABELS}". Received: '
+            f"keys {sorted(y)}. Rename the key of the class ids."
+        )
+    return {LABELS: y}
+
+
+def _check_model(role, model):
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"The {role} must be a keras.Model. Received: {type(model)}. Wrap "
+            "a layer or a function in a keras.Model."
+        )

@@ -1,0 +1,151 @@
+"""Gradient scales: a streaming histogram of how a loss rescales gradients."""
+
+import keras
+import numpy as np
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class GradientScale(keras.metrics.Metric):
+    """Histogram of the gradient scale w over the examples seen.
+
+    w is the ratio of the distillation loss's gradient on the label's logit
+    (and equally on the sum of the others) to that of plain cross-entropy:
+    w > 1 turns an example up, 0 < w < 1 turns it down, w < 0 reverses it. It
+    is undefined where the student's probability of the label is 1; such
+    examples come as NaN, are counted and left out.
+
+    The result is the mean. Counts are float32, exact up to 16.7 million a
+    bin; they add up over the replicas of a distribution strategy.
+
+    Args:
+        low: float, left edge of the first bin.
+        high: float, right edge of the last bin.
+        bins: integer, number of bins of equal width. Values outside [low,
+            high] are counted in the first and the last bin; mean and share
+            of reversed examples use the values themselves.
+        name: optional name.
+        dtype: optional dtype.
+
+    Raises:
+        ValueError: if `low` is not below `high`, or `bins` below 1.
+
+    Example:
+    >>> scale = GradientScale()
+    >>> scale.update_state(np.array([0.5, 1.5, -1.0, np.nan], "float32"))
+    >>> scale.summary()["reversed_share"]
+    0.3333333432674408
+
+    Source: Tang et al. 2020, section 3.2, proposition 1.
+    """
+
+    def __init__(
+        self, low=-3.0, high=5.0, bins=80, name="gradient_scale", dtype=None
+    ):
+        super().__init__(name=name, dtype=dtype)
+        if not low < high or bins < 1:
+            raise ValueError(
+                "GradientScale needs low < high and at least one bin. "
+                f"Received: low={low}, high={high}, bins={bins}. The default "
+                "is low=-3, high=5, bins=80."
+            )
+        self.low, self.high, self.bins = float(low), float(high), int(bins)
+        self.histogram = self.add_variable(
+            (self.bins,), "zeros", name="histogram"
+        )
+        # Sum of w, number of w < 0, number undefined.
+        self.totals = self.add_variable((3,), "zeros", name="totals")
+
+    @property
+    def edges(self):
+        """[bins + 1] NumPy array, the edges of the bins."""
+        return np.linspace(self.low, self.high, self.bins + 1)
+
+    def update_state(self, gradient_scale, mask=None):
+        """Counts a batch.
+
+        Args:
+            gradient_scale: [...], w of each example, NaN where undefined.
+            mask: optional [...], examples to count where it is not 0.
+        """
+        values = ops.reshape(ops.cast(gradient_scale, self.dtype), (-1,))
+        if mask is None:
+            counted = ops.ones_like(values, dtype="bool")
+        else:
+            counted = ops.not_equal(ops.reshape(mask, (-1,)), 0)
+        undefined = ops.isnan(values)
+        defined = ops.logical_and(counted, ops.logical_not(undefined))
+        values = ops.where(defined, values, 0.0)
+
+        position = (values - self.low) * (self.bins / (self.high - self.low))
+        index = ops.cast(
+            ops.floor(ops.clip(position, 0.0, self.bins - 1.0)), "int32"
+        )
+        weight = ops.cast(defined, self.dtype)
+        self.histogram.assign_add(
+            ops.matmul(weight, ops.one_hot(index, self.bins, dtype=self.dtype))
+        )
+        self.totals.assign_add(
+            ops.stack(
+                [
+                    ops.sum(values),
+                    ops.sum(ops.cast(values < 0, self.dtype)),
+                    ops.sum(
+                        ops.cast(
+                            ops.logical_and(counted, undefined), self.dtype
+                        )
+                    ),
+                ]
+            )
+        )
+
+    def result(self):
+        """The mean of w, 0 before the first example."""
+        return ops.divide_no_nan(self.totals[0], ops.sum(self.histogram))
+
+    def snapshot(self):
+        """What was counted so far, to be given to `summary` later.
+
+        Returns:
+            [bins + 3] NumPy array.
+        """
+        return np.concatenate(
+            [
+                ops.convert_to_numpy(self.histogram),
+                ops.convert_to_numpy(self.totals),
+            ]
+        )
+
+    def summary(self, since=None):
+        """Everything that was counted.
+
+        Args:
+            since: optional earlier `snapshot`, to leave out what it counted.
+
+        Returns:
+            A dict: "count" (examples with a defined w), "mean",
+            "reversed_share" (share of them with w < 0), "undefined_share"
+            (share of all examples left out because q_t is 1), "histogram"
+            ([bins] NumPy array) and "edges" ([bins + 1]).
+        """
+        counts = self.snapshot() if since is None else self.snapshot() - since
+        histogram = counts[: self.bins]
+        total, reversed_, undefined = counts[self.bins :]
+        count = float(histogram.sum())
+        return {
+            "count": count,
+            "mean": float(total / max(count, 1)),
+            "reversed_share": float(reversed_ / max(count, 1)),
+            "undefined_share": float(undefined / max(count + undefined, 1)),
+            "histogram": histogram,
+            "edges": self.edges,
+        }
+
+    def get_config(self):
+        """The arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "low": self.low,
+            "high": self.high,
+            "bins": self.bins,
+        }

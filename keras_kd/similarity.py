@@ -1,0 +1,354 @@
+"""Class similarity: what a logit layer knows of the relations of classes."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_kd.softmax import label_softmax
+
+DEFAULT_TABLE_BYTES = 256 * 2**20
+
+# Enough rows to place alpha; all of them would cost classes ** 2.
+_CALIBRATION_ROWS = 512
+
+
+def logit_weights(model, layer=None):
+    """The rows W_i of a classifier's logit layer, one for each class.
+
+    Args:
+        model: a built `keras.Model`. The layer is found when it is the last
+            layer with weights and a `Dense` (also inside a wrapper), or an
+            embedding used in reverse (tied weights).
+        layer: optional, the layer or its name, where it can't be found.
+
+    Returns:
+        [classes, features] float32 NumPy array.
+
+    Raises:
+        ValueError: if no logit layer is found, or it has no weights yet.
+
+    Example:
+    >>> rows = logit_weights(teacher)
+    >>> rows.shape
+    (100, 64)
+    """
+    if layer is None:
+        layer = find_logit_layer(model)
+    elif isinstance(layer, str):
+        layer = _layer_by_name(model, layer)
+    return _rows(layer)
+
+
+def class_similarity(weights):
+    """Cosines of the rows of a logit layer.
+
+    Args:
+        weights: [classes, features] array.
+
+    Returns:
+        [classes, classes] NumPy array in float64, 1 on the diagonal.
+
+    Source: Tang et al. 2020, section 3.3.
+    """
+    unit = _unit_rows(weights)
+    return unit @ unit.T
+
+
+def find_logit_layer(model):
+    """The layer that makes a classifier's logits.
+
+    Args:
+        model: a `keras.Model`.
+
+    Returns:
+        The layer: the one behind the output of a functional or sequential
+        model (a softmax or another layer without weights may follow it), or
+        the last weighted layer of a subclassed one.
+
+    Raises:
+        ValueError: if that layer is no `Dense` and no reversible embedding.
+    """
+    layer = _output_layer(model)
+    if layer is not None and _is_logit_layer(layer):
+        return layer
+    found = (
+        "no layer with weights"
+        if layer is None
+        else f"{type(layer).__name__} {layer.name!r}"
+    )
+    names = [each.name for each in _weighted_layers(model)][-5:]
+    raise ValueError(
+        f"No logit layer was found in model {model.name!r}: its last layer "
+        "with weights must be a Dense or an embedding used in reverse. "
+        f"Received: {found}. Name it, as in KDSim(logit_layer="
+        f"{(names or ['name'])[-1]!r}), or pass its [classes, features] "
+        f"matrix. The last layers with weights are {names}."
+    )
+
+
+def _output_layer(model):
+    """The last layer with weights on the way to the model's output."""
+    outputs = getattr(model, "outputs", None)
+    if not outputs:
+        weighted = _weighted_layers(model)
+        return weighted[-1] if weighted else None
+    tensor = outputs[0]
+    while True:
+        operation, node_index, _ = tensor._keras_history
+        if isinstance(operation, keras.Model):
+            return _output_layer(operation)
+        if getattr(operation, "weights", None):
+            return _unwrap(operation)
+        inputs = operation._inbound_nodes[node_index].input_tensors
+        if not inputs:
+            return None
+        tensor = inputs[0]
+
+
+def _weighted_layers(model):
+    """Innermost layers with weights, in the order they were attached."""
+    found = []
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            found += _weighted_layers(layer)
+        elif layer.weights:
+            found.append(_unwrap(layer))
+    return found
+
+
+def _unwrap(layer):
+    while isinstance(layer, keras.layers.Wrapper):
+        layer = layer.layer
+    return layer
+
+
+def _is_logit_layer(layer):
+    # A reversible embedding is Keras's or KerasHub's; both have this flag.
+    return isinstance(layer, keras.layers.Dense) or hasattr(
+        layer, "tie_weights"
+    )
+
+
+def _layer_by_name(model, name):
+    candidates = {}
+    for layer in [*model.layers, *_weighted_layers(model)]:
+        candidates.setdefault(layer.name, layer)
+    if name not in candidates:
+        raise ValueError(
+            f"Model {model.name!r} has no layer called {name!r} to read class "
+            f"relations from. Received: logit_layer={name!r}. Choose among "
+            f"{sorted(candidates)}."
+        )
+    return _unwrap(candidates[name])
+
+
+def _rows(layer):
+    if hasattr(layer, "tie_weights") and not layer.tie_weights:
+        # The reverse matrix of an untied embedding is [features, classes].
+        return _to_numpy(layer.reverse_embeddings).T
+    if hasattr(layer, "embeddings"):
+        return _to_numpy(layer.embeddings)
+    if hasattr(layer, "kernel"):
+        kernel = _to_numpy(layer.kernel)
+        return kernel.reshape(-1, kernel.shape[-1]).T
+    raise ValueError(
+        f"Layer {layer.name!r} has no kernel or embeddings to read class "
+        f"relations from. Received: {type(layer).__name__}, built: "
+        f"{layer.built}. Call the model once to build it, name another layer, "
+        "or pass the [classes, features] matrix."
+    )
+
+
+def _to_numpy(variable):
+    return np.asarray(ops.convert_to_numpy(variable), dtype="float32")
+
+
+def _unit_rows(weights):
+    weights = np.asarray(weights, dtype="float64")
+    norms = np.linalg.norm(weights, axis=-1, keepdims=True)
+    return weights / np.maximum(norms, 1e-12)
+
+
+class ClassSimilarity:
+    """Targets made of class relations, for `KDSim` and `KDPtSim`.
+
+    The target of label t is the softmax over classes i of
+    sign(c) * |c / alpha| ** beta, with c the cosine of the rows t and i of
+    the teacher's logit layer.
+
+    Args:
+        alpha: see `keras_kd.KDSim`, as the following.
+        beta: float above 0.
+        label_mass: float in (0, 1).
+        logit_layer: `None`, a name, a layer, or a matrix.
+        table_bytes: integer.
+        dtype: of the targets.
+    """
+
+    def __init__(
+        self, alpha, beta, label_mass, logit_layer, table_bytes, dtype
+    ):
+        _check_positive("alpha", alpha, optional=True)
+        _check_positive("beta", beta)
+        if not 0 < label_mass < 1:
+            raise ValueError(
+                "`label_mass` is the average probability that the target keeps "
+                f"on the label, in (0, 1). Received: label_mass={label_mass}. "
+                "A usual value is 0.9."
+            )
+        self.alpha = alpha
+        self.beta = beta
+        self.label_mass = label_mass
+        self.logit_layer = logit_layer
+        self.table_bytes = table_bytes
+        self.dtype = dtype
+        self.weights = None
+        self.fitted_alpha = None
+        self._table = None
+        if logit_layer is not None and not isinstance(logit_layer, str):
+            self._use(self._given_weights())
+
+    def bind_teacher(self, teacher):
+        """Reads the teacher's logit layer, unless a matrix was given.
+
+        Args:
+            teacher: a built `keras.Model`, or `None` if there is none.
+
+        Raises:
+            ValueError: if there is neither a teacher nor a matrix, or no
+                logit layer is found.
+        """
+        if teacher is not None and (
+            self.logit_layer is None or isinstance(self.logit_layer, str)
+        ):
+            self._use(logit_weights(teacher, self.logit_layer))
+        if self.weights is None:
+            raise ValueError(
+                "Class relations are read from the teacher's logit layer. "
+                f"Received: teacher={teacher}, logit_layer="
+                f"{self.logit_layer!r}. Give the Distiller a teacher, or the "
+                "loss a layer or a [classes, features] matrix as "
+                "`logit_layer`."
+            )
+
+    def target(self, labels, num_classes):
+        """The targets of a batch.
+
+        Args:
+            labels: [...] int32 class ids.
+            num_classes: integer, the student's.
+
+        Returns:
+            [..., classes] probabilities, and [...] their complement on the
+            label.
+
+        Raises:
+            ValueError: if nothing was bound, or the class counts differ.
+        """
+        if self.weights is None:
+            self.bind_teacher(None)
+        if len(self.weights) != num_classes:
+            raise ValueError(
+                "The teacher's logit layer and the student must have the same "
+                f"classes. Received: {len(self.weights)} rows in the logit "
+                f"layer, {num_classes} student logits. Check `logit_layer`."
+            )
+        labels = ops.clip(labels, 0, num_classes - 1)
+        if self._table is not None:
+            table, off_label = self._table
+            return (
+                ops.take(table, labels, axis=0),
+                ops.take(off_label, labels, axis=0),
+            )
+        unit = ops.convert_to_tensor(self._unit)
+        cosines = ops.matmul(
+            ops.take(unit, labels, axis=0), ops.transpose(unit)
+        )
+        scores = _amplify(cosines, self.fitted_alpha, self.beta, ops)
+        softmax = label_softmax(scores, labels)
+        return ops.softmax(scores, axis=-1), softmax.off_label_probability
+
+    def get_config(self):
+        """The arguments of the constructor."""
+        layer = self.logit_layer
+        if isinstance(layer, keras.layers.Layer):
+            layer = layer.name
+        return {
+            "alpha": self.alpha,
+            "beta": self.beta,
+            "label_mass": self.label_mass,
+            "logit_layer": layer,
+            "table_bytes": self.table_bytes,
+        }
+
+    def _given_weights(self):
+        if isinstance(self.logit_layer, keras.layers.Layer):
+            return _rows(_unwrap(self.logit_layer))
+        weights = np.asarray(self.logit_layer, dtype="float32")
+        if weights.ndim != 2 or not np.isfinite(weights).all():
+            raise ValueError(
+                "`logit_layer` as a matrix must be [classes, features], with "
+                f"finite entries. Received: shape {weights.shape}, "
+                f"{np.count_nonzero(~np.isfinite(weights))} not finite."
+            )
+        return weights
+
+    def _use(self, weights):
+        self.weights = weights
+        unit = _unit_rows(weights)
+        self.fitted_alpha = self.alpha or _fit_alpha(
+            unit, self.beta, self.label_mass
+        )
+        num_classes = len(unit)
+        self._table = self._unit = None
+        if num_classes**2 * np.dtype(self.dtype).itemsize <= self.table_bytes:
+            scores = _amplify(unit @ unit.T, self.fitted_alpha, self.beta, np)
+            exp = np.exp(scores - scores.max(-1, keepdims=True))
+            table = exp / exp.sum(-1, keepdims=True)
+            off_label = (table * (1 - np.eye(num_classes))).sum(-1)
+            self._table = self._constant(table), self._constant(off_label)
+        else:
+            self._unit = self._constant(unit)
+
+    def _constant(self, array):
+        # A variable, so that each device of a strategy keeps its own copy.
+        return keras.Variable(array, dtype=self.dtype, trainable=False)
+
+
+def _amplify(cosines, alpha, beta, xp):
+    """sign(c) * |c / alpha| ** beta."""
+    return xp.sign(cosines) * xp.power(xp.abs(cosines) / alpha, beta)
+
+
+def _fit_alpha(unit, beta, label_mass):
+    """The alpha at which targets keep `label_mass` on the label on average."""
+    step = max(len(unit) // _CALIBRATION_ROWS, 1)
+    rows = np.arange(0, len(unit), step)
+    cosines = unit[rows] @ unit.T
+    at_label = (np.arange(len(rows)), rows)
+
+    def mean_mass(log_alpha):
+        scores = _amplify(cosines, np.exp(log_alpha), beta, np)
+        scores -= scores.max(-1, keepdims=True)
+        exp = np.exp(scores)
+        return (exp[at_label] / exp.sum(-1)).mean()
+
+    low, high = np.log(1e-3), np.log(1e3)
+    for _ in range(30):
+        middle = (low + high) / 2
+        if mean_mass(middle) > label_mass:
+            low = middle
+        else:
+            high = middle
+    return float(np.exp(low))
+
+
+def _check_positive(name, value, optional=False):
+    if optional and value is None:
+        return
+    if not value > 0:
+        raise ValueError(
+            f"`{name}` of the class similarity must be above 0. Received: "
+            f"{name}={value}. Leave it at its default, or choose a value such "
+            "as 0.3 for alpha and 1 for beta."
+        )
