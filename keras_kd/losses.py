@@ -660,8 +660,26 @@ def _label_log_odds(labels, teacher_logits, temperature):
     return {"label_log_odds": softmax.log_odds}
 
 
+class _ClassRelationLoss(DistillationLoss):
+    """What `KDSim` and `KDPtSim` share: a `class_similarity`."""
+
+    def bind_teacher(self, teacher):
+        """Reads the teacher's logit layer; see `DistillationLoss`."""
+        self.class_similarity.bind_teacher(teacher)
+
+    def get_config(self):
+        """The arguments of the constructor."""
+        return {**super().get_config(), **self.class_similarity.get_config()}
+
+    @classmethod
+    def from_config(cls, config):
+        """A loss from `get_config`, also when Keras serialised its matrix."""
+        layer = keras.saving.deserialize_keras_object(config["logit_layer"])
+        return cls(**{**config, "logit_layer": layer})
+
+
 @_register
-class KDSim(DistillationLoss):
+class KDSim(_ClassRelationLoss):
     """KD-sim: the teacher's class relations (domain).
 
     The target of label t is the softmax over classes i of
@@ -709,17 +727,9 @@ class KDSim(DistillationLoss):
             alpha, beta, label_mass, logit_layer, table_bytes, self.dtype
         )
 
-    def bind_teacher(self, teacher):
-        """Reads the teacher's logit layer; see `DistillationLoss`."""
-        self.class_similarity.bind_teacher(teacher)
-
     def target(self, labels, statistics, num_classes):
         """See `DistillationLoss.target`."""
         return _similarity_target(self.class_similarity, labels, num_classes)
-
-    def get_config(self):
-        """The arguments of the constructor."""
-        return {**super().get_config(), **self.class_similarity.get_config()}
 
 
 def _similarity_target(class_similarity, labels, num_classes):
@@ -727,7 +737,7 @@ def _similarity_target(class_similarity, labels, num_classes):
 
 
 @_register
-class KDPtSim(DistillationLoss):
+class KDPtSim(_ClassRelationLoss):
     """KD-pt+sim: gradient rescaling and class relations together.
 
     Two terms, the targets of `KDPt` and `KDSim`, each with its weight.
@@ -780,10 +790,6 @@ class KDPtSim(DistillationLoss):
             alpha, beta, label_mass, logit_layer, table_bytes, self.dtype
         )
 
-    def bind_teacher(self, teacher):
-        """Reads the teacher's logit layer; see `DistillationLoss`."""
-        self.class_similarity.bind_teacher(teacher)
-
     def teacher_statistics(self, labels, teacher_logits):
         """See `DistillationLoss.teacher_statistics`."""
         return _label_log_odds(labels, teacher_logits, self.temperature)
@@ -798,10 +804,6 @@ class KDPtSim(DistillationLoss):
                 self.class_similarity, labels, num_classes
             ),
         }
-
-    def get_config(self):
-        """The arguments of the constructor."""
-        return {**super().get_config(), **self.class_similarity.get_config()}
 
 
 @_register

@@ -1,0 +1,449 @@
+"""The losses against explicit target distributions in float64 NumPy."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import reference
+import tensorflow as tf
+
+import keras_kd as kd
+
+ALPHA, BETA = 0.4, 0.7
+
+
+@dataclasses.dataclass
+class Case:
+    """Random inputs of a loss, and what it should make of them."""
+
+    name: str
+    seed: int
+    scale: float = 3.0
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        random = np.random.default_rng(self.seed)
+        self.num_classes = int(random.integers(2, 40))
+        shape = tuple(random.integers(1, 9, size=random.integers(1, 3)))
+        size = (*shape, self.num_classes)
+        self.labels = random.integers(0, self.num_classes, shape)
+        self.logits = self.scale * random.normal(size=size).astype(self.dtype)
+        self.teacher_logits = self.scale * random.normal(size=size).astype(
+            self.dtype
+        )
+        self.rows = random.normal(size=(self.num_classes, 5)).astype("float32")
+        self.temperature = float(np.round(random.uniform(0.5, 6), 2))
+        self.weight = float(np.round(random.uniform(0, 0.6), 2))
+        self.second_weight = float(np.round(random.uniform(0, 0.4), 2))
+        self.squared = bool(random.integers(2))
+        self.k = int(random.integers(1, self.num_classes + 1))
+        self.smoothing = float(np.round(random.uniform(0, 1), 2))
+        if self.name == "label_smoothing":
+            self.temperature, self.squared = 1.0, True
+
+    def arguments(self):
+        similarity = {"alpha": ALPHA, "beta": BETA, "logit_layer": self.rows}
+        common = {
+            "weight": self.weight,
+            "temperature": self.temperature,
+            "temperature_squared": self.squared,
+        }
+        if self.name == "label_smoothing":
+            return {"smoothing": self.smoothing, "weight": self.weight}
+        if self.name == "kd_sim":
+            return {**common, **similarity}
+        if self.name == "kd_topk":
+            return {**common, "k": self.k}
+        if self.name == "kd_pt_sim":
+            common["pt_weight"] = common.pop("weight")
+            common["sim_weight"] = self.second_weight
+            return {**common, **similarity}
+        return common
+
+    def loss(self, **kwargs):
+        kwargs.setdefault("dtype", self.dtype)
+        return kd.losses.get(self.name, **self.arguments(), **kwargs)
+
+    def terms(self):
+        """[(weight, explicit target)] of this loss."""
+        labels, teacher, t = self.labels, self.teacher_logits, self.temperature
+        pt = reference.pt_target(labels, teacher, t)
+        sim = reference.sim_target(labels, self.rows, ALPHA, BETA)
+        return {
+            "label_smoothing": lambda: [
+                (
+                    self.weight,
+                    reference.label_smoothing_target(
+                        labels, self.num_classes, self.smoothing
+                    ),
+                )
+            ],
+            "kd_pt": lambda: [(self.weight, pt)],
+            "kd_sim": lambda: [(self.weight, sim)],
+            "kd_pt_sim": lambda: [(self.weight, pt), (self.second_weight, sim)],
+            "kd_topk": lambda: [
+                (self.weight, reference.topk_target(teacher, t, self.k))
+            ],
+            "kd": lambda: [(self.weight, reference.kd_target(teacher, t))],
+        }[self.name]()
+
+    def expected(self):
+        return reference.per_example_loss(
+            self.logits,
+            self.labels,
+            self.terms(),
+            self.temperature,
+            self.squared,
+        )
+
+    def expected_gradient(self):
+        return reference.per_example_gradient(
+            self.logits,
+            self.labels,
+            self.terms(),
+            self.temperature,
+            self.squared,
+        )
+
+
+def targets(loss, labels, teacher_logits):
+    """y_true as the Distiller makes it."""
+    logits = keras.ops.cast(teacher_logits, loss.dtype)
+    statistics = loss.teacher_statistics(
+        keras.ops.cast(labels, "int32"), logits
+    )
+    return {"labels": labels, **statistics}
+
+
+def value_and_gradient(loss, y_true, logits, **kwargs):
+    logits = tf.constant(logits)
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        value = loss(y_true, logits, **kwargs)
+    return value.numpy(), tape.gradient(value, logits).numpy()
+
+
+every_loss = pytest.mark.parametrize("name", kd.losses.NAMES)
+
+
+@every_loss
+@pytest.mark.parametrize("seed", range(12))
+def test_value_is_that_of_the_explicit_target(name, seed):
+    case = Case(name, seed)
+    loss = case.loss(reduction=None)
+    y_true = targets(loss, case.labels, case.teacher_logits)
+    np.testing.assert_allclose(
+        loss(y_true, case.logits), case.expected(), rtol=1e-5, atol=1e-6
+    )
+    mean = case.loss()(y_true, case.logits)
+    np.testing.assert_allclose(mean, case.expected().mean(), rtol=1e-5)
+
+
+@every_loss
+@pytest.mark.parametrize("seed", range(12))
+def test_float64_value_is_exact(name, seed):
+    case = Case(name, seed, dtype="float64")
+    loss = case.loss(reduction=None)
+    y_true = targets(loss, case.labels, case.teacher_logits)
+    np.testing.assert_allclose(
+        loss(y_true, case.logits), case.expected(), rtol=1e-10, atol=1e-12
+    )
+
+
+@every_loss
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("scale", [1.0, 8.0, 50.0])
+def test_gradient_is_the_closed_form(name, seed, scale):
+    case = Case(name, seed, scale=scale)
+    loss = case.loss(reduction="sum")
+    y_true = targets(loss, case.labels, case.teacher_logits)
+    _, gradient = value_and_gradient(loss, y_true, case.logits)
+    np.testing.assert_allclose(
+        gradient, case.expected_gradient(), rtol=1e-5, atol=1e-5
+    )
+
+
+@every_loss
+@pytest.mark.parametrize("gap", [100.0, -100.0])
+def test_gradient_lives_at_a_logit_gap_of_100(name, gap):
+    case = Case(name, seed=3)
+    case.logits = np.zeros_like(case.logits)
+    np.put_along_axis(case.logits, case.labels[..., None], gap, -1)
+    loss = case.loss(reduction="sum")
+    y_true = targets(loss, case.labels, case.teacher_logits)
+    value, gradient = value_and_gradient(loss, y_true, case.logits)
+    expected = case.expected_gradient()
+    np.testing.assert_allclose(value, case.expected().sum(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-5)
+    if gap < 0:
+        assert np.abs(expected).max() > 0.1
+
+
+@every_loss
+@pytest.mark.parametrize("sign", [1, -1])
+def test_half_precision_extremes_stay_finite(name, sign):
+    case = Case(name, seed=5)
+    case.logits = np.where(case.logits > 0, 60_000, -60_000).astype("float16")
+    case.teacher_logits = sign * case.logits
+    loss = case.loss(reduction="sum")
+    y_true = targets(loss, case.labels, case.teacher_logits)
+    value, gradient = value_and_gradient(loss, y_true, case.logits)
+    assert value.dtype == np.float32
+    np.testing.assert_allclose(value, case.expected().sum(), rtol=1e-5)
+    np.testing.assert_allclose(
+        gradient, case.expected_gradient(), rtol=1e-3, atol=1e-3
+    )
+
+
+@every_loss
+def test_confident_teacher_keeps_its_digits(name):
+    """p_t within 1e-8 of 1: 1 - p_t must not be a rounding error."""
+    case = Case(name, seed=7)
+    case.temperature = 1.0
+    np.put_along_axis(case.teacher_logits, case.labels[..., None], 25.0, -1)
+    case.logits = 10 * case.logits
+    case.weight, case.second_weight, case.squared = 1.0, 0.0, True
+    loss = case.loss(reduction=None)
+    y_true = targets(loss, case.labels, case.teacher_logits)
+    np.testing.assert_allclose(
+        loss(y_true, case.logits), case.expected(), rtol=1e-5, atol=1e-7
+    )
+
+
+@every_loss
+@pytest.mark.parametrize("seed", range(4))
+def test_weights_masks_and_ignored_labels(name, seed):
+    case = Case(name, seed)
+    random = np.random.default_rng(seed)
+    weights = random.uniform(0, 2, case.labels.shape).astype("float32")
+    mask = random.random(case.labels.shape) < 0.7
+    ignored = random.random(case.labels.shape) < 0.3
+    mask.flat[0], ignored.flat[0] = True, False
+    loss = case.loss(ignore_class=-1)
+    y_true = targets(loss, case.labels, case.teacher_logits)
+    y_true["labels"] = np.where(ignored, -1, case.labels)
+    logits = tf.constant(case.logits)
+    logits._keras_mask = tf.constant(mask)
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        value = loss(y_true, logits, sample_weight=weights)
+    counted = mask & ~ignored
+    expected = reference.reduce_mean(case.expected(), weights, counted)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    gradient = tape.gradient(value, logits).numpy()
+    share = (counted * weights / counted.sum())[..., None]
+    np.testing.assert_allclose(
+        gradient, share * case.expected_gradient(), rtol=1e-5, atol=1e-6
+    )
+
+
+@every_loss
+def test_sequence_weights_weigh_each_step(name):
+    case = next(
+        c for c in (Case(name, s) for s in range(50)) if c.labels.ndim == 2
+    )
+    loss = case.loss()
+    y_true = targets(loss, case.labels, case.teacher_logits)
+    weights = np.linspace(0.5, 2, len(case.labels)).astype("float32")
+    value = loss(y_true, case.logits, sample_weight=weights)
+    expected = (case.expected() * weights[:, None]).mean()
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+@every_loss
+def test_subtracting_a_constant_changes_nothing(name):
+    case = Case(name, seed=2)
+    loss = case.loss()
+    y_true = targets(loss, case.labels, case.teacher_logits)
+    shifted = targets(loss, case.labels, case.teacher_logits - 50)
+    np.testing.assert_allclose(
+        loss(shifted, case.logits - 50), loss(y_true, case.logits), rtol=1e-5
+    )
+
+
+def test_kd_is_hinton_loss_plus_the_teachers_entropy():
+    case = Case("kd", seed=4)
+    case.squared, case.weight = True, 1.0
+    loss = case.loss(reduction=None)
+    y_true = targets(loss, case.labels, case.teacher_logits)
+    teacher = reference.kd_target(case.teacher_logits, case.temperature)
+    log_student = reference.log_softmax(case.logits / case.temperature)
+    kl = (teacher * (np.log(teacher) - log_student)).sum(-1)
+    entropy = -(teacher * np.log(teacher)).sum(-1)
+    np.testing.assert_allclose(
+        loss(y_true, case.logits),
+        case.temperature**2 * (kl + entropy),
+        rtol=1e-5,
+    )
+
+
+def test_topk_with_every_class_is_kd_and_ties_add_up():
+    labels = np.array([0, 1])
+    teacher = np.array([[1, 1, 1, 1, 0], [2, 1, 1, 1, 1]], "float32")
+    student = np.random.default_rng(0).normal(size=(2, 5)).astype("float32")
+    whole, kd_loss = kd.KDTopK(k=1.0), kd.KD()
+    np.testing.assert_allclose(
+        whole(targets(whole, labels, teacher), student),
+        kd_loss(targets(kd_loss, labels, teacher), student),
+        rtol=1e-5,
+    )
+    for k in range(1, 6):
+        loss = kd.KDTopK(k=k)
+        statistics = targets(loss, labels, teacher)
+        total = statistics["top_probabilities"].numpy().sum(-1)
+        total += statistics["tail_probability"].numpy()
+        np.testing.assert_allclose(total, 1, rtol=1e-6)
+
+
+def test_topk_fraction_is_of_the_classes():
+    assert kd.KDTopK(k=0.25).count(100) == 25
+    assert kd.KDTopK(k=0.001).count(100) == 1
+    assert kd.KDTopK(k=7).count(100) == 7
+
+
+@every_loss
+def test_no_target_over_all_classes_is_built_for_sparse_methods(name):
+    """KD-pt, KD-topk and LS carry at most k numbers an example."""
+    case = Case(name, seed=1)
+    loss = case.loss()
+    y_true = targets(loss, case.labels, case.teacher_logits)
+    made = loss.targets(
+        keras.ops.cast(case.labels, "int32"),
+        {n: y_true[n] for n in loss.statistics},
+        case.num_classes,
+    )
+    kinds = {type(target).__name__ for target in made.values()}
+    assert kinds == {
+        "kd": {"DenseTarget"},
+        "kd_sim": {"DenseTarget"},
+        "kd_pt_sim": {"SparseTarget", "DenseTarget"},
+    }.get(name, {"SparseTarget"})
+
+
+@every_loss
+def test_config_round_trip_keeps_changed_values(name):
+    case = Case(name, seed=6)
+    loss = case.loss(ignore_class=3, name="mine")
+    loss.assign(temperature=3.5)
+    again = keras.saving.deserialize_keras_object(
+        keras.saving.serialize_keras_object(loss)
+    )
+    assert type(again) is type(loss)
+    config, expected = again.get_config(), loss.get_config()
+    np.testing.assert_equal(config, expected)
+    if name != "label_smoothing":
+        assert config["temperature"] == 3.5
+        y_true = targets(loss, case.labels, case.teacher_logits)
+        np.testing.assert_allclose(
+            again(y_true, case.logits), loss(y_true, case.logits), rtol=1e-6
+        )
+
+
+@keras.saving.register_keras_serializable("keras_kd_tests")
+class KDTop1(kd.losses.DistillationLoss):
+    """The example of the docstring: the teacher's favourite class."""
+
+    statistics = ("top_class", "top_probability")
+
+    def teacher_statistics(self, labels, teacher_logits):
+        p = keras.ops.softmax(teacher_logits / self.temperature)
+        return {
+            "top_class": keras.ops.argmax(p, axis=-1),
+            "top_probability": keras.ops.max(p, axis=-1),
+        }
+
+    def target(self, labels, statistics, num_classes):
+        mass = statistics["top_probability"]
+        return kd.losses.SparseTarget(
+            classes=statistics["top_class"][..., None],
+            masses=mass[..., None],
+            rest=1 - mass,
+        )
+
+
+def test_a_users_own_method_is_one_small_class():
+    case = Case("kd_topk", seed=9)
+    case.k = 1
+    arguments = {**case.arguments()}
+    del arguments["k"]
+    loss = KDTop1(**arguments)
+    y_true = targets(loss, case.labels, case.teacher_logits)
+    np.testing.assert_allclose(
+        loss(y_true, case.logits), case.expected().mean(), rtol=1e-5
+    )
+
+
+def test_compiled_function_reads_changed_values():
+    case = Case("kd_pt_sim", seed=8)
+    loss = case.loss()
+
+    @tf.function
+    def compiled(logits):
+        y_true = targets(loss, case.labels, case.teacher_logits)
+        return loss(y_true, logits)
+
+    compiled(case.logits)
+    case.weight, case.second_weight, case.temperature = 0.2, 0.7, 5.0
+    loss.assign(pt_weight=0.2, sim_weight=0.7, temperature=5.0)
+    np.testing.assert_allclose(
+        compiled(case.logits), case.expected().mean(), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: kd.KD(weight=1.5), r"weight=1\.5"),
+        (lambda: kd.KD(weight=-0.1), r"weight=-0\.1"),
+        (lambda: kd.KD(weight=float("nan")), "weight=nan"),
+        (lambda: kd.KDPtSim(pt_weight=0.7, sim_weight=0.5), "sum to more"),
+        (lambda: kd.KD(temperature=0), "temperature=0"),
+        (lambda: kd.KDPt(temperature=-2), "temperature=-2"),
+        (lambda: kd.KDTopK(k=0), "k=0"),
+        (lambda: kd.KDTopK(k=1.5), r"k=1\.5"),
+        (lambda: kd.KDTopK(k=True), "k=True"),
+        (lambda: kd.LabelSmoothing(smoothing=2), "smoothing=2"),
+        (lambda: kd.KDSim(alpha=0), "alpha=0"),
+        (lambda: kd.KDSim(label_mass=1), "label_mass=1"),
+        (lambda: kd.KD(dtype="float16"), "float16"),
+        (lambda: kd.losses.get("kd_ptt"), "kd_ptt"),
+        (lambda: kd.KD().assign(alpha=1), "alpha"),
+        (lambda: kd.KD().assign(weight=2), "weight=2"),
+    ],
+)
+def test_bad_arguments_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_refused_change_changes_nothing():
+    loss = kd.KDPtSim(pt_weight=0.4, sim_weight=0.1)
+    with pytest.raises(ValueError, match="sum to more"):
+        loss.assign(pt_weight=0.8, sim_weight=0.3)
+    assert float(loss.pt_weight) == pytest.approx(0.4)
+    loss.pt_weight = 0.3
+    assert float(loss.pt_weight) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.eye(4)[[0, 1, 2]].astype("int32"), "one-hot"),
+        (np.array([0.0, 1.0, 2.0]), "float"),
+        (np.zeros((2,), "int32"), r"\(2,\)"),
+    ],
+)
+def test_labels_that_are_no_class_ids_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        kd.LabelSmoothing()(labels, np.zeros((3, 4), "float32"))
+
+
+def test_missing_statistics_are_named():
+    with pytest.raises(ValueError, match="label_log_odds"):
+        kd.KDPt()(np.array([0, 1]), np.zeros((2, 4), "float32"))
+
+
+def test_topk_above_the_classes_is_refused():
+    with pytest.raises(ValueError, match="k=9 for 4 classes"):
+        targets(kd.KDTopK(k=9), np.array([0]), np.zeros((1, 4), "float32"))
