@@ -9,7 +9,11 @@ from keras import ops
 from keras.src.backend import get_keras_mask, set_keras_mask
 
 from keras_kd import losses
-from keras_kd.losses import LABELS, check_labels, expand_weights
+from keras_kd.distillation_loss import (
+    LABELS,
+    check_labels,
+    expand_weights,
+)
 from keras_kd.metrics import GradientScale
 from keras_kd.outputs import (
     check_class_counts,

@@ -92,7 +92,7 @@ def label_softmax(logits, labels, temperature=1.0):
     logits = ops.convert_to_tensor(logits)
     labels = ops.cast(labels, "int32")
     num_classes = logits.shape[-1]
-    temperature = ops.cast(temperature, logits.dtype)
+    temperature = ops.convert_to_tensor(temperature, dtype=logits.dtype)
     is_label = ops.equal(
         ops.expand_dims(labels, -1), ops.arange(num_classes, dtype="int32")
     )

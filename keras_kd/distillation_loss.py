@@ -1,0 +1,491 @@
+"""Partial-KD losses: one target distribution per method, one way to use it.
+
+Every loss here is
+
+    L = (1 - sum_m weight_m) * H(onehot(label), q)
+        + sum_m weight_m * kappa * H(target_m, q_T)
+
+with q = softmax(z), q_T = softmax(z / T) and kappa = T ** 2 (Hinton et al.
+2015) or 1 (Tang et al. 2020). A method says two things, its target and what it
+needs from the teacher to make it; `DistillationLoss` does the rest.
+"""
+
+import abc
+import dataclasses
+
+import keras
+import numpy as np
+from keras import ops
+
+# Keras's own reduction, so that masks, sample weights and the scaling under a
+# distribution strategy are the ones of every other Keras loss.
+from keras.src.backend import get_keras_mask, set_keras_mask
+from keras.src.losses.loss import reduce_weighted_values
+
+from keras_kd.softmax import label_softmax
+
+LABELS = "labels"
+
+
+@dataclasses.dataclass(frozen=True)
+class LossParts:
+    """What a loss is made of, per example (or per token).
+
+    Attributes:
+        loss: [...], the mixed loss, 0 where `valid` is false.
+        cross_entropy: [...], H(onehot(label), q).
+        terms: dict by `term_names` of [...], H(target, q_T) of each
+            distillation term, before its weight and T ** 2.
+        gradient_scale: [...], the ratio w of this loss's gradient on the
+            label's logit to that of the plain cross-entropy; NaN where it is
+            undefined because q_t is 1.
+        valid: [...] booleans, false where the label is `ignore_class`.
+    """
+
+    loss: object
+    cross_entropy: object
+    terms: dict
+    gradient_scale: object
+    valid: object
+
+
+class Tunable:
+    """A number of a loss that may change while training.
+
+    It is held in a variable, which the compiled training step reads anew at
+    each step; a plain attribute would be baked into the compiled step.
+    """
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, loss, owner=None):
+        if loss is None:
+            return self
+        try:
+            return loss._tunables[self.name]
+        except KeyError:
+            raise AttributeError(
+                f"{type(loss).__name__} has no `{self.name}`; it has "
+                f"{sorted(loss._tunables)}."
+            ) from None
+
+    def __set__(self, loss, value):
+        loss.assign(**{self.name: value})
+
+
+class DistillationLoss(keras.losses.Loss, abc.ABC):
+    """Base of the partial-KD losses, and of a user's own.
+
+    A subclass lists in `statistics` the names of what it needs from the
+    teacher per example (nothing: the teacher never runs), computes them in
+    `teacher_statistics`, and makes its target distribution of them in
+    `target`. Reduction, masks, sample weights and distribution scaling are
+    those of `keras.losses.Loss`. Computations are in float32 whatever the
+    dtype of the logits.
+
+    Args:
+        weight: float in [0, 1], the weight of the distillation term; the
+            cross-entropy on the labels weighs 1 - `weight`. Or a dict of
+            such weights by term name, for a loss of several terms, with a
+            sum of at most 1.
+        temperature: float above 0, divides the logits in the distillation
+            term.
+        temperature_squared: whether the distillation term is multiplied by
+            `temperature ** 2`, as by Hinton et al. 2015 and every toolkit
+            since; `False` gives the form of Tang et al. 2020.
+        ignore_class: optional integer; examples with this label count
+            neither in the loss nor in its mean.
+        reduction: as in `keras.losses.Loss`.
+        name: optional name.
+        dtype: `"float32"` (default) or `"float64"`.
+
+    Raises:
+        ValueError: for a weight outside [0, 1], weights that sum to more
+            than 1, a temperature not above 0, or another dtype.
+
+    Example:
+    A loss that keeps nothing but the teacher's favourite class:
+
+    ```python
+    class KDTop1(kd.losses.DistillationLoss):
+        statistics = ("top_class", "top_probability")
+
+        def teacher_statistics(self, labels, teacher_logits):
+            p = keras.ops.softmax(teacher_logits / self.temperature)
+            return {
+                "top_class": keras.ops.argmax(p, axis=-1),
+                "top_probability": keras.ops.max(p, axis=-1),
+            }
+
+        def target(self, labels, statistics, num_classes):
+            mass = statistics["top_probability"]
+            return kd.losses.SparseTarget(
+                classes=statistics["top_class"][..., None],
+                masses=mass[..., None],
+                rest=1 - mass,
+            )
+    ```
+
+    Source: Tang et al. 2020, "Understanding and Improving Knowledge
+    Distillation" (arXiv 2002.03532).
+    """
+
+    statistics = ()
+
+    weight = Tunable()
+    temperature = Tunable()
+
+    def __init__(
+        self,
+        weight=0.5,
+        temperature=1.0,
+        temperature_squared=True,
+        ignore_class=None,
+        reduction="sum_over_batch_size",
+        name=None,
+        dtype=None,
+    ):
+        dtype = "float32" if dtype is None else dtype
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(
+                f"{type(self).__name__} computes in float32 or float64, "
+                f"whatever the dtype of the models. Received: dtype={dtype}. "
+                "Leave `dtype` out."
+            )
+        self.temperature_squared = temperature_squared
+        self.ignore_class = ignore_class
+        weights = weight if isinstance(weight, dict) else {"weight": weight}
+        self._weight_names = tuple(weights)
+        self._tunables = {}
+        values = {**weights, "temperature": temperature}
+        self._check_tunables(values)
+        self._tunables = {
+            key: keras.Variable(
+                float(value), dtype=self.dtype, trainable=False, name=key
+            )
+            for key, value in values.items()
+        }
+
+    # -- what a subclass says ------------------------------------------------
+
+    def teacher_statistics(self, labels, teacher_logits):
+        """What the loss needs from the teacher, per example.
+
+        Args:
+            labels: [...] int32 class ids, all inside [0, classes).
+            teacher_logits: [..., classes], in the loss's dtype.
+
+        Returns:
+            A dict with a tensor for each name in `statistics`.
+        """
+        del labels, teacher_logits
+        return {}
+
+    def target(self, labels, statistics, num_classes):
+        """The target distribution of a loss with one distillation term.
+
+        Args:
+            labels: [...] int32 class ids.
+            statistics: what `teacher_statistics` returned.
+            num_classes: Python integer.
+
+        Returns:
+            A `SparseTarget` or a `DenseTarget`.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement `target(labels, "
+            "statistics, num_classes)`, or `targets` for several terms."
+        )
+
+    def targets(self, labels, statistics, num_classes):
+        """The targets by weight name; by default the one `target`."""
+        target = self.target(labels, statistics, num_classes)
+        return {self._weight_names[0]: target}
+
+    def bind_teacher(self, teacher):
+        """Takes what is needed from the teacher once, before training.
+
+        Args:
+            teacher: a built `keras.Model`, or `None`.
+        """
+
+    @property
+    def term_names(self):
+        """Names of the distillation terms: "pt" for `pt_weight`, and so on."""
+        return tuple(_term_name(name) for name in self._weight_names)
+
+    # -- numbers that may change while training ------------------------------
+
+    @property
+    def tunables(self):
+        """Dict of the variables that may change while training, by name."""
+        return dict(self._tunables)
+
+    def assign(self, **values):
+        """Changes weights or the temperature, also while training.
+
+        Args:
+            **values: new values by name, for example `weight=0.3`. Weights
+                given together are checked together.
+
+        Raises:
+            ValueError: as the constructor does, or for an unknown name.
+        """
+        unknown = sorted(set(values) - set(self._tunables))
+        if unknown:
+            raise ValueError(
+                f"{type(self).__name__} has nothing called {unknown[0]!r} to "
+                f"change. Received: {values}. Choose among "
+                f"{sorted(self._tunables)}."
+            )
+        current = {k: float(v) for k, v in self._tunables.items()}
+        self._check_tunables({**current, **values})
+        for key, value in values.items():
+            self._tunables[key].assign(float(value))
+
+    def _check_tunables(self, values):
+        name = type(self).__name__
+        weights = {key: values[key] for key in self._weight_names}
+        for key, value in weights.items():
+            if not 0 <= value <= 1:
+                raise ValueError(
+                    f"`{key}` of {name} is a share of the loss and must be in "
+                    f"[0, 1]. Received: {key}={value}. Choose a value such as "
+                    "0.5."
+                )
+        # Schedules written as 1 - x may overshoot by a rounding error.
+        if sum(weights.values()) > 1 + 1e-6:
+            raise ValueError(
+                f"The weights of {name} sum to more than 1, which leaves a "
+                "negative weight for the cross-entropy on the labels. "
+                f"Received: {weights}. Lower them."
+            )
+        if not values["temperature"] > 0:
+            raise ValueError(
+                f"`temperature` of {name} divides the logits and must be above "
+                f"0. Received: temperature={values['temperature']}. Choose a "
+                "value such as 1, 2 or 4."
+            )
+
+    # -- the loss ------------------------------------------------------------
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        """The reduced loss.
+
+        Args:
+            y_true: dict with "labels" ([...] integer class ids) and the
+                statistics that the loss names; or the labels alone where it
+                names none.
+            y_pred: [..., classes] student logits.
+            sample_weight: optional, [batch] or the shape of the labels.
+
+        Returns:
+            A scalar, or [...] with `reduction=None`.
+        """
+        with keras.name_scope(self.name):
+            losses = self.call(y_true, y_pred)
+            return self.reduce(losses, get_keras_mask(y_pred), sample_weight)
+
+    def call(self, y_true, y_pred):
+        """[...], the loss of each example; see `__call__`."""
+        parts = self.parts(y_true, y_pred)
+        if self.ignore_class is not None:
+            set_keras_mask(parts.loss, parts.valid)
+        return parts.loss
+
+    def parts(self, y_true, y_pred):
+        """The loss of each example and what it is made of.
+
+        Args:
+            y_true: as in `__call__`.
+            y_pred: as in `__call__`.
+
+        Returns:
+            `LossParts`.
+
+        Raises:
+            ValueError: if statistics are missing, or labels are not integer
+                class ids of the shape that the logits ask for.
+        """
+        labels, statistics = self._split(y_true)
+        logits = ops.cast(y_pred, self.dtype)
+        labels = check_labels(labels, logits.shape)
+        valid = self.valid_labels(labels)
+        plain = label_softmax(logits, labels)
+        tempered = label_softmax(logits, labels, self.temperature)
+        targets = self.targets(labels, statistics, logits.shape[-1])
+
+        terms = {k: t.cross_entropy(tempered) for k, t in targets.items()}
+        factor = self._term_factor()
+        loss = self._hard_weight() * plain.cross_entropy
+        for key, term in terms.items():
+            loss = loss + self._tunable(key) * factor * term
+        return LossParts(
+            loss=ops.where(valid, loss, 0.0),
+            cross_entropy=plain.cross_entropy,
+            terms={_term_name(key): term for key, term in terms.items()},
+            gradient_scale=self._gradient_scale(
+                labels, targets, plain, tempered
+            ),
+            valid=valid,
+        )
+
+    def reduce(self, losses, mask=None, sample_weight=None):
+        """Reduces per-example losses as Keras reduces its own.
+
+        Args:
+            losses: [...], from `call` (its mask of ignored labels counts).
+            mask: optional [...] booleans, such as the model's padding mask.
+            sample_weight: optional, [batch] or [...].
+
+        Returns:
+            A scalar, or [...] with `reduction=None`.
+        """
+        valid = get_keras_mask(losses)
+        if mask is not None and valid is not None:
+            mask = ops.logical_and(mask, valid)
+        elif valid is not None:
+            mask = valid
+        return reduce_weighted_values(
+            losses,
+            sample_weight=expand_weights(sample_weight, losses),
+            mask=mask,
+            reduction=self.reduction,
+            dtype=self.dtype,
+        )
+
+    def valid_labels(self, labels):
+        """[...] booleans, false where the label is `ignore_class`."""
+        if self.ignore_class is None:
+            return ops.ones_like(labels, dtype="bool")
+        return ops.not_equal(labels, self.ignore_class)
+
+    def _gradient_scale(self, labels, targets, plain, tempered):
+        """The ratio w of DESIGN's section on gradient rescaling.
+
+        w = (1 - sum weights) + sum weight * kappa / T
+            * ((1 - q_T,t) - (1 - target_t)) / (1 - q_t),
+
+        written with complements, which keep their digits where the
+        probabilities are close to 1.
+        """
+        temperature = self._tunable("temperature")
+        factor = self._term_factor() / temperature
+        room = plain.off_label_probability
+        # Where q_t is 1 in float32, plain training has no gradient to compare
+        # with.
+        defined = room > np.finfo("float32").epsneg
+        safe_room = ops.where(defined, room, 1.0)
+        scale = self._hard_weight()
+        for key, target in targets.items():
+            pull = tempered.off_label_probability - target.off_label_mass(
+                labels, plain.num_classes
+            )
+            scale = scale + self._tunable(key) * factor * (pull / safe_room)
+        return ops.stop_gradient(ops.where(defined, scale, float("nan")))
+
+    def _hard_weight(self):
+        return 1.0 - sum(self._tunable(key) for key in self._weight_names)
+
+    def _term_factor(self):
+        if self.temperature_squared:
+            return ops.square(self._tunable("temperature"))
+        return ops.ones((), dtype=self.dtype)
+
+    def _tunable(self, name):
+        return ops.convert_to_tensor(self._tunables[name])
+
+    def _split(self, y_true):
+        if not isinstance(y_true, dict):
+            y_true = {LABELS: y_true}
+        missing = [n for n in self.statistics if n not in y_true]
+        if LABELS not in y_true or missing:
+            raise ValueError(
+                f"{type(self).__name__} needs y_true to be a dict with "
+                f"{[LABELS, *self.statistics]}. Received: {sorted(y_true)}. "
+                "`keras_kd.Distiller` makes it from labels and a teacher; "
+                "give it a teacher, or a data set that carries its statistics."
+            )
+        statistics = {
+            name: ops.convert_to_tensor(y_true[name])
+            for name in self.statistics
+        }
+        return y_true[LABELS], statistics
+
+    def get_config(self):
+        """The arguments of the constructor, with the current values."""
+        config = {key: float(v) for key, v in self._tunables.items()}
+        config.update(
+            temperature_squared=self.temperature_squared,
+            ignore_class=self.ignore_class,
+            reduction=self.reduction,
+            name=self.name,
+            dtype=self.dtype,
+        )
+        return config
+
+
+def _term_name(weight_name):
+    return weight_name.removesuffix("_weight").replace("weight", "distillation")
+
+
+def check_labels(labels, logits_shape):
+    """Checks that labels are class ids for logits of this shape.
+
+    Args:
+        labels: [...] or [..., 1], a tensor or array of an integer dtype.
+        logits_shape: shape of the logits, [..., classes].
+
+    Returns:
+        [...], the labels in int32.
+
+    Raises:
+        ValueError: if their dtype is no integer dtype or their shape does not
+            fit, as one-hot labels' does not.
+    """
+    labels = ops.convert_to_tensor(labels)
+    shape, wanted = tuple(labels.shape), tuple(logits_shape[:-1])
+    dtype = keras.backend.standardize_dtype(labels.dtype)
+    if len(shape) == len(wanted) + 1 and shape[-1] == 1:
+        labels = ops.squeeze(labels, -1)
+    elif not _may_match(shape, wanted):
+        one_hot = shape and _may_match(shape, tuple(logits_shape))
+        raise ValueError(
+            "Labels must be class ids, one for each vector of logits, here of "
+            f"shape {wanted}. Received: labels of shape {shape} and dtype "
+            f"{dtype}"
+            + (
+                ", which look one-hot. Pass `labels.argmax(-1)`."
+                if one_hot
+                else ". Check that labels and inputs are of the same batch, "
+                "and the shape of the model's output."
+            )
+        )
+    if "int" not in dtype:
+        raise ValueError(
+            "Labels must be class ids of an integer dtype. Received: labels "
+            f"of shape {shape} and dtype {dtype}. Cast class ids with "
+            '`labels.astype("int32")`; turn one-hot or soft labels into class '
+            "ids with `labels.argmax(-1)`."
+        )
+    return ops.cast(labels, "int32")
+
+
+def _may_match(shape, other):
+    """Whether two shapes are the same as far as both are known."""
+    return len(shape) == len(other) and all(
+        None in pair or pair[0] == pair[1]
+        for pair in zip(shape, other, strict=True)
+    )
+
+
+def expand_weights(sample_weight, losses):
+    """Gives [batch] weights the rank of [batch, time] losses."""
+    if sample_weight is None:
+        return None
+    sample_weight = ops.convert_to_tensor(sample_weight)
+    while len(sample_weight.shape) < len(losses.shape):
+        sample_weight = ops.expand_dims(sample_weight, -1)
+    return sample_weight

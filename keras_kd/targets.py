@@ -1,0 +1,77 @@
+"""Target distributions over classes, and the cross-entropy with them."""
+
+import dataclasses
+
+from keras import ops
+
+
+@dataclasses.dataclass(frozen=True)
+class SparseTarget:
+    """A distribution: a mass on some classes, the rest evenly on the others.
+
+    Attributes:
+        classes: [..., k], distinct integer class ids.
+        masses: [..., k], their probabilities.
+        rest: [...], the probability shared by the other classes: 1 minus the
+            sum of `masses`, given apart because that difference would lose
+            its digits where it is small.
+    """
+
+    classes: object
+    masses: object
+    rest: object
+
+    def cross_entropy(self, softmax):
+        """[...], H(target, softmax), with no [..., classes] target."""
+        classes = ops.cast(self.classes, "int32")
+        gaps = softmax.gaps(classes)
+        normaliser = softmax.log_normaliser
+        named = ops.sum(
+            self.masses * (ops.expand_dims(normaliser, -1) + gaps), axis=-1
+        )
+        others = max(softmax.num_classes - classes.shape[-1], 1)
+        mean_gap = (softmax.gap_sum - ops.sum(gaps, axis=-1)) / others
+        return named + self.rest * (normaliser + ops.maximum(mean_gap, 0.0))
+
+    def off_label_mass(self, labels, num_classes):
+        """[...], 1 - target[label], without cancellation."""
+        is_label = ops.equal(
+            ops.cast(self.classes, "int32"), ops.expand_dims(labels, -1)
+        )
+        other_masses = ops.where(is_label, 0.0, self.masses)
+        others = max(num_classes - self.classes.shape[-1], 1)
+        rest = ops.where(
+            ops.any(is_label, axis=-1),
+            self.rest,
+            self.rest * ((others - 1) / others),
+        )
+        return ops.sum(other_masses, axis=-1) + rest
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseTarget:
+    """A distribution given class by class.
+
+    Attributes:
+        probabilities: [..., classes].
+        off_label: [...], 1 - probabilities[label], where the method knows it
+            more exactly than by that difference; else `None`.
+    """
+
+    probabilities: object
+    off_label: object = None
+
+    def cross_entropy(self, softmax):
+        """[...], H(target, softmax)."""
+        return softmax.log_normaliser + ops.sum(
+            self.probabilities * softmax.gaps(), axis=-1
+        )
+
+    def off_label_mass(self, labels, num_classes):
+        """[...], 1 - target[label]."""
+        if self.off_label is not None:
+            return self.off_label
+        index = ops.expand_dims(ops.clip(labels, 0, num_classes - 1), -1)
+        return 1.0 - ops.squeeze(
+            ops.take_along_axis(self.probabilities, index, axis=-1), -1
+        )
