@@ -343,18 +343,34 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
         Returns:
             A scalar, or [...] with `reduction=None`.
         """
-        valid = get_keras_mask(losses)
-        if mask is not None and valid is not None:
-            mask = ops.logical_and(mask, valid)
-        elif valid is not None:
-            mask = valid
         return reduce_weighted_values(
             losses,
             sample_weight=expand_weights(sample_weight, losses),
-            mask=mask,
+            mask=_both(mask, get_keras_mask(losses)),
             reduction=self.reduction,
             dtype=self.dtype,
         )
+
+    def divisor(self, losses, mask=None, sample_weight=None):
+        """What `reduce` divides the sum of the losses by, for a mean.
+
+        Args:
+            losses: as in `reduce`, as the following.
+            mask: optional [...] booleans.
+            sample_weight: optional, [batch] or [...].
+
+        Returns:
+            A scalar.
+        """
+        counted = ops.ones_like(losses)
+        mask = _both(mask, get_keras_mask(losses))
+        if mask is not None:
+            counted = counted * ops.cast(mask, losses.dtype)
+        if self.reduction == "mean_with_sample_weight":
+            weights = expand_weights(sample_weight, losses)
+            if weights is not None:
+                counted = counted * ops.cast(weights, losses.dtype)
+        return ops.sum(counted)
 
     def valid_labels(self, labels):
         """[...] booleans, false where the label is `ignore_class`."""
@@ -425,6 +441,12 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
             dtype=self.dtype,
         )
         return config
+
+
+def _both(mask, other):
+    if mask is None or other is None:
+        return other if mask is None else mask
+    return ops.logical_and(ops.cast(mask, "bool"), other)
 
 
 def _term_name(weight_name):

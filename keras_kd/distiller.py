@@ -344,7 +344,7 @@ class Distiller(keras.Model):
         sample_weight = self._weights(y, logits, sample_weight)
         if not training:
             values = self._cross_entropy(y, logits)
-            return self.loss.reduce(values, mask, sample_weight)
+            return self._reduce(values, mask, sample_weight)
 
         parts = self.loss.parts(y, logits)
         counted = ops.logical_and(parts.valid, usable)
@@ -354,19 +354,35 @@ class Distiller(keras.Model):
         values = ops.where(usable, parts.loss, 0.0)
         if self.loss.ignore_class is not None:
             set_keras_mask(values, parts.valid)
-        total = self.loss.reduce(values, mask, sample_weight)
+        total = self._reduce(values, mask, sample_weight)
         if self.losses:
             # Keras's own sum of the layers' losses, scaled for distribution.
             total = total + ops.cast(super().compute_loss(), total.dtype)
         return total
 
+    def _reduce(self, values, mask, sample_weight):
+        """The loss's reduction, of the whole batch under a strategy.
+
+        Keras divides each replica's sum by what that replica counted and
+        averages, so that a step of few unmasked examples weighs as much as one
+        of many; this divides by what all replicas counted.
+        """
+        reduced = self.loss.reduce(values, mask, sample_weight)
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        if replicas == 1 or self.loss.reduction in ("sum", "none", None):
+            return reduced
+        import tensorflow as tf
+
+        count = self.loss.divisor(values, mask, sample_weight)
+        context = tf.distribute.get_replica_context()
+        total = context.all_reduce(tf.distribute.ReduceOp.SUM, count)
+        return reduced * ops.divide_no_nan(count * replicas, total)
+
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Updates the compiled metrics with labels and student outputs."""
-        y = _as_dict(y)
-        if not isinstance(y_pred, keras.KerasTensor):
-            logits = self._student_logits(y_pred)
-            y, _ = self._usable(y, logits, record=False)
-            sample_weight = self._weights(y, logits, sample_weight)
+        logits = self._student_logits(y_pred)
+        y, _ = self._usable(_as_dict(y), logits, record=False)
+        sample_weight = self._weights(y, logits, sample_weight)
         return super().compute_metrics(x, y[LABELS], y_pred, sample_weight)
 
     def _student_logits(self, y_pred):
@@ -491,6 +507,21 @@ class Distiller(keras.Model):
             )
             with self.distribute_strategy.scope():
                 self(inputs)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Learns the shapes of a batch from one replica's share of it.
+
+        Keras averages the replicas' shares, and class ids become floats.
+        """
+        if iterator is not None and self._distribute_strategy is not None:
+            local = self._distribute_strategy.experimental_local_results
+            for _, _, batches in iterator:
+                data_batch = keras.tree.map_structure(
+                    lambda value: local(value)[0], next(batches)
+                )
+                break
+            iterator = None
+        super()._maybe_symbolic_build(iterator, data_batch)
 
     def make_train_function(self, force=False):
         """Makes the training step, followed by the check of its data."""
