@@ -417,10 +417,17 @@ class Distiller(keras.Model):
         """Sample weights, times the class weights in training."""
         if not self._class_weight or self._evaluating:
             return sample_weight
-        by_class = np.ones(logits.shape[-1], dtype="float32")
+        num_classes = logits.shape[-1]
+        by_class = np.ones(num_classes, dtype="float32")
         for class_id, weight in self._class_weight.items():
+            if not 0 <= class_id < num_classes:
+                raise ValueError(
+                    "`class_weight` must be a dict from class ids to weights. "
+                    f"Received: class id {class_id} with {num_classes} "
+                    "classes. Remove it, or correct the class ids."
+                )
             by_class[class_id] = weight
-        labels = ops.clip(y[LABELS], 0, logits.shape[-1] - 1)
+        labels = ops.clip(y[LABELS], 0, num_classes - 1)
         weights = ops.take(by_class, labels, axis=0)
         if sample_weight is None:
             return weights

@@ -1,0 +1,264 @@
+"""Bad input: refused with what was wrong, what was received, what to do."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from models import (
+    CLASSES,
+    FEATURES,
+    assert_same_weights,
+    data,
+    fit,
+    mlp,
+    weights_of,
+)
+
+import keras_kd as kd
+
+
+def compiled(student, teacher, loss=None, **kwargs):
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile("sgd", loss or kd.KDPt(), **kwargs)
+    return distiller
+
+
+def refused(action, student, *words):
+    """Runs `action`, which must raise a readable error and train nothing."""
+    before = weights_of(student)
+    with pytest.raises(ValueError) as caught:
+        action()
+    message = str(caught.value)
+    assert "Received" in message
+    for word in words:
+        assert word in message, message
+    for noise in ("Traceback", "node", "Graph execution", "tensorflow/"):
+        assert noise not in message, message
+    assert_same_weights(weights_of(student), before, 0)
+
+
+def test_different_class_counts_at_construction():
+    student = mlp(classes=5)
+    refused(lambda: kd.Distiller(student, mlp(classes=7)), student, "5", "7")
+
+
+class Unbuilt(keras.Model):
+    """A subclassed model, whose classes are known when it runs."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.dense = layers.Dense(classes)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+def test_different_class_counts_of_subclassed_models():
+    x, labels, _ = data()
+    student = mlp()
+    distiller = compiled(student, Unbuilt(CLASSES + 2))
+    refused(lambda: fit(distiller, x, labels), student, "7", "9", "classes")
+
+
+def test_models_that_are_none():
+    with pytest.raises(TypeError, match="student must be a keras.Model"):
+        kd.Distiller("student")
+    with pytest.raises(TypeError, match="teacher must be a keras.Model"):
+        kd.Distiller(mlp(), layers.Dense(3))
+
+
+def test_several_outputs():
+    inputs = keras.Input((FEATURES,))
+    two = keras.Model(inputs, [layers.Dense(CLASSES)(inputs)] * 2)
+    x, labels, _ = data()
+    student = mlp()
+    refused(
+        lambda: fit(compiled(student, two), x, labels), student, "2 outputs"
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.eye(CLASSES)[data()[1]].astype("float32"), ["one-hot"]),
+        (np.eye(CLASSES, dtype="int32")[data()[1]], ["one-hot", "argmax"]),
+        (data()[1].astype("float32"), ["float32", "astype"]),
+    ],
+)
+@pytest.mark.parametrize("name", ["kd_pt", "label_smoothing"])
+def test_labels_that_are_no_class_ids(labels, words, name):
+    student = mlp()
+    distiller = compiled(student, mlp(), kd.losses.get(name))
+    refused(lambda: fit(distiller, data()[0], labels), student, *words)
+
+
+def test_data_without_labels():
+    student = mlp()
+    distiller = compiled(student, mlp())
+    refused(lambda: fit(distiller, data()[0], None), student, "labels")
+
+
+def bad_labels():
+    labels = data()[1]
+    labels[5] = 77
+    return labels
+
+
+WAYS = [{}, {"jit_compile": True}, {"steps_per_execution": 3}]
+
+
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("name", ["kd_pt", "kd_sim", "label_smoothing"])
+def test_label_outside_the_classes_is_never_trained_on(how, name):
+    """The batch is left out down to its good rows, and then refused."""
+    x, labels = data()[0], bad_labels()
+    student = mlp(seed=1)
+    distiller = compiled(student, mlp(), kd.losses.get(name), **how)
+    with pytest.raises(ValueError) as caught:
+        distiller.fit(x, labels, batch_size=32, shuffle=False, verbose=0)
+    message = str(caught.value)
+    assert "label 77" in message and f"[0, {CLASSES})" in message
+    assert "Received" in message and "node" not in message
+    # The student moved by the other rows alone, as with weight 0 on row 5.
+    clean = mlp(seed=1)
+    weights = np.ones(len(x), "float32")
+    weights[5] = 0
+    labels[5] = 0
+    other = compiled(clean, mlp(), kd.losses.get(name))
+    fit(other, x, labels, weights, batch_size=32)
+    assert_same_weights(weights_of(student), weights_of(clean))
+
+
+def test_label_outside_the_classes_on_one_of_two_replicas(two_replicas):
+    x, labels = data()[0], bad_labels()
+    with two_replicas.scope():
+        distiller = compiled(mlp(), mlp(), metrics=["accuracy"])
+    with pytest.raises(ValueError, match="label 77 among 1 labels"):
+        fit(distiller, x, labels)
+
+
+def test_label_outside_the_classes_in_evaluation():
+    distiller = compiled(mlp(), mlp())
+    with pytest.raises(ValueError, match="label 77"):
+        distiller.evaluate(data()[0], bad_labels(), verbose=0)
+
+
+def test_negative_label_is_refused_unless_ignored():
+    x, labels, _ = data()
+    labels[3] = -1
+    with pytest.raises(ValueError, match="label -1 .*ignore_class=None"):
+        fit(compiled(mlp(), mlp()), x, labels)
+    fit(compiled(mlp(), mlp(), kd.KDPt(ignore_class=-1)), x, labels)
+
+
+def test_a_refused_batch_does_not_refuse_the_next():
+    x, labels, _ = data()
+    distiller = compiled(mlp(), mlp())
+    with pytest.raises(ValueError, match="label 77"):
+        fit(distiller, x, bad_labels())
+    fit(distiller, x, labels)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["kd_pt", "kd_topk", "kd"])
+@pytest.mark.parametrize("how", WAYS[:2])
+def test_teacher_logits_that_are_not_finite(value, name, how):
+    x, labels, _ = data(8)
+    teacher = mlp(name="broken")
+    bias = np.zeros(CLASSES, "float32")
+    bias[2] = value
+    teacher.layers[-1].bias.assign(bias)
+    student = mlp(seed=1)
+    distiller = compiled(student, teacher, kd.losses.get(name), **how)
+    refused(lambda: fit(distiller, x, labels), student, "teacher 'broken'", "8")
+
+
+def test_loss_that_needs_a_teacher_without_one():
+    x, labels, _ = data()
+    student = mlp()
+    for name in ("kd_pt", "kd_topk", "kd"):
+        distiller = compiled(student, None, kd.losses.get(name))
+        refused(lambda d=distiller: fit(d, x, labels), student, "teacher=None")
+
+
+def test_class_relations_without_a_teacher_are_refused_by_compile():
+    student = mlp()
+    for name in ("kd_sim", "kd_pt_sim"):
+        refused(
+            lambda n=name: compiled(student, None, kd.losses.get(n)),
+            student,
+            "logit_layer",
+        )
+
+
+def test_no_logit_layer_found():
+    inputs = keras.Input((FEATURES,))
+    x = layers.Dense(CLASSES)(inputs)
+    teacher = keras.Model(inputs, layers.LayerNormalization(name="norm")(x))
+    student = mlp()
+    refused(
+        lambda: compiled(student, teacher, kd.KDSim()),
+        student,
+        "'norm'",
+        "logit_layer",
+    )
+    refused(
+        lambda: compiled(student, mlp(), kd.KDSim(logit_layer="absent")),
+        student,
+        "'absent'",
+    )
+
+
+def test_similarity_of_other_classes():
+    x, labels, _ = data()
+    student = mlp()
+    loss = kd.KDSim(logit_layer=np.ones((3, 4)))
+    refused(
+        lambda: fit(compiled(student, None, loss), x, labels),
+        student,
+        "3 rows",
+        "7",
+    )
+
+
+def test_more_kept_classes_than_there_are():
+    x, labels, _ = data()
+    student = mlp()
+    distiller = compiled(student, mlp(), kd.KDTopK(k=50))
+    refused(lambda: fit(distiller, x, labels), student, "k=50", "7 classes")
+
+
+@pytest.mark.parametrize("loss", ["mse", None, "kd_pt_simm"])
+def test_losses_that_are_no_distillation_losses(loss):
+    student = mlp()
+    distiller = kd.Distiller(student, mlp())
+    refused(lambda: distiller.compile("sgd", loss), student, "kd_pt_sim")
+
+
+def test_loss_weights_are_the_losses_own():
+    student = mlp()
+    refused(
+        lambda: compiled(student, mlp(), loss_weights=[0.5]), student, "[0.5]"
+    )
+
+
+def test_class_weight_for_a_class_that_is_not_there():
+    x, labels, _ = data()
+    student = mlp()
+    distiller = compiled(student, mlp())
+    refused(
+        lambda: fit(distiller, x, labels, class_weight={9: 2.0}), student, "9"
+    )
+
+
+def test_errors_pass_through_a_strategy_unchanged(two_replicas):
+    x = data()[0]
+    labels = np.eye(CLASSES)[data()[1]].astype("float32")
+    with two_replicas.scope():
+        student = mlp()
+        distiller = compiled(student, mlp())
+    dataset = tf.data.Dataset.from_tensor_slices((x, labels)).batch(8)
+    refused(
+        lambda: distiller.fit(dataset, verbose=0), student, "one-hot", "argmax"
+    )

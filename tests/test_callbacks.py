@@ -1,0 +1,189 @@
+"""Event files, read back with TensorBoard's own reader."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from models import CLASSES, data, fit, mlp
+from tensorboard.backend.event_processing import plugin_event_accumulator
+
+import keras_kd as kd
+
+
+class Remember(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.snapshots = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.snapshots.append(self.model.gradient_scales["all"].summary())
+
+
+def read(folder):
+    events = plugin_event_accumulator.EventAccumulator(str(folder))
+    events.Reload()
+    return events
+
+
+def tensors(events, tag):
+    return [
+        tf.make_ndarray(event.tensor_proto) for event in events.Tensors(tag)
+    ]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Two epochs with every callback, and what they should have written."""
+    x, labels, _ = data()
+    student, teacher = mlp(seed=1), mlp(seed=5)
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile("sgd", kd.KDPtSim(), metrics=["accuracy"])
+    schedule = kd.callbacks.LossSchedule(
+        temperature=lambda epoch: 2.0 + epoch,
+        pt_weight=lambda epoch: 0.5 - 0.2 * epoch,
+    )
+    remember = Remember()
+    board = kd.callbacks.KDTensorBoard(tmp_path)
+    history = fit(
+        distiller,
+        x,
+        labels,
+        epochs=2,
+        validation_data=(x, labels),
+        callbacks=[schedule, remember, board],
+    )
+    return distiller, history.history, remember, read(tmp_path / "train")
+
+
+def test_histograms_hold_the_metrics_bins(run):
+    _, _, remember, events = run
+    plugins = events.PluginTagToContent("histograms")
+    for group in ("all", "teacher_right", "teacher_wrong"):
+        assert f"gradient_scale/{group}" in plugins
+    written = tensors(events, "gradient_scale/all")
+    assert len(written) == 2
+    for buckets, summary in zip(written, remember.snapshots, strict=True):
+        np.testing.assert_allclose(buckets[:, 2], summary["histogram"])
+        np.testing.assert_allclose(buckets[:, 0], summary["edges"][:-1])
+        np.testing.assert_allclose(buckets[:, 1], summary["edges"][1:])
+    means = tensors(events, "gradient_scale/all/mean")
+    np.testing.assert_allclose(
+        means, [s["mean"] for s in remember.snapshots], rtol=1e-6
+    )
+
+
+def test_groups_add_up(run):
+    _, _, _, events = run
+    everything, right, wrong = (
+        np.array(tensors(events, f"gradient_scale/{group}"))[..., 2]
+        for group in ("all", "teacher_right", "teacher_wrong")
+    )
+    np.testing.assert_allclose(everything, right + wrong)
+
+
+def test_scalars_hold_loss_parts_weights_and_temperature(run):
+    _, history, _, events = run
+    scalars = events.PluginTagToContent("scalars")
+    for name in ("loss", "cross_entropy", "pt", "sim", "accuracy"):
+        assert f"epoch_{name}" in scalars
+        np.testing.assert_allclose(
+            tensors(events, f"epoch_{name}"), history[name], rtol=1e-6
+        )
+    for name, values in {
+        "temperature": [2, 3],
+        "pt_weight": [0.5, 0.3],
+        "sim_weight": [0.1, 0.1],
+    }.items():
+        np.testing.assert_allclose(
+            tensors(events, f"distillation/{name}"), values, rtol=1e-6
+        )
+
+
+def cosines(model):
+    rows = model.layers[-1].get_weights()[0].T
+    rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
+    return rows @ rows.T
+
+
+def test_the_image_shows_both_similarity_matrices(run):
+    distiller, _, _, events = run
+    assert "class_similarity" in events.PluginTagToContent("images")
+    # The first two entries are the size.
+    png = tensors(events, "class_similarity")[-1][2]
+    image = tf.image.decode_png(png).numpy().astype(float) / 255
+    cell = image.shape[0] // CLASSES
+    for model, left in (
+        (distiller.teacher, 0),
+        (distiller.student, image.shape[1] - CLASSES * cell),
+    ):
+        panel = image[cell // 2 :: cell, left + cell // 2 :: cell][:, :CLASSES]
+        # Red above 0, blue below, the more so the further.
+        expected = cosines(model)
+        reddish = panel[..., 0] - panel[..., 2]
+        sure = np.abs(expected) > 0.05
+        assert (np.sign(reddish) == np.sign(expected))[sure].all()
+        order = np.argsort(expected[sure])
+        assert (np.diff(reddish[sure][order]) >= -0.02).all()
+
+
+def test_histograms_every_few_batches_cover_disjoint_windows(tmp_path):
+    x, labels, _ = data(32)
+    distiller = kd.Distiller(mlp(seed=1), mlp(seed=5))
+    distiller.compile("sgd", kd.KDPt())
+    board = kd.callbacks.KDTensorBoard(tmp_path, histogram_steps=3)
+    fit(distiller, x, labels, epochs=2, callbacks=[board])
+    events = read(tmp_path / "train")
+    written = tensors(events, "gradient_scale/all")
+    assert [b[:, 2].sum() for b in written] == [24, 8, 24, 8]
+    steps = [e.step for e in events.Tensors("gradient_scale/all")]
+    assert steps == [3, 4, 7, 8]
+
+
+def test_chosen_classes_are_shown(tmp_path):
+    x, labels, _ = data()
+    distiller = kd.Distiller(mlp(seed=1), mlp(seed=5))
+    distiller.compile("sgd", kd.KDSim())
+    board = kd.callbacks.KDTensorBoard(tmp_path, similarity_classes=[4, 0])
+    fit(distiller, x, labels, callbacks=[board])
+    png = tensors(read(tmp_path / "train"), "class_similarity")[0][2]
+    image = tf.image.decode_png(png).numpy()
+    # Two classes: four cells a panel, the corners of one colour each.
+    assert len(np.unique(image[: image.shape[0] // 2, 0], axis=0)) == 1
+
+
+def test_a_student_without_a_logit_layer_warns_and_trains_on(tmp_path):
+    x, labels, _ = data()
+    base = mlp(seed=1)
+    student = keras.Model(
+        base.inputs, keras.layers.LayerNormalization()(base.outputs[0])
+    )
+    distiller = kd.Distiller(student, mlp(seed=5))
+    distiller.compile("sgd", kd.KDSim())
+    board = kd.callbacks.KDTensorBoard(tmp_path)
+    with pytest.warns(UserWarning, match="No image"):
+        fit(distiller, x, labels, epochs=2, callbacks=[board])
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="0"):
+        kd.callbacks.KDTensorBoard(histogram_steps=0)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ({"alpha": lambda epoch: 1.0}, "alpha"),
+        ({"weight": lambda epoch: 2.0}, "weight=2"),
+    ],
+)
+def test_schedules_of_what_is_not_there_or_out_of_range(schedule, message):
+    x, labels, _ = data()
+    distiller = kd.Distiller(mlp(), mlp(seed=5))
+    distiller.compile("sgd", kd.KDPt())
+    with pytest.raises(ValueError, match=message):
+        fit(
+            distiller,
+            x,
+            labels,
+            callbacks=[kd.callbacks.LossSchedule(**schedule)],
+        )

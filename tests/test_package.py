@@ -1,0 +1,31 @@
+"""What importing the package costs, and what it offers."""
+
+import subprocess
+import sys
+
+import keras_kd as kd
+
+
+HEAVY = ("keras_hub", "keras_nlp", "tensorflow_datasets", "matplotlib")
+
+
+def loaded(module):
+    """Which heavy libraries are loaded after importing a module."""
+    code = (
+        f"import sys, {module};"
+        f"print(*[name for name in {HEAVY} if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    return set(result.stdout.split())
+
+
+def test_import_loads_no_optional_library():
+    # Keras itself loads matplotlib where it is installed.
+    assert loaded("keras_kd") == loaded("keras") <= {"matplotlib"}
+
+
+def test_every_public_name_is_documented():
+    for name in kd.__all__:
+        assert getattr(kd, name).__doc__, name
