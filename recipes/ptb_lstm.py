@@ -84,9 +84,9 @@ share = click.FloatRange(0, 1)
 )
 @click.option(
     "--temperature",
-    type=float,
+    type=click.FloatRange(0, min_open=True),
     default=1.0,
-    help="Of losses that have one.",
+    help="Of the losses that have one.",
 )
 @click.option("--optimizer", type=click.Choice(("adam", "sgd")), default="adam")
 @click.option("--learning-rate", type=float, default=5e-3)

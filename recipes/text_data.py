@@ -196,6 +196,8 @@ def download_ptb(url=PTB_URL):
     import keras
 
     folder = _ptb_cache()
+    # Keras falls back to a temporary folder where this one can't be written.
+    folder.mkdir(parents=True, exist_ok=True)
     for part, sha256 in PTB_SHA256.items():
         name = f"ptb.{part}.txt"
         try:

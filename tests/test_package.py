@@ -5,7 +5,6 @@ import sys
 
 import keras_kd as kd
 
-
 HEAVY = ("keras_hub", "keras_nlp", "tensorflow_datasets", "matplotlib")
 
 

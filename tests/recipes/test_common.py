@@ -1,0 +1,63 @@
+"""Run folder, resuming and strategies."""
+
+import json
+
+import common
+import pytest
+import tensorflow as tf
+
+
+def test_the_same_options_find_their_folder_and_others_do_not(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    first = common.RunFolder("study", {"seed": 1})
+    assert common.RunFolder("study", {"seed": 1}).folder == first.folder
+    assert common.RunFolder("study", {"seed": 2}).folder != first.folder
+    config = json.loads((first.folder / "config.json").read_text())
+    assert config == {"recipe": "study", "seed": 1}
+
+
+def test_a_folder_of_another_run_is_refused_with_what_differs(tmp_path):
+    common.RunFolder("study", {"seed": 1, "units": 5}, tmp_path)
+    with pytest.raises(ValueError, match="seed: 1 there, 2 now") as caught:
+        common.RunFolder("study", {"seed": 2, "units": 5}, tmp_path)
+    assert "units" not in str(caught.value)
+
+
+def test_a_folder_of_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match=r"thesis\.tex"):
+        common.RunFolder("study", {}, tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+    with pytest.raises(ValueError, match="a file"):
+        common.RunFolder("study", {}, tmp_path / "thesis.tex")
+
+
+def test_a_finished_model_is_not_trained_again(tmp_path):
+    run = common.RunFolder("study", {}, tmp_path)
+    calls = []
+
+    def train(callbacks):
+        calls.append(callbacks)
+        return {"accuracy": 0.5}
+
+    first = run.train_once("student", train)
+    again = common.RunFolder("study", {}, tmp_path).train_once("student", train)
+    assert len(calls) == 1
+    assert first == again == {"accuracy": 0.5, "seconds": 0.0}
+
+
+def test_one_device_and_several_replicas_are_refused():
+    with pytest.raises(ValueError, match="--replicas 2"):
+        common.make_strategy("one", 2)
+
+
+def test_more_replicas_than_devices_are_refused():
+    tf.config.list_logical_devices()
+    with pytest.raises(ValueError, match="Received: 2"):
+        common.make_strategy("mirrored", 64)
+
+
+def test_mirrored_has_the_replicas_asked_for():
+    assert common.make_strategy("mirrored", 2).num_replicas_in_sync == 2
