@@ -100,14 +100,12 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
         super().on_epoch_end(epoch, logs)
         self._log_gradient_scales()
         with self._train_writer.as_default():
-            for name, variable in self.model.loss.tunables.items():
-                self.summary.scalar(
-                    f"distillation/{name}", float(variable), step=epoch
-                )
+            for name, value in self.model.loss.tunables.items():
+                self.summary.scalar(f"distillation/{name}", value, step=epoch)
             self._log_class_similarity(epoch)
 
     def _log_gradient_scales(self):
-        step = int(self.model.optimizer.iterations)
+        step = int(ops.convert_to_numpy(self.model.optimizer.iterations))
         with self._train_writer.as_default():
             for group, metric in self.model.gradient_scales.items():
                 since = self._written.get(group)

@@ -220,8 +220,12 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
 
     @property
     def tunables(self):
-        """Dict of the variables that may change while training, by name."""
-        return dict(self._tunables)
+        """Dict of the current values of what may change, by name."""
+        # A variable of several replicas is no number to Python; its array is.
+        return {
+            name: float(ops.convert_to_numpy(variable))
+            for name, variable in self._tunables.items()
+        }
 
     def assign(self, **values):
         """Changes weights or the temperature, also while training.
@@ -240,8 +244,7 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
                 f"change. Received: {values}. Choose among "
                 f"{sorted(self._tunables)}."
             )
-        current = {k: float(v) for k, v in self._tunables.items()}
-        self._check_tunables({**current, **values})
+        self._check_tunables({**self.tunables, **values})
         for key, value in values.items():
             self._tunables[key].assign(float(value))
 
@@ -432,15 +435,14 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
 
     def get_config(self):
         """The arguments of the constructor, with the current values."""
-        config = {key: float(v) for key, v in self._tunables.items()}
-        config.update(
-            temperature_squared=self.temperature_squared,
-            ignore_class=self.ignore_class,
-            reduction=self.reduction,
-            name=self.name,
-            dtype=self.dtype,
-        )
-        return config
+        return {
+            **self.tunables,
+            "temperature_squared": self.temperature_squared,
+            "ignore_class": self.ignore_class,
+            "reduction": self.reduction,
+            "name": self.name,
+            "dtype": self.dtype,
+        }
 
 
 def _both(mask, other):
