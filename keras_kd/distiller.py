@@ -1,7 +1,6 @@
 """The Distiller: a Keras model that trains a student with a partial-KD loss."""
 
 import contextlib
-from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -15,15 +14,13 @@ from keras_kd.distillation_loss import (
     expand_weights,
 )
 from keras_kd.metrics import GradientScale
+from keras_kd.monitors import Monitors
 from keras_kd.outputs import (
     check_class_counts,
     class_count_message,
     to_logits,
 )
 from keras_kd.softmax import label_softmax
-
-# Which examples a histogram of gradient scales is about.
-GROUPS = ("all", "teacher_right", "teacher_wrong")
 
 # Beside labels and statistics, the step carries these of each example.
 _TEACHER_RIGHT = "teacher_right"
@@ -107,8 +104,10 @@ class Distiller(keras.Model):
         self._evaluating = False
         self._class_weight = {}
         self._teacher_classes = None
-        self._monitored = gradient_scale is not False
-        self._bins = _Untracked(gradient_scale or GradientScale())
+        self.num_classes = None
+        if gradient_scale is None:
+            gradient_scale = GradientScale()
+        self._bins = _Untracked(gradient_scale or None)
         self.teacher = teacher
         if student.built:
             self.built = True
@@ -126,7 +125,8 @@ class Distiller(keras.Model):
         self._teacher = _Untracked(teacher)
         self._teacher_classes = None
         if self.compiled:
-            self._bind_loss()
+            with self.distribute_strategy.scope():
+                self.loss.bind_teacher(teacher)
             self.train_function = None
 
     def __setattr__(self, name, value):
@@ -187,30 +187,21 @@ class Distiller(keras.Model):
             )
         with self.distribute_strategy.scope():
             loss = losses.get(loss)
-            self._make_metrics(loss)
-        super().compile(
-            optimizer=optimizer,
-            metrics=metrics,
-            weighted_metrics=weighted_metrics,
+            loss.bind_teacher(self.teacher)
+            optimizer = keras.optimizers.get(optimizer)
+            monitors = Monitors(loss, self._bins.value)
+        arguments = {
+            "optimizer": optimizer,
+            "metrics": metrics,
+            "weighted_metrics": weighted_metrics,
             **kwargs,
-        )
+        }
+        super().compile(**arguments)
         self.loss = loss
-        self._bind_loss()
-        self._compile_arguments = _Untracked(
-            {
-                "optimizer": self.optimizer
-                if not hasattr(self.optimizer, "inner_optimizer")
-                else self.optimizer.inner_optimizer,
-                "loss": loss,
-                "metrics": metrics,
-                "weighted_metrics": weighted_metrics,
-                **kwargs,
-            }
-        )
-
-    def _bind_loss(self):
-        with self.distribute_strategy.scope():
-            self.loss.bind_teacher(self.teacher)
+        # Kept out of Keras's tracking, which ends when a model is built: a
+        # Distiller can be compiled again with a loss of other terms.
+        self._monitors = _Untracked(monitors)
+        self._compile_arguments = _Untracked({**arguments, "loss": loss})
 
     def get_compile_config(self):
         """The serialised arguments of `compile`."""
@@ -225,20 +216,6 @@ class Distiller(keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
             self.optimizer.build(self.trainable_variables)
-
-    def _make_metrics(self, loss):
-        # Kept out of Keras's tracking: a Distiller can be compiled again with
-        # a loss of other terms.
-        names = ["cross_entropy", *loss.term_names]
-        parts = {n: keras.metrics.Mean(name=n) for n in names}
-        scales = {}
-        if self._monitored:
-            config = self._bins.value.get_config()
-            for group in GROUPS:
-                suffix = "" if group == "all" else f"_{group}"
-                config["name"] = f"gradient_scale{suffix}"
-                scales[group] = GradientScale.from_config(config)
-        self._monitors = _Untracked(_Monitors(parts, scales, _Faults()))
 
     @property
     def gradient_scales(self):
@@ -255,8 +232,7 @@ class Distiller(keras.Model):
         """Keras's metrics, and in training those of the loss's parts."""
         metrics = super().metrics
         if self.compiled and not self._evaluating:
-            parts, scales, _ = self._monitors.value
-            metrics = [*metrics, *parts.values(), *scales.values()]
+            metrics = [*metrics, *self._monitors.value.metrics]
         return metrics
 
     def get_metrics_result(self):
@@ -350,7 +326,9 @@ class Distiller(keras.Model):
         counted = ops.logical_and(parts.valid, usable)
         if mask is not None:
             counted = ops.logical_and(counted, ops.cast(mask, "bool"))
-        self._update_monitors(parts, y, counted, sample_weight)
+        self._monitors.value.update(
+            parts, counted, sample_weight, y.get(_TEACHER_RIGHT)
+        )
         values = ops.where(usable, parts.loss, 0.0)
         if self.loss.ignore_class is not None:
             set_keras_mask(values, parts.valid)
@@ -401,7 +379,7 @@ class Distiller(keras.Model):
             y with every label inside [0, classes) or the ignored one, and
             [...] booleans, false where an example must not be trained on.
         """
-        self._num_classes = num_classes = logits.shape[-1]
+        self.num_classes = num_classes = logits.shape[-1]
         labels = check_labels(y[LABELS], logits.shape)
         in_range = ops.logical_and(labels >= 0, labels < num_classes)
         if self.loss.ignore_class is not None:
@@ -409,7 +387,8 @@ class Distiller(keras.Model):
             in_range = ops.logical_or(in_range, ignored)
         finite = y.get(_TEACHER_FINITE, ops.ones_like(in_range))
         if record:
-            self._monitors.value.faults.record(labels, in_range, finite)
+            faults = self._monitors.value.faults
+            faults.update_state(labels, in_range, finite)
         labels = ops.where(in_range, labels, 0)
         return {**y, LABELS: labels}, ops.logical_and(in_range, finite)
 
@@ -444,31 +423,6 @@ class Distiller(keras.Model):
         if self.loss.ignore_class is not None:
             set_keras_mask(values, valid)
         return values
-
-    def _update_monitors(self, parts, y, counted, sample_weight):
-        monitors = self._monitors.value
-        weight = ops.cast(counted, "float32")
-        if sample_weight is not None:
-            weight = weight * ops.cast(
-                expand_weights(sample_weight, weight), "float32"
-            )
-        monitors.parts["cross_entropy"].update_state(
-            parts.cross_entropy, sample_weight=weight
-        )
-        for name, term in parts.terms.items():
-            monitors.parts[name].update_state(term, sample_weight=weight)
-        if not monitors.scales:
-            return
-        monitors.scales["all"].update_state(parts.gradient_scale, weight)
-        if _TEACHER_RIGHT in y:
-            right = ops.cast(y[_TEACHER_RIGHT], "float32")
-            for group, share in (
-                ("teacher_right", right),
-                ("teacher_wrong", 1.0 - right),
-            ):
-                monitors.scales[group].update_state(
-                    parts.gradient_scale, weight * share
-                )
 
     # -- running -------------------------------------------------------------
 
@@ -557,12 +511,11 @@ class Distiller(keras.Model):
     def get_config(self):
         """The arguments of the constructor, serialised."""
         serialize = keras.saving.serialize_keras_object
-        scale = self._bins.value if self._monitored else False
         return {
             "student": serialize(self.student),
             "teacher": serialize(self.teacher) if self.save_teacher else None,
             "save_teacher": self.save_teacher,
-            "gradient_scale": serialize(scale),
+            "gradient_scale": serialize(self._bins.value or False),
             "name": self.name,
         }
 
@@ -573,91 +526,6 @@ class Distiller(keras.Model):
         for key in ("student", "teacher", "gradient_scale"):
             config[key] = keras.saving.deserialize_keras_object(config[key])
         return cls(**config)
-
-
-class _Monitors(NamedTuple):
-    parts: dict
-    scales: dict
-    faults: object
-
-
-class _Faults(keras.metrics.Metric):
-    """Remembers what must not be trained on, until the step is over.
-
-    A compiled step can't raise (XLA drops assertions), so it leaves bad
-    examples out of the loss and notes them here; the host looks after the
-    step and raises.
-    """
-
-    def __init__(self):
-        super().__init__(name="faults")
-        self.labels = self.add_variable((), "zeros", name="bad_labels")
-        self.label = self.add_variable((), "zeros", name="bad_label")
-        self.teacher = self.add_variable((), "zeros", name="bad_teacher")
-
-    def record(self, labels, in_range, finite):
-        bad = ops.logical_not(in_range)
-        values = ops.where(bad, labels, 0)
-        farthest = ops.take(
-            ops.reshape(values, (-1,)), ops.argmax(ops.abs(values))
-        )
-        first = ops.equal(self.labels, 0)
-        self.label.assign(
-            ops.where(first, ops.cast(farthest, self.dtype), self.label)
-        )
-        self.labels.assign_add(ops.sum(ops.cast(bad, self.dtype)))
-        self.teacher.assign_add(
-            ops.sum(ops.cast(ops.logical_not(finite), self.dtype))
-        )
-
-    def check(self, distiller):
-        """Raises for what the last steps noted."""
-        read = _replica_values(distiller.distribute_strategy)
-        count, label, teacher = (
-            max(read(v), key=abs)
-            for v in (self.labels, self.label, self.teacher)
-        )
-        if not count and not teacher:
-            return
-        self.reset_state()
-        if teacher:
-            raise ValueError(
-                "The teacher's logits are not finite. Received: NaN or "
-                f"infinite logits from teacher {distiller.teacher.name!r} for "
-                f"{int(teacher)} examples of a batch. Check its weights, its "
-                "input's preprocessing and its dtype (float16 overflows at "
-                "65504). The student was not trained on these examples."
-            )
-        ignored = distiller.loss.ignore_class
-        raise ValueError(
-            "A label is no class id of the student. Received: label "
-            f"{int(label)} among {int(count)} labels outside [0, "
-            f"{distiller._num_classes}), ignore_class={ignored}. Check the "
-            "labels' encoding, or the units of the student's last layer. The "
-            "student was not trained on these examples."
-        )
-
-    def update_state(self, *args, **kwargs):
-        """Not used; see `record`."""
-        self.record(*args, **kwargs)
-
-    def result(self):
-        """How many examples were put aside."""
-        return self.labels + self.teacher
-
-
-def _replica_values(strategy):
-    """A function that reads a variable's value on each local replica.
-
-    The sum over replicas, which is what a metric variable gives, would mix up
-    the labels that two replicas saw.
-    """
-
-    def read(variable):
-        values = strategy.experimental_local_results(variable.value)
-        return [float(ops.convert_to_numpy(value)) for value in values]
-
-    return read
 
 
 def _as_dict(y):

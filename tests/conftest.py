@@ -21,6 +21,8 @@ def seeded():
     keras.config.set_dtype_policy("float32")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def two_replicas():
+    # One for all: TensorFlow mixes up the collectives of two strategies over
+    # the same devices in one process.
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
