@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_kd.distribution import is_chief
 from keras_kd.similarity import class_similarity, logit_weights
 
 
@@ -65,6 +66,9 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
     >>> distiller.fit(train, callbacks=[kd.callbacks.KDTensorBoard("logs")])
     """
 
+    # Reading a metric adds it up over all workers, which all must join.
+    every_worker = True
+
     def __init__(
         self,
         log_dir="logs",
@@ -83,6 +87,23 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
         self.similarity_classes = similarity_classes
         self._written = {}
         self._similarity_warned = False
+
+    @property
+    def _train_writer(self):
+        return self._silent_writer or super()._train_writer
+
+    @property
+    def _val_writer(self):
+        return self._silent_writer or super()._val_writer
+
+    def set_model(self, model):
+        """Opens the event files, on the chief alone of several workers."""
+        self._silent_writer = None
+        if not is_chief(model.distribute_strategy):
+            import tensorflow as tf
+
+            self._silent_writer = tf.summary.create_noop_writer()
+        super().set_model(model)
 
     def on_epoch_begin(self, epoch, logs=None):
         """Starts counting anew, as the metrics do."""

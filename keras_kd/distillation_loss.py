@@ -227,6 +227,11 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
             for name, variable in self._tunables.items()
         }
 
+    @property
+    def weights(self):
+        """Dict of the current weights of the distillation terms, by name."""
+        return {name: self.tunables[name] for name in self._weight_names}
+
     def assign(self, **values):
         """Changes weights or the temperature, also while training.
 

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 from keras.src.backend import get_keras_mask, set_keras_mask
 
-from keras_kd import losses
+from keras_kd import distribution, losses
 from keras_kd.distillation_loss import (
     LABELS,
     check_labels,
@@ -258,13 +258,15 @@ class Distiller(keras.Model):
         y = self._with_statistics(x, _as_dict(y))
         # The rest of the step (forward pass, loss scaling, regularisation,
         # update, metrics) is Keras's own, on the targets made here.
-        return super().train_step((x, y, sample_weight))
+        logs = super().train_step((x, y, sample_weight))
+        return distribution.step_logs(logs, self.distribute_strategy)
 
     def test_step(self, data):
         """One step of evaluation: the student alone, on the labels."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with self._evaluation():
-            return super().test_step((x, _as_dict(y), sample_weight))
+            logs = super().test_step((x, _as_dict(y), sample_weight))
+        return distribution.step_logs(logs, self.distribute_strategy)
 
     def _with_statistics(self, x, y):
         """Adds to the labels what the loss needs from the teacher."""
@@ -426,23 +428,57 @@ class Distiller(keras.Model):
 
     # -- running -------------------------------------------------------------
 
-    def fit(self, x=None, y=None, *args, class_weight=None, **kwargs):
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        *args,
+        class_weight=None,
+        **kwargs,
+    ):
         """Trains the student; arguments as in `keras.Model.fit`.
 
         Class weights apply to labels of any shape, [batch, time] included,
         and multiply sample weights.
+
+        Where several workers train together each calls `fit` with the same
+        arguments; only the chief (worker 0) writes files, and all of them
+        restore from its `BackupAndRestore`, so its folder must be one that
+        all can read.
+
+        Raises:
+            RuntimeError: if another worker is lost.
         """
         self._build_student(x)
         class_weight = dict(class_weight or {})
         if class_weight != self._class_weight:
             self._class_weight = class_weight
             self.train_function = None
-        return super().fit(x, y, *args, **kwargs)
+        strategy = self.distribute_strategy
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = distribution.worker_callbacks(callbacks, strategy)
+        with distribution.lost_worker_as_message(strategy):
+            return super().fit(
+                x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs
+            )
 
     def evaluate(self, *args, **kwargs):
         """Plain cross-entropy and metrics; as `keras.Model.evaluate`."""
-        with self._evaluation():
+        strategy = self.distribute_strategy
+        with (
+            self._evaluation(),
+            distribution.lost_worker_as_message(strategy),
+        ):
             return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args, **kwargs):
+        """The student's outputs; as `keras.Model.predict`."""
+        with distribution.lost_worker_as_message(self.distribute_strategy):
+            return super().predict(*args, **kwargs)
 
     @contextlib.contextmanager
     def _evaluation(self):
@@ -499,6 +535,9 @@ class Distiller(keras.Model):
         return self.test_function
 
     def _checked(self, step):
+        if distribution.spans_workers(self.distribute_strategy):
+            step = self._looped(step)
+
         def checked_step(iterator):
             logs = step(iterator)
             self._monitors.value.faults.check(self)
@@ -506,7 +545,40 @@ class Distiller(keras.Model):
 
         return checked_step
 
+    def _looped(self, step):
+        """`steps_per_execution` steps, each a call of its own.
+
+        Collective operations of several workers get their keys when a compiled
+        function is called, and inside the loop that Keras compiles they get
+        none.
+        """
+
+        def looped_step(iterator):
+            steps, logs = self.steps_per_execution, None
+            self.steps_per_execution = 1
+            try:
+                for _ in range(steps):
+                    logs = step(iterator)
+            except distribution.end_of_data():
+                if logs is None:
+                    raise
+            finally:
+                self.steps_per_execution = steps
+            return logs
+
+        return looped_step
+
     # -- saving --------------------------------------------------------------
+
+    def save(self, *args, **kwargs):
+        """As `keras.Model.save`; of several workers only the chief writes."""
+        if distribution.is_chief(self.distribute_strategy):
+            super().save(*args, **kwargs)
+
+    def save_weights(self, *args, **kwargs):
+        """As `keras.Model.save_weights`; only the chief writes."""
+        if distribution.is_chief(self.distribute_strategy):
+            super().save_weights(*args, **kwargs)
 
     def get_config(self):
         """The arguments of the constructor, serialised."""

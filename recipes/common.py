@@ -1,4 +1,4 @@
-"""What the recipes share: strategy, run folder, resuming, result table."""
+"""What the recipes share: options, the study itself, its folder and table."""
 
 import contextlib
 import hashlib
@@ -19,60 +19,6 @@ def errors_as_messages():
         raise click.ClickException(str(error)) from error
 
 
-def make_strategy(kind, replicas=None):
-    """A distribution strategy; to be made before TensorFlow is used.
-
-    Args:
-        kind: "one" for the default device, or "mirrored" for a replica on
-            each GPU, or, where there is none, on each of several logical
-            CPU devices.
-        replicas: how many replicas "mirrored" uses; `None` for every GPU, or
-            two CPU replicas.
-
-    Returns:
-        A `tf.distribute.Strategy`.
-
-    Raises:
-        ValueError: if there are fewer devices than replicas.
-    """
-    import tensorflow as tf
-
-    if kind == "one":
-        if replicas not in (None, 1):
-            raise ValueError(
-                "One device holds one replica. Received: --strategy one with "
-                f"--replicas {replicas}. Use --strategy mirrored."
-            )
-        return tf.distribute.get_strategy()
-    gpus = tf.config.list_physical_devices("GPU")
-    if not gpus:
-        return tf.distribute.MirroredStrategy(_logical_cpus(replicas or 2))
-    replicas = replicas or len(gpus)
-    if replicas > len(gpus):
-        raise ValueError(
-            "There must be a GPU for each replica. Received: --replicas "
-            f"{replicas} with {len(gpus)} GPUs. Lower --replicas."
-        )
-    return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(replicas)])
-
-
-def _logical_cpus(count):
-    import tensorflow as tf
-
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    configuration = tf.config.LogicalDeviceConfiguration()
-    # Refused once TensorFlow runs; then what is there must do.
-    with contextlib.suppress(RuntimeError):
-        tf.config.set_logical_device_configuration(cpu, [configuration] * count)
-    devices = [d.name for d in tf.config.list_logical_devices("CPU")]
-    if len(devices) < count:
-        raise ValueError(
-            f"{count} CPU replicas need {count} logical CPU devices. Received: "
-            f"{len(devices)}. Start a new process, or lower --replicas."
-        )
-    return devices[:count]
-
-
 class RunFolder:
     """The folder of one run: its configuration, models, results and logs.
 
@@ -84,22 +30,28 @@ class RunFolder:
         config: dict of the options that decide the results, in JSON's types.
         folder: path, or `None` for a folder below runs/ named after the
             configuration.
+        strategy: optional `tf.distribute.Strategy`; of its workers the chief
+            writes into the folder, and the others read along.
 
     Raises:
         ValueError: if the folder holds another run, naming the options that
             differ, or other files.
     """
 
-    def __init__(self, recipe, config, folder=None):
+    def __init__(self, recipe, config, folder=None, strategy=None):
+        from keras_kd import distribution
+
         config = json.loads(json.dumps({"recipe": recipe, **config}))
         if folder is None:
             text = json.dumps(config, sort_keys=True)
             digest = hashlib.sha256(text.encode()).hexdigest()[:8]
             folder = pathlib.Path("runs") / f"{recipe}-{digest}"
         self.folder = pathlib.Path(folder)
+        self.writes = strategy is None or distribution.is_chief(strategy)
         self._check(config)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _write_json(self.folder / "config.json", config)
+        if self.writes:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write_json(self.folder / "config.json", config)
 
     def _check(self, config):
         if not self.folder.exists():
@@ -147,52 +99,57 @@ class RunFolder:
         """Path of a model's file."""
         return self.folder / f"{name}.keras"
 
+    def backup(self, name):
+        """Path of the folder that keeps the state of unfinished training."""
+        return self.folder / "unfinished" / name
+
+    def epochs_done(self, name):
+        """How many epochs of unfinished training need not be repeated."""
+        path = self.backup(name) / "training_metadata.json"
+        return json.loads(path.read_text())["epoch"] if path.exists() else 0
+
+    def callbacks(self, name):
+        """Callbacks that make an interrupted `fit` go on from its last epoch.
+
+        Returns:
+            List of Keras callbacks, the last of them a stopwatch.
+        """
+        import keras
+
+        backup = self.backup(name)
+        if self.writes:
+            backup.parent.mkdir(parents=True, exist_ok=True)
+        return [
+            # The copy before the last serves if the last is cut short.
+            keras.callbacks.BackupAndRestore(
+                str(backup), double_checkpoint=True
+            ),
+            make_stopwatch(backup.with_suffix(".seconds"), self.writes),
+        ]
+
     def train_once(self, name, train):
         """Trains a model unless its result is there already.
 
         Args:
             name: of the model.
-            train: function of a list of callbacks, those that make its
-                training resume where it was interrupted; returns a dict of
-                results.
-
-        Returns:
-            The dict of results, with the "seconds" of training.
+            train: function without arguments that returns a dict of results.
         """
         if name in self.results:
             click.echo(f"{name}: done before, kept.")
-            return self.results[name]
+            return
         click.echo(f"\n{name}")
-        backup = self.folder / "unfinished" / name
-        stopwatch = make_stopwatch(backup.with_suffix(".seconds"))
-        result = train([*resume_callbacks(backup), stopwatch])
-        result = {**result, "seconds": round(stopwatch.seconds(), 1)}
-        _write_json(
-            self.folder / "results.json", {**self.results, name: result}
-        )
-        return result
+        result = train()
+        if self.writes:
+            results = {**self.results, name: result}
+            _write_json(self.folder / "results.json", results)
 
 
-def resume_callbacks(backup):
-    """Callbacks that make an interrupted `fit` go on from its last epoch.
-
-    Args:
-        backup: path of the folder for its state, removed at the end.
-
-    Returns:
-        List of Keras callbacks.
-    """
-    import keras
-
-    backup.parent.mkdir(parents=True, exist_ok=True)
-    return [keras.callbacks.BackupAndRestore(str(backup))]
-
-
-def make_stopwatch(path):
+def make_stopwatch(path, writes=True):
     """A callback that adds up the seconds of epochs over interruptions.
 
     Args:
         path: of the file that keeps them.
+        writes: whether this process keeps the file.
 
     Returns:
         A Keras callback with a method `seconds`.
@@ -204,13 +161,14 @@ def make_stopwatch(path):
             return float(path.read_text()) if path.exists() else 0.0
 
         def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 0:
+            if epoch == 0 and writes:
                 path.unlink(missing_ok=True)
             self._began = time.perf_counter()
 
         def on_epoch_end(self, epoch, logs=None):
             took = time.perf_counter() - self._began
-            path.write_text(str(self.seconds() + took))
+            if writes:
+                path.write_text(str(self.seconds() + took))
 
     return Stopwatch()
 

@@ -1,0 +1,132 @@
+"""Several machines: what Keras 3 leaves to do under a multi-worker strategy.
+
+TensorFlow is imported where it is used: nothing here runs on other backends.
+"""
+
+import contextlib
+
+import keras
+from keras import ops
+
+# Callbacks that write files from what every worker knows anyway.
+_CHIEF_ONLY = (keras.callbacks.CSVLogger, keras.callbacks.TensorBoard)
+
+
+def spans_workers(strategy):
+    """Whether a strategy trains in several processes.
+
+    Args:
+        strategy: a `tf.distribute.Strategy`.
+
+    Returns:
+        A boolean.
+    """
+    return strategy.extended._in_multi_worker_mode()
+
+
+def is_chief(strategy):
+    """Whether this process is the one that writes files.
+
+    Args:
+        strategy: a `tf.distribute.Strategy`.
+
+    Returns:
+        `True` for worker 0 (or a task called chief), and always where there
+        is one process.
+    """
+    return strategy.extended.should_checkpoint
+
+
+def step_logs(logs, strategy):
+    """Logs of a step in a form that Keras averages over workers.
+
+    Keras averages them along an axis that scalars do not have.
+
+    Args:
+        logs: dict of scalars.
+        strategy: a `tf.distribute.Strategy`.
+
+    Returns:
+        The dict, of tensors of shape (1,) if the strategy spans workers.
+    """
+    if not spans_workers(strategy):
+        return logs
+    return keras.tree.map_structure(lambda v: ops.reshape(v, (1,)), logs)
+
+
+def worker_callbacks(callbacks, strategy):
+    """The callbacks of `fit` that this process shall run.
+
+    Every worker calls the same `fit`, but only the chief may write.
+
+    Args:
+        callbacks: list of Keras callbacks, or `None`.
+        strategy: a `tf.distribute.Strategy`.
+
+    Returns:
+        List of callbacks. On workers other than the chief those that only
+        write are left out, and `BackupAndRestore` only restores.
+    """
+    callbacks = [c for c in keras.tree.flatten(callbacks) if c is not None]
+    if is_chief(strategy):
+        return callbacks
+    kept = []
+    for callback in callbacks:
+        if isinstance(callback, keras.callbacks.BackupAndRestore):
+            kept.append(_RestoreOnly(callback))
+        elif getattr(callback, "every_worker", False):
+            kept.append(callback)
+        elif not isinstance(callback, _CHIEF_ONLY):
+            kept.append(callback)
+    return kept
+
+
+class _RestoreOnly(keras.callbacks.Callback):
+    """Restores what the chief backed up."""
+
+    def __init__(self, backup):
+        super().__init__()
+        self._backup = backup
+
+    def on_train_begin(self, logs=None):
+        self._backup.set_model(self.model)
+        self._backup.on_train_begin(logs)
+
+
+def end_of_data():
+    """What a step raises when its iterator has no more batches."""
+    import tensorflow as tf
+
+    return StopIteration, tf.errors.OutOfRangeError
+
+
+@contextlib.contextmanager
+def lost_worker_as_message(strategy):
+    """Says clearly that another worker is gone.
+
+    Args:
+        strategy: a `tf.distribute.Strategy`.
+
+    Raises:
+        RuntimeError: instead of what TensorFlow raises in a step when a
+            worker does not answer.
+    """
+    import tensorflow as tf
+
+    lost = (
+        tf.errors.UnavailableError,
+        tf.errors.AbortedError,
+        tf.errors.CancelledError,
+        tf.errors.DeadlineExceededError,
+    )
+    try:
+        yield
+    except lost as error:
+        if not spans_workers(strategy):
+            raise
+        raise RuntimeError(
+            "Another worker does not answer: it ended, or was ended. See its "
+            "output, then start all workers again; with BackupAndRestore they "
+            f"go on from the last backup. Received: {type(error).__name__} in "
+            "a step."
+        ) from error
