@@ -123,7 +123,9 @@ class GradientScale(keras.metrics.Metric):
             since: optional earlier `snapshot`, to leave out what it counted.
 
         Returns:
-            A dict: "count" (examples with a defined w), "mean",
+            A dict: "count" (examples with a defined w), "mean", "median"
+            (to within a bin; unlike the mean it is not moved by the huge
+            values of examples of which the student is nearly sure),
             "reversed_share" (share of them with w < 0), "undefined_share"
             (share of all examples left out because q_t is 1), "histogram"
             ([bins] NumPy array) and "edges" ([bins + 1]).
@@ -135,11 +137,18 @@ class GradientScale(keras.metrics.Metric):
         return {
             "count": count,
             "mean": float(total / max(count, 1)),
+            "median": self._median(histogram),
             "reversed_share": float(reversed_ / max(count, 1)),
             "undefined_share": float(undefined / max(count + undefined, 1)),
             "histogram": histogram,
             "edges": self.edges,
         }
+
+    def _median(self, histogram):
+        if not histogram.sum():
+            return 0.0
+        below = np.concatenate([[0], np.cumsum(histogram)]) / histogram.sum()
+        return float(np.interp(0.5, below, self.edges))
 
     def get_config(self):
         """The arguments of the constructor."""

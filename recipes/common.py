@@ -184,9 +184,10 @@ def print_table(title, rows):
     import rich.table
 
     table = rich.table.Table(title=title)
-    for column in rows[0]:
-        justify = "left" if column == next(iter(rows[0])) else "right"
-        table.add_column(column, justify=justify)
+    first, *others = rows[0]
+    table.add_column(first, no_wrap=True)
+    for column in others:
+        table.add_column(column, justify="right")
     for row in rows:
         table.add_row(*row.values())
     rich.console.Console().print(table)

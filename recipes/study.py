@@ -158,6 +158,12 @@ class Study:
         """Callbacks for `fit` and `evaluate` with these models."""
         return []
 
+    def board(self, path):
+        """The TensorBoard callback that logs to a path."""
+        import keras_kd as kd
+
+        return kd.callbacks.KDTensorBoard(path)
+
     def fitted_teacher(self, model):
         """A loaded teacher, made to fit the data or refused."""
         return model
@@ -215,7 +221,7 @@ class Study:
         result = self._fit(f"student-{loss_name}", "student", distiller)
         if loss_name != PLAIN:
             summary = distiller.gradient_scales["all"].summary()
-            result["gradient_scale"] = summary["mean"]
+            result["median_gradient_scale"] = summary["median"]
             result["reversed_share"] = summary["reversed_share"]
         return result
 
@@ -267,8 +273,6 @@ class Study:
 
     def _fit(self, name, role, distiller):
         """Fits a Distiller, saves its student and returns its results."""
-        import keras_kd as kd
-
         *callbacks, stopwatch = self.run.callbacks(name)
         epochs, steps = self.epochs(role), self.steps_per_epoch(role)
         probe = None
@@ -287,7 +291,7 @@ class Study:
                 *callbacks,
                 stopwatch,
                 *self.callbacks(distiller.student, distiller.teacher),
-                kd.callbacks.KDTensorBoard(str(self.run.tensorboard / name)),
+                self.board(str(self.run.tensorboard / name)),
                 *([probe] if probe else []),
             ],
         )
@@ -353,7 +357,7 @@ class Study:
                     heading: _number(result.get(key), form, factor)
                     for heading, key, factor, form in self.columns
                 },
-                "mean w": _number(result.get("gradient_scale"), ".2f"),
+                "median w": _number(result.get("median_gradient_scale"), ".2f"),
                 "reversed": _number(result.get("reversed_share"), ".1%"),
                 "seconds": _number(result.get("seconds"), ".0f"),
             }

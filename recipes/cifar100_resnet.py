@@ -1,0 +1,221 @@
+"""Which part of a teacher's knowledge helps a small image classifier?
+
+Trains a CIFAR ResNet as teacher, then a smaller one once with each loss, and
+compares their test accuracies (Tang et al. 2020, "Understanding and Improving
+Knowledge Distillation", the CIFAR-100 study).
+
+    python recipes/cifar100_resnet.py --dataset digits
+
+runs offline in about a minute on two cores.
+
+    python recipes/cifar100_resnet.py --strategy mirrored
+
+is the study at full size, for a machine with GPUs.
+"""
+
+import click
+import common
+import images
+import resnet
+import strategies
+import study
+from study import positive
+
+# Where the learning rate drops, as shares of all epochs: at 150, 180 and 210
+# of 240.
+_DROPS = (0.625, 0.75, 0.875)
+_DEFAULTS = {
+    "cifar100": {"epochs": 240, "teacher_depth": 56, "student_depth": 20},
+    "digits": {"epochs": 20, "teacher_depth": 20, "student_depth": 8},
+}
+
+
+@click.command(context_settings={"show_default": True})
+@click.option(
+    "--dataset", type=click.Choice(("cifar100", "digits")), default="cifar100"
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(exists=True, file_okay=False),
+    help="Folder of TFDS data sets. [default: TFDS's own]",
+)
+@click.option(
+    "--limit-train", type=positive, help="Use so many training images."
+)
+@click.option(
+    "--teacher-depth",
+    type=positive,
+    help="6n + 2. [default: 56, and 20 for the digits]",
+)
+@click.option(
+    "--teacher-epochs", type=positive, help="[default: as for --epochs]"
+)
+@click.option(
+    "--student-depth",
+    type=positive,
+    help="6n + 2. [default: 20, and 8 for the digits]",
+)
+@click.option(
+    "--epochs",
+    type=positive,
+    help="[default: 240, and 20 for the digits]",
+)
+@click.option("--batch-size", type=positive, default=64, help="Global.")
+@click.option("--learning-rate", type=float, default=0.05)
+@click.option(
+    "--drop-at",
+    type=positive,
+    multiple=True,
+    help="Epoch after which the rate drops; may be given several times. "
+    "[default: 62.5 %, 75 % and 87.5 % of all epochs: 150, 180, 210 of 240]",
+)
+@click.option("--drop-factor", type=study.share, default=0.1)
+@click.option("--momentum", type=study.share, default=0.9)
+@click.option("--weight-decay", type=float, default=5e-4)
+@click.option(
+    "--augment/--no-augment", default=True, help="Random crops and flips."
+)
+@study.shared_options(("plain", "label_smoothing", "kd_pt", "kd_sim", "kd"))
+def main(losses, log_dir, **options):
+    """Compares distillation losses on a small image classifier."""
+    with common.errors_as_messages():
+        _fill_in(options)
+        strategy = strategies.make_strategy(
+            options["strategy"], options["replicas"]
+        )
+        data = load(options)
+        run = common.RunFolder("cifar100_resnet", options, log_dir, strategy)
+        click.echo(f"{options['dataset']}. Run folder: {run.folder}")
+        ImageStudy(data, run, strategy, options).train_all(losses)
+
+
+def _fill_in(options):
+    """Defaults that depend on other options."""
+    for name, value in _DEFAULTS[options["dataset"]].items():
+        options[name] = options[name] or value
+    options["teacher_epochs"] = options["teacher_epochs"] or options["epochs"]
+
+
+def load(options):
+    """The `images.Images` that the options ask for."""
+    if options["dataset"] == "digits":
+        if options["data_dir"]:
+            raise ValueError(
+                "The digits come with scikit-learn. Received: --dataset digits "
+                f"with --data-dir {options['data_dir']}. Leave --data-dir out."
+            )
+        return images.digits()
+    return images.cifar100(options["data_dir"])
+
+
+class ImageStudy(study.Study):
+    """CIFAR ResNets on images held in memory; see `study.Study`.
+
+    Args:
+        data: `images.Images`.
+        run: a `common.RunFolder`.
+        strategy: a `tf.distribute.Strategy`.
+        options: dict of the command's options.
+    """
+
+    columns = (
+        ("top-1 %", "test_accuracy", 100, ".2f"),
+        ("top-5 %", "test_top5_accuracy", 100, ".2f"),
+    )
+
+    def __init__(self, data, run, strategy, options):
+        super().__init__(run, strategy, options)
+        self.images = data
+        self.train_size = min(
+            options["limit_train"] or len(data.train[0]), len(data.train[0])
+        )
+        if self.train_size < options["batch_size"]:
+            raise ValueError(
+                "There must be an image for each place of a batch. Received: "
+                f"{self.train_size} training images and --batch-size "
+                f"{options['batch_size']}. Lower --batch-size."
+            )
+
+    def training_data(self, role, first_epoch):
+        """Shuffled and augmented batches."""
+        return images.training_stream(
+            self.images,
+            self.train_size,
+            self.options["batch_size"],
+            self.options["seed"],
+            first_epoch,
+            self.options["augment"],
+        )
+
+    def steps_per_epoch(self, role):
+        """Number of full batches."""
+        return self.train_size // self.options["batch_size"]
+
+    def evaluation_data(self):
+        """The test images; none are held out, as usual on CIFAR."""
+        batch_size = 4 * self.options["batch_size"]
+        return {"test": images.evaluation_batches(self.images.test, batch_size)}
+
+    def metrics(self):
+        """Top-1 and top-5 accuracy."""
+        import keras
+
+        return [
+            keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
+            keras.metrics.SparseTopKCategoricalAccuracy(
+                k=5, name="top5_accuracy"
+            ),
+        ]
+
+    def build(self, role):
+        """A CIFAR ResNet."""
+        return resnet.cifar_resnet(
+            self.options[f"{role}_depth"],
+            self.images.shape,
+            self.images.classes,
+            self.images.mean,
+            self.images.deviation,
+            self.options["weight_decay"],
+            name=role,
+        )
+
+    def optimizer(self, role):
+        """SGD with momentum, its rate falling in steps."""
+        import keras
+
+        options, epochs = self.options, self.epochs(role)
+        drops = options["drop_at"] or [share * epochs for share in _DROPS]
+        steps = self.steps_per_epoch(role)
+        rates = [
+            options["learning_rate"] * options["drop_factor"] ** i
+            for i in range(len(drops) + 1)
+        ]
+        schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
+            [round(epoch * steps) for epoch in sorted(drops)], rates
+        )
+        return keras.optimizers.SGD(schedule, momentum=options["momentum"])
+
+    def board(self, path):
+        """TensorBoard, with related classes side by side."""
+        import keras_kd as kd
+
+        return kd.callbacks.KDTensorBoard(
+            path, similarity_classes=self.images.class_order
+        )
+
+    def fitted_teacher(self, model):
+        """A teacher of these images, or an error."""
+        shape, classes = model.input_shape[1:], model.output_shape[-1]
+        expected = self.images.shape, self.images.classes
+        if (tuple(shape), classes) != expected:
+            raise ValueError(
+                "The teacher must take these images and know these classes. "
+                f"Received: a teacher of images {tuple(shape)} and {classes} "
+                f"classes for images {expected[0]} and {expected[1]} classes. "
+                "Choose another --teacher, or leave it out to train one."
+            )
+        return model
+
+
+if __name__ == "__main__":
+    main()

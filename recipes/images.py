@@ -1,0 +1,227 @@
+"""Labelled images: CIFAR-100 by TFDS, or scikit-learn's digits offline."""
+
+import dataclasses
+
+import numpy as np
+
+# Of the channels of CIFAR-100's training images.
+CIFAR100_MEAN = 255 * np.array([0.5070, 0.4865, 0.4409])
+CIFAR100_DEVIATION = 255 * np.array([0.2673, 0.2564, 0.2761])
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """A data set of small images, in memory.
+
+    Attributes:
+        train: ([images, height, width, channels] uint8, [images] int32
+            labels).
+        test: the same.
+        classes: number of classes.
+        mean: [channels] means of the training pixels, in [0, 255].
+        deviation: [channels] standard deviations.
+        class_order: list of class ids in which related ones are neighbours.
+        flips: whether an image and its mirror image are of one class.
+    """
+
+    train: tuple
+    test: tuple
+    classes: int
+    mean: np.ndarray
+    deviation: np.ndarray
+    class_order: list
+    flips: bool
+
+    @property
+    def shape(self):
+        """(height, width, channels)."""
+        return self.train[0].shape[1:]
+
+
+def digits():
+    """Scikit-learn's handwritten digits: 1,437 to train with, 360 to test."""
+    import sklearn.datasets
+
+    data = sklearn.datasets.load_digits()
+    images = np.round(data.images * (255 / 16)).astype("uint8")[..., None]
+    labels = data.target.astype("int32")
+    # The writers come one after the other in the file.
+    order = np.random.default_rng(0).permutation(len(images))
+    test, train = order[:360], order[360:]
+    pixels = images[train]
+    return Images(
+        train=(pixels, labels[train]),
+        test=(images[test], labels[test]),
+        classes=10,
+        mean=np.array([pixels.mean()]),
+        deviation=np.array([pixels.std()]),
+        class_order=list(range(10)),
+        flips=False,
+    )
+
+
+def cifar100(data_dir=None):
+    """CIFAR-100.
+
+    Args:
+        data_dir: folder of TFDS data sets; `None` for TFDS's own, below the
+            home directory.
+
+    Returns:
+        `Images`.
+
+    Raises:
+        OSError: if it is neither there nor can be downloaded, with the three
+            ways on.
+        ValueError: if its folder is not complete.
+    """
+    builder = prepared_builder(
+        "cifar100",
+        data_dir,
+        "use scikit-learn's digits instead: --dataset digits",
+    )
+
+    import tensorflow_datasets as tfds
+
+    train, test = (
+        tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
+        for split in ("train", "test")
+    )
+    superclass = dict(zip(train["label"], train["coarse_label"], strict=True))
+    return Images(
+        train=(train["image"], train["label"].astype("int32")),
+        test=(test["image"], test["label"].astype("int32")),
+        classes=100,
+        mean=CIFAR100_MEAN,
+        deviation=CIFAR100_DEVIATION,
+        class_order=sorted(range(100), key=lambda c: (superclass[c], c)),
+        flips=True,
+    )
+
+
+def prepared_builder(name, data_dir, third_way):
+    """A TFDS builder whose files are all there.
+
+    Args:
+        name: of the data set.
+        data_dir: folder of TFDS data sets, or `None` for TFDS's own.
+        third_way: what else a user can do if the download fails.
+
+    Returns:
+        A `tfds.core.DatasetBuilder`.
+
+    Raises:
+        OSError: if the data set can't be prepared.
+        ValueError: if it is prepared by half.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+        builder.download_and_prepare()
+    except Exception as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise OSError(
+            f"{name} could not be prepared. Received: {type(error).__name__}: "
+            f"{first_line}. Go on in one of three ways: pass --data-dir, the "
+            f"folder where TFDS keeps a prepared {name} (the folder that holds "
+            f"{name}/); prepare it on a machine with internet by `tfds build "
+            f"{name}` and copy its folder here; or {third_way}."
+        ) from error
+    missing = [
+        path
+        for split in builder.info.splits.values()
+        for path in split.filepaths
+        if not path.exists()
+    ]
+    if missing:
+        raise ValueError(
+            f"{name} is prepared by half. Received: {builder.data_path} "
+            f"without {missing[0].name} and {len(missing) - 1} other files. "
+            "Remove the folder and prepare it anew, or copy it again."
+        )
+    return builder
+
+
+def training_stream(images, size, batch_size, seed, first_epoch, augment):
+    """Endless shuffled batches, each a function of seed, epoch and position.
+
+    Args:
+        images: `Images`.
+        size: how many of the training images to use.
+        batch_size: integer; images that fill no batch are left out, others in
+            each epoch.
+        seed: integer.
+        first_epoch: epoch to start with, so that interrupted training sees
+            what it would have seen.
+        augment: whether to crop from a padded image, an eighth of its size on
+            each side, and to flip it where that keeps the class.
+
+    Returns:
+        A `tf.data.Dataset` of (x, labels), float32 [batch_size, height,
+        width, channels] in [0, 255] and int32 [batch_size].
+    """
+    import tensorflow as tf
+
+    pixels, labels = (tf.constant(array[:size]) for array in images.train)
+    used = size // batch_size * batch_size
+    pad = images.shape[0] // 8
+    # Of the seed's two parts the second is the position, so that no two
+    # images of any epoch get the same.
+    order_seed, image_seed = np.random.default_rng(seed).integers(2**31, size=2)
+
+    def order_of_epoch(epoch):
+        order = tf.random.experimental.stateless_shuffle(
+            tf.range(size), seed=[order_seed, epoch]
+        )
+        positions = epoch * used + tf.range(used, dtype=tf.int64)
+        return tf.data.Dataset.from_tensor_slices((order[:used], positions))
+
+    def example(index, position):
+        image = pixels[index]
+        if augment:
+            seed = tf.stack([image_seed, position])
+            image = tf.pad(image, [[pad, pad], [pad, pad], [0, 0]])
+            image = tf.image.stateless_random_crop(image, images.shape, seed)
+            if images.flips:
+                image = tf.image.stateless_random_flip_left_right(image, seed)
+        return tf.cast(image, tf.float32), labels[index]
+
+    epochs = tf.data.Dataset.range(first_epoch, np.iinfo("int64").max)
+    dataset = epochs.flat_map(order_of_epoch)
+    dataset = dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.batch(batch_size, drop_remainder=True)
+    return shard_by_example(dataset.prefetch(tf.data.AUTOTUNE))
+
+
+def evaluation_batches(arrays, batch_size):
+    """Batches in order, the last of them smaller.
+
+    Args:
+        arrays: (images, labels).
+        batch_size: integer.
+
+    Returns:
+        A `tf.data.Dataset`, as `training_stream`.
+    """
+    import tensorflow as tf
+
+    def example(image, label):
+        return tf.cast(image, tf.float32), label
+
+    dataset = tf.data.Dataset.from_tensor_slices(arrays)
+    return shard_by_example(dataset.batch(batch_size).map(example).prefetch(2))
+
+
+def shard_by_example(dataset):
+    """Lets each of several workers take its part of every global batch.
+
+    By default TensorFlow deals out files, and the batches would depend on the
+    number of workers.
+    """
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    policy = tf.data.experimental.AutoShardPolicy.DATA
+    options.experimental_distribute.auto_shard_policy = policy
+    return dataset.with_options(options)
