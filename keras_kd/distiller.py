@@ -535,38 +535,18 @@ class Distiller(keras.Model):
         return self.test_function
 
     def _checked(self, step):
-        if distribution.spans_workers(self.distribute_strategy):
-            step = self._looped(step)
+        spans_workers = distribution.spans_workers(self.distribute_strategy)
 
         def checked_step(iterator):
+            if spans_workers:
+                iterator = distribution.local_iterator(
+                    iterator, self.steps_per_execution
+                )
             logs = step(iterator)
             self._monitors.value.faults.check(self)
             return logs
 
         return checked_step
-
-    def _looped(self, step):
-        """`steps_per_execution` steps, each a call of its own.
-
-        Collective operations of several workers get their keys when a compiled
-        function is called, and inside the loop that Keras compiles they get
-        none.
-        """
-
-        def looped_step(iterator):
-            steps, logs = self.steps_per_execution, None
-            self.steps_per_execution = 1
-            try:
-                for _ in range(steps):
-                    logs = step(iterator)
-            except distribution.end_of_data():
-                if logs is None:
-                    raise
-            finally:
-                self.steps_per_execution = steps
-            return logs
-
-        return looped_step
 
     # -- saving --------------------------------------------------------------
 

@@ -4,6 +4,7 @@ TensorFlow is imported where it is used: nothing here runs on other backends.
 """
 
 import contextlib
+import itertools
 
 import keras
 from keras import ops
@@ -93,11 +94,27 @@ class _RestoreOnly(keras.callbacks.Callback):
         self._backup.on_train_begin(logs)
 
 
-def end_of_data():
-    """What a step raises when its iterator has no more batches."""
-    import tensorflow as tf
+def local_iterator(iterator, steps):
+    """The next batches, drawn outside the compiled step.
 
-    return StopIteration, tf.errors.OutOfRangeError
+    A compiled step that draws its batch itself does not notice the end of the
+    data where several workers train together, but goes on with empty batches;
+    and its collective operations fail in the loop that Keras compiles for
+    `steps_per_execution`. Given any other iterator, Keras calls the compiled
+    step once per batch.
+
+    Args:
+        iterator: a distributed iterator.
+        steps: how many batches to draw at most.
+
+    Returns:
+        A Python iterator.
+
+    Raises:
+        StopIteration: if there is no batch left.
+    """
+    batches = itertools.islice(iterator, steps)
+    return itertools.chain([next(batches)], batches)
 
 
 @contextlib.contextmanager

@@ -158,26 +158,19 @@ class ImageStudy(study.Study):
 
     def metrics(self):
         """Top-1 and top-5 accuracy."""
-        import keras
-
-        return [
-            keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
-            keras.metrics.SparseTopKCategoricalAccuracy(
-                k=5, name="top5_accuracy"
-            ),
-        ]
+        return images.accuracies()
 
     def build(self, role):
         """A CIFAR ResNet."""
-        return resnet.cifar_resnet(
+        model = resnet.cifar_resnet(
             self.options[f"{role}_depth"],
             self.images.shape,
             self.images.classes,
             self.images.mean,
             self.images.deviation,
-            self.options["weight_decay"],
             name=role,
         )
+        return study.with_weight_decay(model, self.options["weight_decay"])
 
     def optimizer(self, role):
         """SGD with momentum, its rate falling in steps."""
@@ -205,15 +198,7 @@ class ImageStudy(study.Study):
 
     def fitted_teacher(self, model):
         """A teacher of these images, or an error."""
-        shape, classes = model.input_shape[1:], model.output_shape[-1]
-        expected = self.images.shape, self.images.classes
-        if (tuple(shape), classes) != expected:
-            raise ValueError(
-                "The teacher must take these images and know these classes. "
-                f"Received: a teacher of images {tuple(shape)} and {classes} "
-                f"classes for images {expected[0]} and {expected[1]} classes. "
-                "Choose another --teacher, or leave it out to train one."
-            )
+        images.check_teacher(model, self.images.shape, self.images.classes)
         return model
 
 

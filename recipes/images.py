@@ -225,3 +225,34 @@ def shard_by_example(dataset):
     policy = tf.data.experimental.AutoShardPolicy.DATA
     options.experimental_distribute.auto_shard_policy = policy
     return dataset.with_options(options)
+
+
+def accuracies():
+    """Top-1 and top-5 accuracy as Keras metrics."""
+    import keras
+
+    return [
+        keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
+        keras.metrics.SparseTopKCategoricalAccuracy(k=5, name="top5_accuracy"),
+    ]
+
+
+def check_teacher(model, shape, classes):
+    """Refuses a teacher of other images or classes.
+
+    Args:
+        model: a `keras.Model`.
+        shape: (height, width, channels).
+        classes: number of classes.
+
+    Raises:
+        ValueError: with both shapes and numbers of classes.
+    """
+    found = tuple(model.input_shape[1:]), model.output_shape[-1]
+    if found != (tuple(shape), classes):
+        raise ValueError(
+            "The teacher must take these images and know these classes. "
+            f"Received: a teacher of images {found[0]} and {found[1]} classes "
+            f"for images {tuple(shape)} and {classes} classes. Choose another "
+            "--teacher."
+        )

@@ -7,7 +7,6 @@ def cifar_resnet(
     classes,
     mean,
     standard_deviation,
-    weight_decay=0.0,
     name=None,
 ):
     """A ResNet of depth 6n + 2: three stages of n blocks, 16, 32, 64 wide.
@@ -21,8 +20,6 @@ def cifar_resnet(
         classes: number of classes.
         mean: sequence of the channels' means, of pixels in [0, 255].
         standard_deviation: sequence of their standard deviations.
-        weight_decay: float; its half times the sum of squares of every
-            trainable weight joins the loss.
         name: optional name.
 
     Returns:
@@ -45,83 +42,57 @@ def cifar_resnet(
             "A CIFAR ResNet has 6n + 2 layers. Received: a depth of "
             f"{depth}. Choose among 8, 14, 20, 32, 44, 56 and 110."
         )
-    make = _Layers(weight_decay)
     inputs = keras.Input(input_shape)
     x = layers.Normalization(
         mean=mean, variance=np.square(standard_deviation), name="normalization"
     )(inputs)
-    x = make.convolution(x, 16, "conv1")
-    x = layers.ReLU()(make.batch_norm(x, "bn1"))
+    x = _convolution(x, 16, "conv1")
+    x = layers.ReLU()(_batch_norm(x, "bn1"))
     for stage, width in enumerate((16, 32, 64), start=1):
         for block in range((depth - 2) // 6):
             stride = 2 if stage > 1 and block == 0 else 1
-            x = _block(x, width, stride, make, f"layer{stage}_{block}")
+            x = _block(x, width, stride, f"layer{stage}_{block}")
     x = layers.GlobalAveragePooling2D()(x)
-    logits = layers.Dense(
-        classes,
-        dtype="float32",
-        kernel_regularizer=make.regularizer(),
-        bias_regularizer=make.regularizer(),
-        name="fc",
-    )(x)
+    logits = layers.Dense(classes, dtype="float32", name="fc")(x)
     return keras.Model(inputs, logits, name=name)
 
 
-def _block(x, width, stride, make, name):
+def _block(x, width, stride, name):
     from keras import layers
 
     shortcut = x
     if x.shape[-1] != width:
-        shortcut = make.convolution(
+        shortcut = _convolution(
             x, width, f"{name}_downsample_0", size=1, stride=stride
         )
-        shortcut = make.batch_norm(shortcut, f"{name}_downsample_1")
-    x = make.convolution(x, width, f"{name}_conv1", stride=stride)
-    x = layers.ReLU()(make.batch_norm(x, f"{name}_bn1"))
-    x = make.convolution(x, width, f"{name}_conv2")
-    x = make.batch_norm(x, f"{name}_bn2")
+        shortcut = _batch_norm(shortcut, f"{name}_downsample_1")
+    x = _convolution(x, width, f"{name}_conv1", stride=stride)
+    x = layers.ReLU()(_batch_norm(x, f"{name}_bn1"))
+    x = _convolution(x, width, f"{name}_conv2")
+    x = _batch_norm(x, f"{name}_bn2")
     return layers.ReLU()(layers.Add()([x, shortcut]))
 
 
-class _Layers:
-    """Convolutions and batch normalisations with one weight decay."""
+def _convolution(x, filters, name, size=3, stride=1):
+    from keras import layers
 
-    def __init__(self, weight_decay):
-        self.weight_decay = weight_decay
+    padding = "same"
+    if stride > 1 and size > 1:
+        # "same" would pad an even image on the right and below alone.
+        x = layers.ZeroPadding2D(size // 2)(x)
+        padding = "valid"
+    return layers.Conv2D(
+        filters,
+        size,
+        stride,
+        padding=padding,
+        use_bias=False,
+        kernel_initializer="he_normal",
+        name=name,
+    )(x)
 
-    def regularizer(self):
-        import keras
 
-        if not self.weight_decay:
-            return None
-        return keras.regularizers.L2(self.weight_decay / 2)
+def _batch_norm(x, name):
+    from keras import layers
 
-    def convolution(self, x, filters, name, size=3, stride=1):
-        from keras import layers
-
-        padding = "same"
-        if stride > 1 and size > 1:
-            # "same" would pad an even image on the right and below alone.
-            x = layers.ZeroPadding2D(size // 2)(x)
-            padding = "valid"
-        return layers.Conv2D(
-            filters,
-            size,
-            stride,
-            padding=padding,
-            use_bias=False,
-            kernel_initializer="he_normal",
-            kernel_regularizer=self.regularizer(),
-            name=name,
-        )(x)
-
-    def batch_norm(self, x, name):
-        from keras import layers
-
-        return layers.BatchNormalization(
-            momentum=0.9,
-            epsilon=1e-5,
-            gamma_regularizer=self.regularizer(),
-            beta_regularizer=self.regularizer(),
-            name=name,
-        )(x)
+    return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)(x)

@@ -195,11 +195,15 @@ class Study:
         with self.strategy.scope():
             teacher = self.fitted_teacher(keras.models.load_model(path))
         if self.options["teacher"]:
-            self.run.train_once(
-                "teacher",
-                lambda: self._scores(self._distiller("teacher", teacher)),
-            )
+            self.evaluate_teacher(teacher)
         return teacher
+
+    def evaluate_teacher(self, teacher):
+        """Puts the scores of a teacher that was not trained here on record."""
+        self.run.train_once(
+            "teacher",
+            lambda: self._scores(self._distiller("teacher", teacher)),
+        )
 
     def student(self, loss_name, teacher):
         """Trains a student with a loss, unless it is done."""
@@ -367,6 +371,29 @@ class Study:
 
 def _number(value, form, factor=1):
     return "-" if value is None else f"{value * factor:{form}}"
+
+
+def with_weight_decay(model, weight_decay):
+    """Adds weight decay to a model that is to be trained.
+
+    It is the L2 penalty of SGD's classical form, whose gradient passes through
+    the momentum; Keras's optimizers' own `weight_decay` does not. The
+    regularisers are not saved with the model.
+
+    Args:
+        model: a built `keras.Model`.
+        weight_decay: float; its half times the sum of squares of every
+            trainable weight joins the loss.
+
+    Returns:
+        The model.
+    """
+    import keras
+
+    if weight_decay:
+        for variable in model.trainable_variables:
+            variable.regularizer = keras.regularizers.L2(weight_decay / 2)
+    return model
 
 
 def make_step_timer(steps):

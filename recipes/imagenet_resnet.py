@@ -1,0 +1,354 @@
+"""Which part of a teacher's knowledge helps a ResNet-50 on ImageNet?
+
+Distils a pre-trained ResNet-152 into a ResNet-50 once with each loss, and
+compares their accuracies (Tang et al. 2020, "Understanding and Improving
+Knowledge Distillation", the ImageNet study).
+
+    python recipes/imagenet_resnet.py --data-dir tensorflow_datasets \
+        --strategy mirrored --mixed-precision
+
+needs `imagenet2012` as TFDS prepares it, and GPUs.
+"""
+
+import functools
+
+import click
+import common
+import images
+import strategies
+import study
+from study import positive
+
+# Networks of keras.applications that end in a dense layer, by their module.
+NETWORKS = {
+    "ResNet50": "resnet",
+    "ResNet101": "resnet",
+    "ResNet152": "resnet",
+    "ResNet50V2": "resnet_v2",
+    "ResNet101V2": "resnet_v2",
+    "ResNet152V2": "resnet_v2",
+    "MobileNetV2": "mobilenet_v2",
+}
+# At which shares of all epochs the rate drops tenfold with --decay step: at
+# 30, 60 and 80 of 90.
+_DROPS = (1 / 3, 2 / 3, 8 / 9)
+# Batch size for which --learning-rate is given.
+_REFERENCE_BATCH = 256
+
+network = click.Choice(tuple(NETWORKS))
+
+
+@click.command(context_settings={"show_default": True})
+@click.option(
+    "--data-dir",
+    type=click.Path(exists=True, file_okay=False),
+    help="Folder of TFDS data sets. [default: TFDS's own]",
+)
+@click.option(
+    "--limit-train", type=positive, help="Use so many training images."
+)
+@click.option("--image-size", type=click.IntRange(min=32), default=224)
+@click.option("--teacher-network", type=network, default="ResNet152")
+@click.option("--student-network", type=network, default="ResNet50")
+@click.option("--epochs", type=positive, default=90)
+@click.option("--batch-size", type=positive, default=256, help="Global.")
+@click.option(
+    "--learning-rate",
+    type=float,
+    default=0.1,
+    help="For a batch of 256; it is scaled with the batch.",
+)
+@click.option(
+    "--decay", type=click.Choice(("cosine", "step")), default="cosine"
+)
+@click.option("--warmup-epochs", type=click.IntRange(min=0), default=5)
+@click.option("--momentum", type=study.share, default=0.9)
+@click.option("--weight-decay", type=float, default=1e-4)
+@click.option("--shuffle-buffer", type=positive, default=16_384, help="Images.")
+@study.shared_options(
+    ("plain", "label_smoothing", "kd_pt", "kd_sim", "kd_pt_sim", "kd_topk")
+)
+def main(losses, log_dir, **options):
+    """Compares distillation losses on ImageNet."""
+    with common.errors_as_messages():
+        strategy = strategies.make_strategy(
+            options["strategy"], options["replicas"]
+        )
+        builder = images.prepared_builder(
+            "imagenet2012",
+            options["data_dir"],
+            "put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into the "
+            "folder's downloads/manual/ and run this again",
+        )
+        run = common.RunFolder("imagenet_resnet", options, log_dir, strategy)
+        click.echo(f"imagenet2012. Run folder: {run.folder}")
+        ImageNetStudy(builder, run, strategy, options).train_all(losses)
+
+
+class ImageNetStudy(study.Study):
+    """Networks of keras.applications on ImageNet; see `study.Study`.
+
+    Args:
+        builder: a TFDS builder with the splits "train" and "validation".
+        run: a `common.RunFolder`.
+        strategy: a `tf.distribute.Strategy`.
+        options: dict of the command's options.
+    """
+
+    columns = (
+        ("top-1 %", "valid_accuracy", 100, ".2f"),
+        ("top-5 %", "valid_top5_accuracy", 100, ".2f"),
+    )
+    # The paper keeps half of ImageNet's classes.
+    loss_arguments = {"kd_topk": {"k": 0.5}}
+
+    def __init__(self, builder, run, strategy, options):
+        super().__init__(run, strategy, options)
+        self.builder = builder
+        self.classes = builder.info.features["label"].num_classes
+        available = builder.info.splits["train"].num_examples
+        self.train_size = min(options["limit_train"] or available, available)
+        if self.train_size < options["batch_size"]:
+            raise ValueError(
+                "There must be an image for each place of a batch. Received: "
+                f"{self.train_size} training images and --batch-size "
+                f"{options['batch_size']}. Lower --batch-size."
+            )
+
+    def training_data(self, role, first_epoch):
+        """Shuffled batches of randomly cropped and flipped images.
+
+        An interrupted run goes on in another order than it would have.
+        """
+        import tensorflow as tf
+
+        options = self.options
+        dataset = self._encoded(f"train[:{self.train_size}]", shuffle=True)
+        dataset = dataset.repeat().shuffle(
+            min(options["shuffle_buffer"], self.train_size),
+            seed=options["seed"] + first_epoch,
+        )
+        return self._batches(
+            dataset, functools.partial(random_crop, size=options["image_size"])
+        ).prefetch(tf.data.AUTOTUNE)
+
+    def steps_per_epoch(self, role):
+        """Number of full batches."""
+        return self.train_size // self.options["batch_size"]
+
+    def evaluation_data(self):
+        """The validation images, whose centre is used."""
+        dataset = self._encoded("validation", shuffle=False)
+        crop = functools.partial(centre_crop, size=self.options["image_size"])
+        return {"valid": self._batches(dataset, crop)}
+
+    def _encoded(self, split, shuffle):
+        """(JPEG bytes, label); a crop need not decode the whole image."""
+        import tensorflow_datasets as tfds
+
+        return self.builder.as_dataset(
+            split=split,
+            shuffle_files=shuffle,
+            decoders={"image": tfds.decode.SkipDecoding()},
+            read_config=tfds.ReadConfig(
+                shuffle_seed=self.options["seed"], try_autocache=False
+            ),
+        )
+
+    def _batches(self, dataset, crop):
+        import tensorflow as tf
+
+        def example(features):
+            label = tf.cast(features["label"], tf.int32)
+            return crop(features["image"]), label
+
+        dataset = dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+        return dataset.batch(self.options["batch_size"])
+
+    def metrics(self):
+        """Top-1 and top-5 accuracy."""
+        return images.accuracies()
+
+    def build(self, role):
+        """An untrained network."""
+        options = self.options
+        model = application(
+            options[f"{role}_network"],
+            options["image_size"],
+            self.classes,
+            name=role,
+        )
+        return study.with_weight_decay(model, options["weight_decay"])
+
+    def optimizer(self, role):
+        """SGD with momentum; the rate rises, then falls."""
+        import keras
+
+        schedules = keras.optimizers.schedules
+        options = self.options
+        peak = options["learning_rate"]
+        peak *= options["batch_size"] / _REFERENCE_BATCH
+        steps = options["epochs"] * self.steps_per_epoch(role)
+        warmup = options["warmup_epochs"] * self.steps_per_epoch(role)
+        if warmup >= steps:
+            raise ValueError(
+                "The learning rate must have time to fall after it rose. "
+                f"Received: --warmup-epochs {options['warmup_epochs']} of "
+                f"--epochs {options['epochs']}. Lower --warmup-epochs."
+            )
+        if options["decay"] == "cosine":
+            rate = schedules.CosineDecay(
+                0.0 if warmup else peak,
+                steps - warmup,
+                warmup_target=peak if warmup else None,
+                warmup_steps=warmup,
+            )
+        else:
+            rate = _step_decay(peak, steps, warmup)
+        return keras.optimizers.SGD(rate, momentum=options["momentum"])
+
+    def teacher(self):
+        """The teacher given, or keras.applications' own."""
+        if self.options["teacher"]:
+            return super().teacher()
+        with self.strategy.scope():
+            teacher = pretrained(
+                self.options["teacher_network"], self.options["image_size"]
+            )
+        self.evaluate_teacher(teacher)
+        return teacher
+
+    def fitted_teacher(self, model):
+        """A teacher of these images, or an error."""
+        size = self.options["image_size"]
+        images.check_teacher(model, (size, size, 3), self.classes)
+        return model
+
+
+def _step_decay(peak, steps, warmup):
+    """Rises in steps of a hundredth of the warm-up, then drops tenfold."""
+    import keras
+
+    rungs = min(100, warmup)
+    rises = [round(warmup * (i + 1) / rungs) for i in range(rungs)]
+    drops = [max(round(share * steps), warmup + 1) for share in _DROPS]
+    rates = [peak * i / rungs for i in range(rungs)]
+    rates += [peak * 0.1**i for i in range(len(drops) + 1)]
+    return keras.optimizers.schedules.PiecewiseConstantDecay(
+        rises + drops, rates
+    )
+
+
+# -- networks ------------------------------------------------------------------
+
+
+def application(network, image_size, classes, weights=None, name=None):
+    """A network of keras.applications with its preprocessing built in.
+
+    Args:
+        network: key of `NETWORKS`.
+        image_size: height and width in pixels.
+        classes: number of classes.
+        weights: as in keras.applications.
+        name: optional name.
+
+    Returns:
+        A `keras.Model` from pixels in [0, 255] to logits.
+    """
+    import keras
+
+    module = getattr(keras.applications, NETWORKS[network])
+    inputs = keras.Input((image_size, image_size, 3))
+    model = getattr(keras.applications, network)(
+        input_tensor=module.preprocess_input(inputs),
+        input_shape=(image_size, image_size, 3),
+        weights=weights,
+        classes=classes,
+        classifier_activation=None,
+    )
+    if name:
+        model.name = name
+    return model
+
+
+def pretrained(network, image_size):
+    """A network with its ImageNet weights.
+
+    Args:
+        network: key of `NETWORKS`.
+        image_size: height and width in pixels.
+
+    Returns:
+        A `keras.Model`, as `application`.
+
+    Raises:
+        OSError: if the weights can't be downloaded.
+    """
+    try:
+        model = application(network, 224, 1000, weights="imagenet")
+    except Exception as error:
+        raise OSError(
+            f"The weights of {network} could not be downloaded. Received: "
+            f"{error}. Download them where there is internet (Keras keeps them "
+            "in its models folder) and copy them, or pass --teacher "
+            "model.keras."
+        ) from error
+    if image_size == 224:
+        return model
+    # Keras gives the weights for 224 pixels alone, but no layer depends on it.
+    resized = application(network, image_size, 1000)
+    resized.set_weights(model.get_weights())
+    return resized
+
+
+# -- images --------------------------------------------------------------------
+
+
+def random_crop(encoded, size):
+    """A random part of an image, flipped or not (Szegedy et al. 2015).
+
+    Args:
+        encoded: scalar string, a JPEG.
+        size: height and width of the result.
+
+    Returns:
+        [size, size, 3] float32 pixels in [0, 255].
+    """
+    import tensorflow as tf
+
+    begin, extent, _ = tf.image.sample_distorted_bounding_box(
+        tf.io.extract_jpeg_shape(encoded),
+        tf.zeros((1, 0, 4)),
+        area_range=(0.08, 1.0),
+        aspect_ratio_range=(3 / 4, 4 / 3),
+        use_image_if_no_bounding_boxes=True,
+    )
+    window = tf.concat([begin[:2], extent[:2]], axis=0)
+    image = tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
+    image = tf.image.resize(image, (size, size))
+    return tf.image.random_flip_left_right(image)
+
+
+def centre_crop(encoded, size):
+    """The centre of an image, 7/8 of its shorter side.
+
+    Args:
+        encoded: scalar string, a JPEG.
+        size: height and width of the result.
+
+    Returns:
+        [size, size, 3] float32 pixels in [0, 255].
+    """
+    import tensorflow as tf
+
+    shape = tf.io.extract_jpeg_shape(encoded)
+    side = tf.cast(tf.reduce_min(shape[:2]), tf.float32) * 0.875
+    side = tf.cast(side, tf.int32)
+    begin = (shape[:2] - side) // 2
+    window = tf.concat([begin, [side, side]], axis=0)
+    image = tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
+    return tf.image.resize(image, (size, size))
+
+
+if __name__ == "__main__":
+    main()
