@@ -25,6 +25,7 @@ from keras_kd.softmax import label_softmax
 # Beside labels and statistics, the step carries these of each example.
 _TEACHER_RIGHT = "teacher_right"
 _TEACHER_FINITE = "teacher_finite"
+_HALF = ("float16", "bfloat16")
 
 
 class _Untracked:
@@ -359,10 +360,17 @@ class Distiller(keras.Model):
         return reduced * ops.divide_no_nan(count * replicas, total)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        """Updates the compiled metrics with labels and student outputs."""
+        """Updates the compiled metrics with labels and student outputs.
+
+        Half-precision outputs are given in float32, as some metrics ask.
+        """
         logits = self._student_logits(y_pred)
         y, _ = self._usable(_as_dict(y), logits, record=False)
         sample_weight = self._weights(y, logits, sample_weight)
+        if keras.backend.standardize_dtype(y_pred.dtype) in _HALF:
+            mask = get_keras_mask(y_pred)
+            y_pred = ops.cast(y_pred, "float32")
+            set_keras_mask(y_pred, mask)
         return super().compute_metrics(x, y[LABELS], y_pred, sample_weight)
 
     def _student_logits(self, y_pred):
@@ -535,10 +543,12 @@ class Distiller(keras.Model):
         return self.test_function
 
     def _checked(self, step):
-        spans_workers = distribution.spans_workers(self.distribute_strategy)
+        strategy = self.distribute_strategy
+        spans_workers = distribution.spans_workers(strategy)
+        replicas = strategy.num_replicas_in_sync
 
         def checked_step(iterator):
-            if spans_workers:
+            if spans_workers or (replicas > 1 and self.steps_per_execution > 1):
                 iterator = distribution.local_iterator(
                     iterator, self.steps_per_execution
                 )

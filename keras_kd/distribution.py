@@ -99,9 +99,9 @@ def local_iterator(iterator, steps):
 
     A compiled step that draws its batch itself does not notice the end of the
     data where several workers train together, but goes on with empty batches;
-    and its collective operations fail in the loop that Keras compiles for
-    `steps_per_execution`. Given any other iterator, Keras calls the compiled
-    step once per batch.
+    and the collective operations of several replicas fail in the loop that
+    Keras compiles for `steps_per_execution`. Given any other iterator, Keras
+    calls the compiled step once per batch.
 
     Args:
         iterator: a distributed iterator.

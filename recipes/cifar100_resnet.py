@@ -125,6 +125,8 @@ class ImageStudy(study.Study):
 
     def __init__(self, data, run, strategy, options):
         super().__init__(run, strategy, options)
+        for role in ("teacher", "student"):
+            resnet.blocks_per_stage(options[f"{role}_depth"])
         self.images = data
         self.train_size = min(
             options["limit_train"] or len(data.train[0]), len(data.train[0])

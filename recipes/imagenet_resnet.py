@@ -10,8 +10,6 @@ Knowledge Distillation", the ImageNet study).
 needs `imagenet2012` as TFDS prepares it, and GPUs.
 """
 
-import functools
-
 import click
 import common
 import images
@@ -128,9 +126,8 @@ class ImageNetStudy(study.Study):
             min(options["shuffle_buffer"], self.train_size),
             seed=options["seed"] + first_epoch,
         )
-        return self._batches(
-            dataset, functools.partial(random_crop, size=options["image_size"])
-        ).prefetch(tf.data.AUTOTUNE)
+        dataset = self._decoded(dataset, random_crop)
+        return dataset.batch(options["batch_size"]).prefetch(tf.data.AUTOTUNE)
 
     def steps_per_epoch(self, role):
         """Number of full batches."""
@@ -139,8 +136,13 @@ class ImageNetStudy(study.Study):
     def evaluation_data(self):
         """The validation images, whose centre is used."""
         dataset = self._encoded("validation", shuffle=False)
-        crop = functools.partial(centre_crop, size=self.options["image_size"])
-        return {"valid": self._batches(dataset, crop)}
+        batches = images.full_batches(
+            self._decoded(dataset, centre_crop),
+            self.builder.info.splits["validation"].num_examples,
+            self.options["batch_size"],
+        )
+        # Else files are dealt out, and the filling once per worker.
+        return {"valid": images.shard_by_example(batches)}
 
     def _encoded(self, split, shuffle):
         """(JPEG bytes, label); a crop need not decode the whole image."""
@@ -155,15 +157,14 @@ class ImageNetStudy(study.Study):
             ),
         )
 
-    def _batches(self, dataset, crop):
+    def _decoded(self, dataset, crop):
         import tensorflow as tf
 
         def example(features):
-            label = tf.cast(features["label"], tf.int32)
-            return crop(features["image"]), label
+            image = crop(features["image"], self.options["image_size"])
+            return image, tf.cast(features["label"], tf.int32)
 
-        dataset = dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE)
-        return dataset.batch(self.options["batch_size"])
+        return dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE)
 
     def metrics(self):
         """Top-1 and top-5 accuracy."""

@@ -195,22 +195,46 @@ def training_stream(images, size, batch_size, seed, first_epoch, augment):
 
 
 def evaluation_batches(arrays, batch_size):
-    """Batches in order, the last of them smaller.
+    """Batches in order.
 
     Args:
         arrays: (images, labels).
         batch_size: integer.
 
     Returns:
-        A `tf.data.Dataset`, as `training_stream`.
+        A `tf.data.Dataset` of (x, labels, sample_weight); see `full_batches`.
     """
     import tensorflow as tf
 
     def example(image, label):
         return tf.cast(image, tf.float32), label
 
-    dataset = tf.data.Dataset.from_tensor_slices(arrays)
-    return shard_by_example(dataset.batch(batch_size).map(example).prefetch(2))
+    dataset = tf.data.Dataset.from_tensor_slices(arrays).map(example)
+    return shard_by_example(full_batches(dataset, len(arrays[0]), batch_size))
+
+
+def full_batches(dataset, size, batch_size):
+    """Batches that are all full, so that no replica has an empty share.
+
+    Not every kernel takes an empty batch (convolutions on processors do not).
+
+    Args:
+        dataset: `tf.data.Dataset` of (image, label).
+        size: how many examples it has.
+        batch_size: integer.
+
+    Returns:
+        A `tf.data.Dataset` of (x, labels, sample_weight), with weight 1 for
+        each example and 0 for what fills up the last batch.
+    """
+    import tensorflow as tf
+
+    def weighted(weight):
+        return lambda image, label: (image, label, tf.constant(weight))
+
+    filling = dataset.take(1).repeat(-size % batch_size).map(weighted(0.0))
+    dataset = dataset.map(weighted(1.0)).concatenate(filling)
+    return dataset.batch(batch_size, drop_remainder=True).prefetch(2)
 
 
 def shard_by_example(dataset):

@@ -37,11 +37,7 @@ def cifar_resnet(
     import numpy as np
     from keras import layers
 
-    if depth < 8 or (depth - 2) % 6:
-        raise ValueError(
-            "A CIFAR ResNet has 6n + 2 layers. Received: a depth of "
-            f"{depth}. Choose among 8, 14, 20, 32, 44, 56 and 110."
-        )
+    blocks = blocks_per_stage(depth)
     inputs = keras.Input(input_shape)
     x = layers.Normalization(
         mean=mean, variance=np.square(standard_deviation), name="normalization"
@@ -49,12 +45,32 @@ def cifar_resnet(
     x = _convolution(x, 16, "conv1")
     x = layers.ReLU()(_batch_norm(x, "bn1"))
     for stage, width in enumerate((16, 32, 64), start=1):
-        for block in range((depth - 2) // 6):
+        for block in range(blocks):
             stride = 2 if stage > 1 and block == 0 else 1
             x = _block(x, width, stride, f"layer{stage}_{block}")
     x = layers.GlobalAveragePooling2D()(x)
     logits = layers.Dense(classes, dtype="float32", name="fc")(x)
     return keras.Model(inputs, logits, name=name)
+
+
+def blocks_per_stage(depth):
+    """Blocks in each stage of a ResNet of depth 6n + 2.
+
+    Args:
+        depth: integer.
+
+    Returns:
+        An integer.
+
+    Raises:
+        ValueError: if there is no network of that depth.
+    """
+    if depth < 8 or (depth - 2) % 6:
+        raise ValueError(
+            "A CIFAR ResNet has 6n + 2 layers. Received: a depth of "
+            f"{depth}. Choose among 8, 14, 20, 32, 44, 56 and 110."
+        )
+    return (depth - 2) // 6
 
 
 def _block(x, width, stride, name):

@@ -176,6 +176,8 @@ class Study:
         Args:
             losses: names out of `LOSSES`.
         """
+        for name in losses:
+            self.loss(name)  # Refuses a bad weight before anything is trained.
         teacher = self.teacher()
         for name in losses:
             self.student(name, teacher)

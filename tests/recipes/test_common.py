@@ -1,12 +1,10 @@
-"""Run folder, resuming and strategies."""
+"""Run folder, resuming and result table."""
 
 import json
 import time
 
 import common
 import pytest
-import strategies
-import tensorflow as tf
 
 
 def test_the_same_options_find_their_folder_and_others_do_not(
@@ -63,18 +61,3 @@ def test_the_stopwatch_goes_on_after_an_interruption(tmp_path):
     again.on_epoch_begin(0)
     assert again.seconds() == 0
     again.on_epoch_end(0)
-
-
-def test_one_device_and_several_replicas_are_refused():
-    with pytest.raises(ValueError, match="--replicas 2"):
-        strategies.make_strategy("one", 2)
-
-
-def test_more_replicas_than_devices_are_refused():
-    tf.config.list_logical_devices()
-    with pytest.raises(ValueError, match="Received: 2"):
-        strategies.make_strategy("mirrored", 64)
-
-
-def test_mirrored_has_the_replicas_asked_for():
-    assert strategies.make_strategy("mirrored", 2).num_replicas_in_sync == 2

@@ -1,22 +1,23 @@
 """The language-model recipe, whole and small, as a user starts it."""
 
+import functools
 import json
-import os
-import pathlib
-import signal
+import socket
 import subprocess
-import sys
-import time
 
 import keras
 import numpy as np
+import processes
 import pytest
+import study
+from processes import losses, results
 
-RECIPE = pathlib.Path(__file__).parents[2] / "recipes" / "ptb_lstm.py"
+RECIPE = "ptb_lstm.py"
 SMALL = (
     "--vocabulary 60 --teacher-units 8 --student-units 4 --teacher-epochs 2 "
     "--epochs 2 --batch-size 8 --time-steps 10"
 ).split()
+run = functools.partial(processes.run, RECIPE)
 
 
 @pytest.fixture(scope="module")
@@ -35,52 +36,31 @@ def text(tmp_path_factory):
     return folder
 
 
-def command(*arguments):
-    return [sys.executable, str(RECIPE), *map(str, arguments)]
-
-
-def run(folder, *arguments, check=True):
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    return subprocess.run(
-        command(*arguments),
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=check,
-    )
-
-
-def results(folder):
-    return json.loads((folder / "results.json").read_text())
-
-
 @pytest.fixture(scope="module")
 def finished(text, tmp_path_factory):
     """A run with every loss."""
     folder = tmp_path_factory.mktemp("work")
-    losses = "plain label_smoothing kd_pt kd_sim kd_pt_sim kd_topk kd".split()
     arguments = [
         "--data-dir",
         text,
         "--log-dir",
         "run",
         *SMALL,
-        *(word for loss in losses for word in ("--loss", loss)),
+        *losses(*study.LOSSES),
     ]
-    return folder, arguments, run(folder, *arguments), losses
+    return folder, arguments, run(folder, *arguments)
 
 
 def test_every_loss_gives_a_row_a_model_and_logs(finished):
-    folder, _, process, losses = finished
+    folder, _, process = finished
     found = results(folder / "run")
-    assert set(found) == {"teacher", *(f"student-{n}" for n in losses)}
+    assert set(found) == {"teacher", *(f"student-{n}" for n in study.LOSSES)}
     for name, result in found.items():
         assert 1 < result["test_perplexity"] < 60, name
         model = keras.models.load_model(folder / "run" / f"{name}.keras")
         assert model.count_params() == result["parameters"]
         assert any((folder / "run" / "tensorboard" / name).rglob("*tfevents*"))
-    for loss in losses:
+    for loss in study.LOSSES:
         assert loss in process.stdout
     assert "tensorboard --logdir" in process.stdout
     assert not list((folder / "run" / "unfinished").glob("*/"))
@@ -106,7 +86,7 @@ def test_reported_perplexity_is_that_of_the_saved_model(finished, text):
 
 
 def test_running_again_trains_nothing(finished):
-    folder, arguments, _, _ = finished
+    folder, arguments, _ = finished
     before = results(folder / "run")
     process = run(folder, *arguments)
     assert "Epoch" not in process.stdout
@@ -114,7 +94,7 @@ def test_running_again_trains_nothing(finished):
 
 
 def test_another_run_in_the_same_folder_is_refused(finished):
-    folder, arguments, _, _ = finished
+    folder, arguments, _ = finished
     process = run(folder, *arguments, "--seed", 5, check=False)
     assert process.returncode != 0
     assert "seed: 0 there, 5 now" in process.stderr
@@ -127,20 +107,10 @@ def test_killed_and_run_again_ends_where_an_uninterrupted_run_does(
     """SIGKILL in the middle of the first student's training."""
     arguments = ["--data-dir", text, "--log-dir", "run", *SMALL]
     arguments += ["--loss", "kd_pt"]
-    process = subprocess.Popen(
-        command(*arguments),
-        cwd=tmp_path,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
     backup = tmp_path / "run" / "unfinished" / "student-kd_pt"
-    deadline = time.monotonic() + 120
-    while not (backup / "training_metadata.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    processes.kill_when(
+        (backup / "training_metadata.json").exists, RECIPE, tmp_path, *arguments
+    )
     teacher = results(tmp_path / "run")["teacher"]
     output = run(tmp_path, *arguments).stdout
     assert "teacher: done before" in output
@@ -168,6 +138,48 @@ def test_two_replicas_give_the_perplexities_of_one(finished, text, tmp_path):
     for name, result in one.items():
         assert two[name]["test_perplexity"] == pytest.approx(
             result["test_perplexity"], rel=1e-3
+        )
+
+
+def test_two_workers_give_the_perplexities_of_one(finished, text, tmp_path):
+    """Two processes of one command, as on two machines."""
+    arguments = ["--data-dir", text, "--log-dir", "run", *SMALL]
+    arguments += losses("kd_pt", "plain")
+    ports = []
+    for _ in range(2):
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            ports.append(probe.getsockname()[1])
+    cluster = {"worker": [f"localhost:{port}" for port in ports]}
+    started = [
+        subprocess.Popen(
+            processes.command(RECIPE, *arguments, "--strategy", "multiworker"),
+            cwd=tmp_path,
+            env=processes.environment(
+                TF_CONFIG=json.dumps(
+                    {
+                        "cluster": cluster,
+                        "task": {"type": "worker", "index": index},
+                    }
+                )
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    outputs = [process.communicate(timeout=240)[0] for process in started]
+    for process, output in zip(started, outputs, strict=True):
+        assert process.returncode == 0, output[-3000:]
+        assert "Perplexity" in output or "kd_pt" in output
+    two, one = results(tmp_path / "run"), results(finished[0] / "run")
+    assert set(two) == {"teacher", "student-kd_pt", "student-plain"}
+    for name in two:
+        # The teacher's dropout draws other numbers.
+        assert two[name]["test_perplexity"] == pytest.approx(
+            one[name]["test_perplexity"],
+            rel=1e-3 if name == "student-plain" else 0.1,
         )
 
 

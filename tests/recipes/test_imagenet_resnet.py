@@ -1,0 +1,197 @@
+"""The ImageNet recipe on generated images in TFDS's own files."""
+
+import functools
+
+import imagenet_resnet
+import keras
+import numpy as np
+import processes
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from processes import losses, results
+
+RECIPE = "imagenet_resnet.py"
+run = functools.partial(processes.run, RECIPE)
+
+
+def examples(count, seed):
+    """Pictures whose shade tells the class."""
+    random = np.random.default_rng(seed)
+    for i in range(count):
+        height, width = random.integers(40, 60, 2)
+        label = 200 * int(random.integers(0, 5))
+        noise = random.integers(0, 56, (height, width, 3))
+        image = (label // 4 + noise).astype("uint8")
+        yield i, {"image": image, "label": label, "file_name": f"{i}.JPEG"}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="imagenet2012",
+        version="5.1.0",
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(encoding_format="jpeg"),
+                "label": tfds.features.ClassLabel(num_classes=1000),
+                "file_name": tfds.features.Text(),
+            }
+        ),
+        split_datasets={
+            "train": list(examples(50, 0)),
+            "validation": list(examples(22, 1)),
+        },
+        data_dir=folder,
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    path = tmp_path_factory.mktemp("teacher") / "teacher.keras"
+    imagenet_resnet.application("MobileNetV2", 32, 1000).save(path)
+    return path
+
+
+def test_the_whole_recipe_with_all_options(data_dir, teacher, tmp_path):
+    arguments = [
+        *("--data-dir", data_dir, "--teacher", teacher, "--log-dir", "run"),
+        *"--student-network MobileNetV2 --image-size 32 --epochs 2".split(),
+        *"--batch-size 16 --limit-train 48 --warmup-epochs 1".split(),
+        *"--decay step --learning-rate 0.1 --momentum 0.8".split(),
+        *"--weight-decay 1e-5 --shuffle-buffer 16 --seed 2".split(),
+        *"--mixed-precision --strategy mirrored --replicas 2".split(),
+        *"--steps-per-execution 2 --validate-every 2".split(),
+        *"--weight 0.4 --temperature 3".split(),
+        *losses("plain", "kd_topk"),
+    ]
+    output = run(tmp_path, *arguments).stdout
+    found = results(tmp_path / "run")
+    assert set(found) == {"teacher", "student-plain", "student-kd_topk"}
+    for result in found.values():
+        assert 0 <= result["valid_accuracy"] <= result["valid_top5_accuracy"]
+        assert np.isfinite(result["valid_loss"])
+    assert "top-5 %" in output
+    loaded = keras.models.load_model(tmp_path / "run" / "student-plain.keras")
+    assert loaded.input_shape == (None, 32, 32, 3)
+    again = run(tmp_path, *arguments).stdout
+    assert "Epoch" not in again
+
+
+@pytest.mark.parametrize(
+    ("network", "preprocess"),
+    [
+        ("ResNet50", keras.applications.resnet.preprocess_input),
+        ("ResNet50V2", keras.applications.resnet_v2.preprocess_input),
+        ("MobileNetV2", keras.applications.mobilenet_v2.preprocess_input),
+    ],
+)
+def test_a_network_has_its_own_preprocessing(network, preprocess, tmp_path):
+    """Also after it was saved."""
+    random = np.random.default_rng(0)
+    pixels = random.uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+    model = imagenet_resnet.application(network, 32, 10, name="teacher")
+    bare = getattr(keras.applications, network)(
+        input_shape=(32, 32, 3),
+        weights=None,
+        classes=10,
+        classifier_activation=None,
+    )
+    bare.set_weights(model.get_weights())
+    expected = bare.predict(preprocess(pixels.copy()), verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for each in (model, loaded):
+        np.testing.assert_allclose(
+            each.predict(pixels, verbose=0), expected, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_crops_are_parts_of_the_picture():
+    """Of a picture whose red is its row and whose green is its column."""
+    rows, columns = np.mgrid[0:100, 0:160]
+    picture = np.stack([rows, columns, np.zeros_like(rows)], -1) + 40
+    encoded = tf.io.encode_jpeg(
+        picture.astype("uint8"), quality=100, chroma_downsampling=False
+    )
+    whole = tf.io.decode_jpeg(encoded).numpy().astype("float32")
+    centre = imagenet_resnet.centre_crop(encoded, 87).numpy()
+    np.testing.assert_allclose(centre, whole[6:93, 36:123], atol=1)
+    corners, directions = set(), set()
+    for _ in range(20):
+        crop = imagenet_resnet.random_crop(encoded, 32).numpy() - 40
+        assert crop.shape == (32, 32, 3)
+        across = crop[16, :, 1]
+        assert crop[0, 16, 0] <= crop[-1, 16, 0] + 2
+        directions.add(across[-1] > across[0])
+        corners.add((round(crop[0, 0, 0]), round(across.min())))
+    assert directions == {True, False} and len(corners) > 10
+
+
+@pytest.mark.parametrize("decay", ["cosine", "step"])
+def test_the_rate_rises_then_falls(decay):
+    options = {
+        **dict(decay=decay, epochs=90, warmup_epochs=5, learning_rate=0.1),
+        **dict(batch_size=512, momentum=0.9),
+    }
+
+    class Schedule(imagenet_resnet.ImageNetStudy):
+        def __init__(self):
+            self.options = options
+
+        def steps_per_epoch(self, role):
+            return 100
+
+    rate = Schedule().optimizer("student")._learning_rate
+    rates = [float(rate(step)) for step in range(0, 9001, 50)]
+    assert rates[0] < 0.005
+    assert max(rates) == pytest.approx(0.2, rel=1e-3)
+    assert 9 <= int(np.argmax(rates)) <= 11
+    assert rates[-1] < 0.001
+    assert np.all(np.diff(rates[11:]) <= 1e-9)
+    assert float(rate(250)) == pytest.approx(0.1, rel=0.05)
+    if decay == "step":
+        assert float(rate(4000)) == pytest.approx(0.02)
+
+
+def test_a_data_set_that_is_not_there_is_refused(tmp_path):
+    process = run(tmp_path, "--data-dir", tmp_path, check=False)
+    assert process.returncode != 0
+    for word in ("imagenet2012 could not be prepared", "downloads/manual"):
+        assert word in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--image-size", "48"], "(48, 48, 3)"),
+        (["--image-size", "32", "--limit-train", "9"], "9 training images"),
+        (
+            ["--image-size", "32", "--epochs", "4", "--batch-size", "8"],
+            "--warmup-epochs 5 of --epochs 4",
+        ),
+    ],
+)
+def test_bad_options_are_refused(
+    data_dir, teacher, tmp_path, arguments, message
+):
+    process = run(
+        tmp_path,
+        *("--data-dir", data_dir, "--teacher", teacher, "--batch-size", 16),
+        *("--student-network", "MobileNetV2", *arguments),
+        check=False,
+    )
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_weights_that_cannot_be_downloaded_are_said(monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(imagenet_resnet, "application", fail)
+    with pytest.raises(OSError, match="no route to host.*--teacher"):
+        imagenet_resnet.pretrained("ResNet152", 224)
