@@ -197,12 +197,22 @@ class Distiller(keras.Model):
             "weighted_metrics": weighted_metrics,
             **kwargs,
         }
-        super().compile(**arguments)
+        super().compile(**{**arguments, "optimizer": self._scaled(**arguments)})
         self.loss = loss
         # Kept out of Keras's tracking, which ends when a model is built: a
         # Distiller can be compiled again with a loss of other terms.
         self._monitors = _Untracked(monitors)
         self._compile_arguments = _Untracked({**arguments, "loss": loss})
+
+    def _scaled(self, optimizer, auto_scale_loss=True, **_):
+        """The optimizer, in mixed precision with its loss scaled."""
+        half = self.dtype_policy.name == "mixed_float16"
+        scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        if not (auto_scale_loss and half) or scaled:
+            return optimizer
+        return distribution.LossScaleOptimizer(
+            optimizer, name="loss_scale_optimizer"
+        )
 
     def get_compile_config(self):
         """The serialised arguments of `compile`."""

@@ -55,6 +55,28 @@ def step_logs(logs, strategy):
     return keras.tree.map_structure(lambda v: ops.reshape(v, (1,)), logs)
 
 
+class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
+    """Keras's loss scaling, for several replicas.
+
+    Keras asks whether a replica's own gradients are finite and takes them for
+    those of all. Where one replica's overflow, the others would train on what
+    it sends them, or wait for it without end.
+    """
+
+    def check_finite(self, grads):
+        """Whether the gradients of every replica are finite."""
+        import tensorflow as tf
+
+        finite = super().check_finite(grads)
+        context = tf.distribute.get_replica_context()
+        if context is None or context.num_replicas_in_sync == 1:
+            return finite
+        overflowed = ops.cast(ops.logical_not(finite), "float32")
+        return ops.equal(
+            context.all_reduce(tf.distribute.ReduceOp.SUM, overflowed), 0
+        )
+
+
 def worker_callbacks(callbacks, strategy):
     """The callbacks of `fit` that this process shall run.
 

@@ -536,6 +536,35 @@ def test_float16_student_beside_a_float32_teacher():
     assert_same_weights(half.get_weights(), full.get_weights(), tolerance=5e-3)
 
 
+def half_precision_steps(strategy, overflow_at):
+    """Weights and loss scale after steps, one example far too large."""
+    x, labels, _ = data(16)
+    weights = np.ones(16, "float32")
+    weights[overflow_at] = 1e6
+    keras.config.set_dtype_policy("mixed_float16")
+    with strategy.scope():
+        distiller = compiled(mlp(seed=1), mlp(seed=5), kd.KDPt())
+    dataset = tf.data.Dataset.from_tensor_slices((x, labels, weights)).batch(8)
+    distiller.fit(dataset, verbose=0)
+    optimizer = distiller.optimizer
+    scale = np.array(optimizer.dynamic_scale) / optimizer.initial_scale
+    return weights_of(distiller.student), scale
+
+
+@pytest.mark.parametrize("overflow_at", [1, 6])
+def test_overflow_on_one_replica_skips_the_step_on_all(
+    overflow_at, two_replicas
+):
+    """Each batch of 8 is shared by two replicas; Keras asks the first."""
+    one, scale_one = half_precision_steps(
+        tf.distribute.get_strategy(), overflow_at
+    )
+    two, scale_two = half_precision_steps(two_replicas, overflow_at)
+    assert scale_one == scale_two == 0.5
+    assert_weights_differ(one, weights_of(mlp(seed=1)))
+    assert_same_weights(one, two, tolerance=2e-3)
+
+
 def test_float16_teacher_beside_a_float32_student():
     x, labels, _ = data()
     keras.config.set_dtype_policy("float16")
