@@ -1,6 +1,7 @@
 """Knowledge distillation for Keras 3 that says why it helped."""
 
 from keras_kd import callbacks, losses, metrics, similarity
+from keras_kd.cache import TeacherCache
 from keras_kd.distiller import Distiller
 from keras_kd.losses import KD, KDPt, KDPtSim, KDSim, KDTopK, LabelSmoothing
 
@@ -14,6 +15,7 @@ __all__ = [
     "KDSim",
     "KDTopK",
     "LabelSmoothing",
+    "TeacherCache",
     "callbacks",
     "losses",
     "metrics",

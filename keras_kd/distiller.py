@@ -22,8 +22,12 @@ from keras_kd.outputs import (
 )
 from keras_kd.softmax import label_softmax
 
-# Beside labels and statistics, the step carries these of each example.
-_TEACHER_RIGHT = "teacher_right"
+# Beside labels and statistics, y may carry these of each example: whether the
+# teacher's largest logit is the label's, its logits, and the temperature at
+# which the statistics were computed.
+TEACHER_RIGHT = "teacher_right"
+TEACHER_LOGITS = "teacher_logits"
+STATISTICS_TEMPERATURE = "statistics_temperature"
 _TEACHER_FINITE = "teacher_finite"
 _HALF = ("float16", "bfloat16")
 
@@ -282,17 +286,21 @@ class Distiller(keras.Model):
     def _with_statistics(self, x, y):
         """Adds to the labels what the loss needs from the teacher."""
         missing = [n for n in self.loss.statistics if n not in y]
-        if not missing:
+        carried = TEACHER_LOGITS in y
+        if not (missing or carried and self.loss.statistics):
             return y
-        if self.teacher is None:
+        if carried:
+            logits = y[TEACHER_LOGITS]
+        elif self.teacher is None:
             raise ValueError(
                 f"{type(self.loss).__name__} needs {missing} from a teacher. "
                 "Received: teacher=None and a data set with "
                 f"{sorted(y)}. Pass Distiller(student, teacher), or data that "
-                "carry the statistics, or use LabelSmoothing, which needs no "
-                "teacher."
+                "carry the statistics, as TeacherCache.attach gives, or use "
+                "LabelSmoothing, which needs no teacher."
             )
-        logits = to_logits(self.teacher, self.teacher(x, training=False))
+        else:
+            logits = to_logits(self.teacher, self.teacher(x, training=False))
         logits = ops.cast(logits, self.loss.dtype)
         self._teacher_classes = logits.shape[-1]
         labels = check_labels(y[LABELS], logits.shape)
@@ -306,7 +314,7 @@ class Distiller(keras.Model):
             **statistics,
             LABELS: labels,
             _TEACHER_FINITE: finite,
-            _TEACHER_RIGHT: ops.equal(
+            TEACHER_RIGHT: ops.equal(
                 ops.cast(ops.argmax(logits, axis=-1), "int32"), labels
             ),
         }
@@ -340,7 +348,7 @@ class Distiller(keras.Model):
         if mask is not None:
             counted = ops.logical_and(counted, ops.cast(mask, "bool"))
         self._monitors.value.update(
-            parts, counted, sample_weight, y.get(_TEACHER_RIGHT)
+            parts, counted, sample_weight, y.get(TEACHER_RIGHT)
         )
         values = ops.where(usable, parts.loss, 0.0)
         if self.loss.ignore_class is not None:
@@ -406,11 +414,22 @@ class Distiller(keras.Model):
             ignored = ops.equal(labels, self.loss.ignore_class)
             in_range = ops.logical_or(in_range, ignored)
         finite = y.get(_TEACHER_FINITE, ops.ones_like(in_range))
+        current = self._at_current_temperature(y, in_range)
         if record:
             faults = self._monitors.value.faults
-            faults.update_state(labels, in_range, finite)
+            faults.update_state(labels, in_range, finite, current)
         labels = ops.where(in_range, labels, 0)
-        return {**y, LABELS: labels}, ops.logical_and(in_range, finite)
+        usable = ops.logical_and(in_range, ops.logical_and(finite, current))
+        return {**y, LABELS: labels}, usable
+
+    def _at_current_temperature(self, y, like):
+        """[...] booleans: whether statistics are of the loss's temperature."""
+        kept = y.get(STATISTICS_TEMPERATURE)
+        if kept is None:
+            return ops.ones_like(like)
+        wanted = ops.cast(self.loss.temperature, kept.dtype)
+        same = ops.abs(kept - wanted) <= 1e-4 * wanted
+        return ops.logical_and(expand_weights(same, like), ops.ones_like(like))
 
     def _weights(self, y, logits, sample_weight):
         """Sample weights, times the class weights in training."""

@@ -78,23 +78,26 @@ class Faults(keras.metrics.Metric):
     def __init__(self):
         super().__init__(name="faults")
         # Number of bad labels, one of them, number of examples for which the
-        # teacher's logits were not finite.
-        self.state = self.add_variable((3,), "zeros", name="state")
+        # teacher's logits were not finite, and of those whose statistics are
+        # of another temperature.
+        self.state = self.add_variable((4,), "zeros", name="state")
 
-    def update_state(self, labels, in_range, teacher_finite):
+    def update_state(self, labels, in_range, teacher_finite, current):
         """Takes note of a batch.
 
         Args:
             labels: [...] int32.
             in_range: [...] booleans, false for labels that are no class ids.
             teacher_finite: [...] booleans.
+            current: [...] booleans, false for statistics of a temperature
+                that is not the loss's.
         """
         bad_labels = ops.where(in_range, 0, labels)
         worst = ops.take(
             ops.reshape(bad_labels, (-1,)), ops.argmax(ops.abs(bad_labels))
         )
-        count, label, teacher = ops.unstack(
-            ops.convert_to_tensor(self.state), 3
+        count, label, teacher, stale = ops.unstack(
+            ops.convert_to_tensor(self.state), 4
         )
         self.state.assign(
             ops.stack(
@@ -102,6 +105,7 @@ class Faults(keras.metrics.Metric):
                     count + self._number(ops.logical_not(in_range)),
                     ops.where(count > 0, label, ops.cast(worst, self.dtype)),
                     teacher + self._number(ops.logical_not(teacher_finite)),
+                    stale + self._number(ops.logical_not(current)),
                 ]
             )
         )
@@ -110,7 +114,7 @@ class Faults(keras.metrics.Metric):
         return ops.sum(ops.cast(booleans, self.dtype))
 
     def result(self):
-        """[3], see `state`."""
+        """[4], see `state`."""
         return ops.convert_to_tensor(self.state)
 
     def check(self, distiller):
@@ -126,8 +130,8 @@ class Faults(keras.metrics.Metric):
         # gives, would mix up the labels that two of them saw.
         local = distiller.distribute_strategy.experimental_local_results
         for state in local(self.state.value):
-            count, label, teacher = ops.convert_to_numpy(state)
-            if count or teacher:
+            count, label, teacher, stale = ops.convert_to_numpy(state)
+            if count or teacher or stale:
                 break
         else:
             return
@@ -139,6 +143,15 @@ class Faults(keras.metrics.Metric):
                 f"{int(teacher)} examples of a batch. Check its weights, its "
                 "input's preprocessing and its dtype (float16 overflows at "
                 "65504). The student was not trained on these examples."
+            )
+        if stale:
+            raise ValueError(
+                "Statistics of the teacher belong to a temperature. Received: "
+                f"{int(stale)} examples with statistics of another than the "
+                f"loss's {distiller.loss.tunables['temperature']:g}. Write the "
+                "cache for a loss of this temperature; to change it while "
+                "training, write it for `KD`, whose statistics serve every "
+                "temperature. The student was not trained on these examples."
             )
         raise ValueError(
             "A label is no class id of the student. Received: label "

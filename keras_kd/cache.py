@@ -1,0 +1,648 @@
+"""The teacher cache: what losses need from a teacher, computed once.
+
+A cache is a folder. Its statistics are in files of records of one size, one
+record an example, which `tf.data.FixedLengthRecordDataset` reads from local
+disks and remote paths alike. Of the formats at hand that one alone adds no
+byte to an example: TFRecord adds 16 and an `Example` more, and
+`Dataset.save` can resume only a pipeline that runs inside tf.data, which a
+teacher under a distribution strategy does not. A manifest, written last, says
+what is kept, of which teacher and data, with a checksum of every file.
+"""
+
+import dataclasses
+import os
+import zlib
+
+import keras
+import numpy as np
+
+from keras_kd import compact, fingerprint, records
+from keras_kd.cache_writer import CacheWriter, identity_differences
+from keras_kd.distillation_loss import LABELS
+from keras_kd.distiller import STATISTICS_TEMPERATURE, TEACHER_RIGHT
+from keras_kd.teacher_pass import (
+    TeacherPass,
+    assign_states,
+    read_states,
+    reset_states,
+)
+
+
+class TeacherCache:
+    """A teacher's statistics of a data set, kept in a folder.
+
+    Opens a cache that `TeacherCache.write` has made.
+
+    Args:
+        path: the folder, local or remote.
+        check_files: whether to read all files and compare their checksums;
+            sizes are compared in any case.
+
+    Raises:
+        FileNotFoundError: if there is no cache, or writing did not end.
+        ValueError: if files are missing or damaged.
+
+    Example:
+    ```python
+    cache = kd.TeacherCache.write("cache", train, teacher, kd.KDPt())
+    distiller = kd.Distiller(student)  # No teacher from here on.
+    distiller.compile(optimizer="adam", loss=kd.KDPt())
+    distiller.fit(cache.attach(train), epochs=10)
+    ```
+    """
+
+    def __init__(self, path, check_files=True):
+        self.path = os.fspath(path)
+        self._manifest = _read_manifest(self.path)
+        self._stores = [
+            compact.read_store(description, self._manifest["dtype"])
+            for description in self._manifest["stores"]
+        ]
+        self._fields = [
+            compact.Field(name, dtype, tuple(shape))
+            for name, dtype, shape in self._manifest["fields"]
+        ]
+        self._augment = None
+        self._check_files(check_files)
+
+    # -- what is in it ---------------------------------------------------------
+
+    @property
+    def examples(self):
+        """Number of examples of the data set."""
+        return self._manifest["examples"]
+
+    @property
+    def views(self):
+        """Number of augmented views of each example."""
+        return self._manifest["views"]
+
+    @property
+    def teacher_accuracy(self):
+        """Share of labels (of all views) that the teacher got right."""
+        return self._manifest["teacher_accuracy"]
+
+    @property
+    def record_bytes(self):
+        """Bytes kept of an example (with all its tokens) in each view."""
+        return sum(field.size for field in self._fields)
+
+    # -- writing ---------------------------------------------------------------
+
+    @classmethod
+    def write(
+        cls,
+        path,
+        dataset,
+        teacher,
+        losses,
+        augment=None,
+        views=1,
+        seed=0,
+        dtype="float16",
+        batch_size=256,
+        teacher_right=False,
+        checkpoint_seconds=30,
+        verbose=1,
+    ):
+        """Runs a teacher over a data set and keeps what losses need.
+
+        Writing that was cut short goes on where it stood; a whole cache that
+        fits is used as it is, and one that does not is refused, never
+        overwritten.
+
+        Args:
+            path: folder of the cache.
+            dataset: a finite `tf.data.Dataset` of (x, labels[,
+                sample_weight]) in an order that is the same every time, of
+                examples or of batches, all but the last of one size. Shuffle
+                after `attach`, or by `epochs`.
+            teacher: a `keras.Model`; under its strategy, if it was made in
+                the scope of one. A stateful one starts from the state zero.
+            losses: a `DistillationLoss` or a list of them.
+            augment: optional function of (x, seed) to the teacher's and the
+                student's input, made of stateless random ops; x is one
+                example, seed two int64.
+            views: how many augmented views of each example are kept.
+            seed: integer, of the views.
+            dtype: "float16", exact enough for training (the loss keeps three
+                digits), or "float32".
+            batch_size: for the teacher, where `dataset` is of examples.
+            teacher_right: whether to keep also, in one byte, if the teacher's
+                largest logit is the label's, for the histograms of w by group.
+            checkpoint_seconds: after how many seconds at most what was
+                computed is safe.
+            verbose: 0 for no progress bar.
+
+        Returns:
+            A `TeacherCache`.
+
+        Raises:
+            ValueError: for an infinite or empty data set, one of batches of
+                several sizes, teacher logits that are not finite (naming the
+                batch), or a cache of something else at `path`, naming the
+                difference.
+        """
+        losses = keras.tree.flatten(losses)
+        writer = CacheWriter(
+            path=os.fspath(path),
+            dataset=dataset,
+            teacher=teacher,
+            losses=losses,
+            augment=augment,
+            views=views,
+            seed=seed,
+            dtype=dtype,
+            batch_size=batch_size,
+            teacher_right=teacher_right,
+            checkpoint_seconds=checkpoint_seconds,
+            verbose=verbose,
+        )
+        if not _is_whole(writer.path):
+            writer.run()
+        cache = cls(path)
+        cache._augment = augment
+        identity = writer.identity
+        # What is kept may be more than what these losses need.
+        for key in ("stores", "fields"):
+            identity[key] = cache._manifest[key]
+        cache._refuse(
+            identity_differences(cache._manifest, identity)
+            + cache._loss_differences(losses)
+            + cache._size_differences(dataset)
+        )
+        return cache
+
+    # -- reading ---------------------------------------------------------------
+
+    def check(self, dataset=None, teacher=None, losses=(), augment=None):
+        """Refuses what this cache does not belong to.
+
+        Args:
+            dataset: optional, as given to `write`; its size and its first
+                batches are compared, in order.
+            teacher: optional `keras.Model`.
+            losses: a `DistillationLoss` or a list of them.
+            augment: optional, as given to `write`.
+
+        Raises:
+            ValueError: naming every difference.
+        """
+        manifest, found = self._manifest, {}
+        if teacher is not None:
+            found["teacher"] = fingerprint.teacher_fingerprint(teacher)
+        if dataset is not None:
+            found["samples"] = records.compared_samples(
+                dataset,
+                manifest["batched"],
+                manifest["batch_size"],
+                manifest["seed"],
+                augment or self._augment,
+            )
+        self._refuse(
+            identity_differences(manifest, found)
+            + self._loss_differences(keras.tree.flatten(losses))
+            + ([] if dataset is None else self._size_differences(dataset))
+        )
+
+    def _refuse(self, differences):
+        if differences:
+            raise ValueError(
+                f"The cache at {self.path} belongs to something else. "
+                f"Received: {'; '.join(differences)}. Write another cache at "
+                "another path, or use what this one was written with."
+            )
+
+    def _size_differences(self, dataset):
+        size = int(dataset.cardinality())
+        manifest = self._manifest
+        kept = manifest["batches" if manifest["batched"] else "examples"]
+        if size < 0 or size == kept:
+            return []
+        return [f"a data set of {kept} elements in the cache, {size} now"]
+
+    def attach(self, dataset, loss=None, epoch=0, augment=None, check=True):
+        """One pass over the data set, with the statistics.
+
+        Args:
+            dataset: as given to `write`.
+            loss: the `DistillationLoss` to train with; may be left out where
+                the cache keeps the statistics of one.
+            epoch: integer; which view, `epoch % views`.
+            augment: as given to `write`, where the cache was opened anew.
+            check: whether to compare the data set with the cache first.
+
+        Returns:
+            A `tf.data.Dataset` of (x, y[, sample_weight]), y a dict of the
+            labels and the statistics, in batches if `dataset` is.
+
+        Raises:
+            ValueError: if the data set or the loss is not the cache's.
+        """
+        import tensorflow as tf
+
+        self._prepare(dataset, loss, augment, check)
+        store, wanted = self._store_for(loss)
+        passed = self._pass(dataset, epoch)
+        dataset = passed.map(self._augmented, num_parallel_calls=_autotune())
+        dataset = dataset.map(
+            lambda element, record: self._merge(element, record, store, wanted),
+            num_parallel_calls=_autotune(),
+        )
+        kept = self._manifest
+        size = kept["batches"] if kept["batched"] else kept["examples"]
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(size))
+        return _with_whole_sharding(dataset)
+
+    def epochs(
+        self,
+        dataset,
+        loss=None,
+        first_epoch=0,
+        batch_size=None,
+        shuffle=None,
+        seed=0,
+        augment=None,
+        check=True,
+    ):
+        """Endless passes over the data set, each epoch with the next view.
+
+        Args:
+            dataset: as given to `write`.
+            loss: see `attach`.
+            first_epoch: integer, so that interrupted training goes on with
+                what it would have seen.
+            batch_size: for a data set of examples: batches of so many, those
+                left over in each epoch dropped. `None` leaves it as it is.
+            shuffle: optional size of a shuffle buffer, of examples that are
+                not augmented yet.
+            seed: integer, of the order.
+            augment: see `attach`.
+            check: see `attach`.
+
+        Returns:
+            A `tf.data.Dataset` for `fit(..., steps_per_epoch=...)`.
+        """
+        import tensorflow as tf
+
+        self._prepare(dataset, loss, augment, check)
+        store, wanted = self._store_for(loss)
+
+        def one_epoch(epoch):
+            passed = self._pass(dataset, epoch)
+            if shuffle:
+                # The seed of this function's graph, in place of the global
+                # one: the order depends on seed and epoch alone.
+                tf.compat.v1.set_random_seed(1 + seed)
+                passed = passed.shuffle(shuffle, seed=epoch)
+            if batch_size:
+                used = self.examples // batch_size * batch_size
+                passed = passed.take(used)
+            return passed
+
+        numbers = tf.data.Dataset.range(first_epoch, np.iinfo("int64").max)
+        stream = numbers.flat_map(one_epoch)
+        stream = stream.map(self._augmented, num_parallel_calls=_autotune())
+        if batch_size:
+            stream = stream.batch(batch_size, drop_remainder=True)
+        stream = stream.map(
+            lambda element, record: self._merge(element, record, store, wanted),
+            num_parallel_calls=_autotune(),
+        )
+        return _with_whole_sharding(stream.prefetch(_autotune()))
+
+    def verify(self, dataset, teacher, batches=8, losses=(), augment=None):
+        """Computes a sample anew and compares it with what is kept.
+
+        Args:
+            dataset: as given to `write`.
+            teacher: the teacher, or another one to see how far it is.
+            batches: how many batches of each of the first and the last view;
+                spread over the data set, or the first ones for a teacher
+                that carries state.
+            losses: of your own, whose statistics the cache keeps.
+            augment: see `attach`.
+
+        Returns:
+            A `Verification`.
+
+        Raises:
+            ValueError: if the data set is not the cache's.
+        """
+        self._prepare(dataset, None, augment, True)
+        stores = self._computable_stores(keras.tree.flatten(losses))
+        return _verify(self, dataset, teacher, batches, stores)
+
+    def _prepare(self, dataset, loss, augment, check):
+        self._augment = augment or self._augment
+        if self._manifest["augmented"] and self._augment is None:
+            raise ValueError(
+                f"The cache at {self.path} was written with augmented views. "
+                "Received: no `augment`. Pass the function that `write` was "
+                "given."
+            )
+        if check:
+            self.check(dataset, losses=[] if loss is None else [loss])
+
+    def _computable_stores(self, losses):
+        """The stores, those of a user's own losses with their loss."""
+        wanted = [
+            compact.make_store(loss, self._manifest["classes"])
+            for loss in losses
+        ]
+        stores = []
+        for description in self._manifest["stores"]:
+            # In float32, so that the error of the compact form shows.
+            store = compact.read_store(description, compact.EXACT)
+            if isinstance(store, compact.OwnStore):
+                found = [w for w in wanted if w and store.serves(w)]
+                if not found:
+                    raise ValueError(
+                        "Statistics of a loss of your own are computed by that "
+                        f"loss. Received: losses={losses} for a cache of "
+                        f"{store.describe()}. Pass it in `losses`."
+                    )
+                store = found[0]
+            stores.append(store)
+        return stores
+
+    def _store_for(self, loss):
+        """The store that serves a loss, and what it wants of it."""
+        if loss is None:
+            if len(self._stores) > 1:
+                raise ValueError(
+                    f"The cache at {self.path} keeps the statistics of several "
+                    f"losses: {self._manifest['stores']}. Received: no loss. "
+                    "Pass the one to train with, as in attach(dataset, loss)."
+                )
+            store = self._stores[0]
+            if isinstance(store, compact.OwnStore) or (
+                isinstance(store, compact.TopStore)
+                and len(store.temperatures) > 1
+            ):
+                raise ValueError(
+                    "Which statistics to attach depends on the loss. Received: "
+                    "no loss. Pass the one to train with, as in "
+                    "attach(dataset, loss)."
+                )
+            return store, store
+        wanted = compact.make_store(loss, self._manifest["classes"])
+        for store in self._stores:
+            if wanted is not None and store.serves(wanted):
+                return store, wanted
+        return None, wanted
+
+    def _pass(self, dataset, epoch):
+        """(element, records) of one epoch: (x, ...), view, index, bytes."""
+        import tensorflow as tf
+
+        epoch = tf.cast(epoch, tf.int64)
+        view = epoch % self.views
+        files = tf.constant(
+            [
+                [records.join(self.path, name) for name in names]
+                for names in self._files_by_view()
+            ]
+        )
+        kept = tf.data.FixedLengthRecordDataset(files[view], self.record_bytes)
+        step = 1
+        if self._manifest["batched"]:
+            step = self._manifest["batch_size"]
+            kept = kept.batch(step)
+        first = tf.data.Dataset.counter(0, step)
+        return tf.data.Dataset.zip(dataset, first, kept).map(
+            lambda element, index, record: (element, (view, index, record))
+        )
+
+    def _augmented(self, element, record):
+        view, index, data = record
+        x, *rest = element
+        if self._augment is not None:
+            manifest = self._manifest
+            x = records.augmented(
+                x,
+                view,
+                index,
+                self._augment,
+                manifest["seed"],
+                manifest["batched"],
+            )
+        return (x, *rest), data
+
+    def _merge(self, element, data, store, wanted):
+        """(x, y[, sample_weight]) with y a dict."""
+        import tensorflow as tf
+
+        x, labels, *rest = element
+        y = {LABELS: labels}
+        if store is None:
+            return (x, y, *rest)
+        arrays = self._decode(data)
+        y.update(store.decode(arrays, wanted))
+        temperature = wanted.temperature
+        if temperature is not None:
+            rows = tf.shape(data)
+            y[STATISTICS_TEMPERATURE] = tf.fill(rows, np.float32(temperature))
+        right = _teacher_right(y, arrays)
+        if right is not None:
+            y[TEACHER_RIGHT] = right
+        return (x, y, *rest)
+
+    def _decode(self, data):
+        """Arrays by field name from records, [...] strings."""
+        import tensorflow as tf
+
+        arrays, offset = {}, 0
+        leading = tuple(data.shape)
+        rows = [-1] if leading else []
+        for field in self._fields:
+            part = tf.strings.substr(data, offset, field.size)
+            values = tf.io.decode_raw(part, field.dtype)
+            arrays[field.name] = tf.reshape(values, [*rows, *field.shape])
+            offset += field.size
+        return arrays
+
+    def _arrays(self, view):
+        """What is kept of a view: NumPy arrays [examples, ...] by name."""
+        data = []
+        for part in self._manifest["parts"]:
+            if part["view"] == view:
+                path = records.join(self.path, part["file"])
+                with records.gfile().GFile(path, "rb") as file:
+                    data.append(file.read())
+        layout = [(f.name, f.dtype, f.shape) for f in self._fields]
+        table = np.frombuffer(b"".join(data), dtype=np.dtype(layout))
+        return {field.name: table[field.name] for field in self._fields}
+
+    # -- checks ----------------------------------------------------------------
+
+    def _files_by_view(self):
+        names = [[] for _ in range(self.views)]
+        for part in self._manifest["parts"]:
+            names[part["view"]].append(part["file"])
+        # Views may be cut into different numbers of files, but a tensor of
+        # their names has rows of one length.
+        most = max(len(files) for files in names)
+        return [
+            files + [records.EMPTY] * (most - len(files)) for files in names
+        ]
+
+    def _check_files(self, checksums):
+        gfile = records.gfile()
+        for part in self._manifest["parts"]:
+            path = records.join(self.path, part["file"])
+            wanted = part["examples"] * self.record_bytes
+            found = gfile.stat(path).length if gfile.exists(path) else 0
+            damaged = found != wanted
+            if not damaged and checksums:
+                with gfile.GFile(path, "rb") as file:
+                    damaged = zlib.crc32(file.read()) != part["checksum"]
+            if damaged:
+                raise ValueError(
+                    f"The cache at {self.path} is damaged. Received: "
+                    f"{part['file']} with {found} bytes where {wanted} were "
+                    "written, or with other contents. Remove the folder and "
+                    "write the cache anew."
+                )
+
+    def _loss_differences(self, losses):
+        differences = []
+        for loss in losses:
+            wanted = compact.make_store(loss, self._manifest["classes"])
+            if wanted is None or any(s.serves(wanted) for s in self._stores):
+                continue
+            differences.append(
+                f"{type(loss).__name__} needs {wanted.describe()}, the cache "
+                f"has {self._manifest['stores']}"
+            )
+        return differences
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """What `TeacherCache.verify` found.
+
+    Attributes:
+        examples: number of examples that were computed anew.
+        largest_errors: dict by kept array of the largest difference between
+            what is kept and what the teacher gives now, relative to 1 or to
+            the value where that is larger; for class ids the share that
+            differ.
+        teacher_accuracy: share of these examples' labels that the teacher
+            gets right now.
+        cached_accuracy: share of all labels that it got right when the cache
+            was written.
+    """
+
+    examples: int
+    largest_errors: dict
+    teacher_accuracy: float
+    cached_accuracy: float
+
+    def __str__(self):
+        errors = ", ".join(
+            f"{name} {error:.2g}" for name, error in self.largest_errors.items()
+        )
+        return (
+            f"{self.examples} examples computed anew. Largest errors: "
+            f"{errors}. The teacher gets {self.teacher_accuracy:.2%} of their "
+            f"labels right, {self.cached_accuracy:.2%} of all when the cache "
+            "was written."
+        )
+
+
+def _verify(cache, dataset, teacher, batches, stores):
+    """See `TeacherCache.verify`."""
+    manifest = cache._manifest
+    size, last = manifest["batch_size"], manifest["batches"] - 1
+    teacher_pass = TeacherPass(
+        dataset,
+        teacher,
+        stores,
+        cache._augment,
+        manifest["seed"],
+        manifest["batched"],
+        size,
+    )
+    before = read_states(teacher)
+    # Carried state is right from the beginning on alone.
+    chosen = set(range(min(batches, last + 1)))
+    if not before:
+        chosen = {round(p) for p in np.linspace(0, last, batches)}
+    errors = {field.name: 0.0 for field in cache._fields}
+    right = []
+    for view in sorted({0, cache.views - 1}):
+        kept = cache._arrays(view)
+        reset_states(teacher)
+        for number, element in enumerate(teacher_pass.batches(view, 0)):
+            if number not in chosen:
+                if number > max(chosen):
+                    break
+                continue
+            arrays, _ = teacher_pass.run(*element[:2])
+            right.append(arrays["teacher_right"])
+            rows = slice(number * size, number * size + len(right[-1]))
+            for name in errors:
+                error = _largest_error(kept[name][rows], arrays[name])
+                errors[name] = max(errors[name], error)
+    assign_states(teacher, before)
+    return Verification(
+        examples=sum(len(batch) for batch in right),
+        largest_errors=errors,
+        teacher_accuracy=float(np.concatenate(right).mean()),
+        cached_accuracy=cache.teacher_accuracy,
+    )
+
+
+def _largest_error(kept, found):
+    if kept.dtype.kind != "f":
+        return float((kept != found).mean())
+    kept, found = kept.astype("float64"), found.astype("float64")
+    return float((np.abs(kept - found) / np.maximum(np.abs(found), 1)).max())
+
+
+def _teacher_right(y, arrays):
+    """Which examples the teacher gets right, where what is kept tells."""
+    import tensorflow as tf
+
+    if TEACHER_RIGHT in arrays:
+        return tf.cast(arrays[TEACHER_RIGHT], tf.bool)
+    if "top_classes" in y:
+        return y["top_classes"][..., 0] == tf.cast(y[LABELS], tf.int32)
+    return None
+
+
+def _is_whole(path):
+    return records.gfile().exists(records.join(path, records.MANIFEST))
+
+
+def _read_manifest(path):
+    manifest = records.read_json(records.join(path, records.MANIFEST))
+    if manifest is not None:
+        return manifest
+    begun = records.read_json(records.join(path, records.PROGRESS))
+    found = (
+        f"the beginning of one, {len(begun['parts'])} files"
+        if begun
+        else "no cache"
+    )
+    raise FileNotFoundError(
+        f"There must be a whole teacher cache at {path}. Received: {found}. "
+        "Write it with `TeacherCache.write`, which goes on where it stood."
+    )
+
+
+def _with_whole_sharding(dataset):
+    """Lets workers share examples: files of data and statistics differ."""
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    policy = tf.data.experimental.AutoShardPolicy.DATA
+    options.experimental_distribute.auto_shard_policy = policy
+    return dataset.with_options(options)
+
+
+def _autotune():
+    import tensorflow as tf
+
+    return tf.data.AUTOTUNE

@@ -1,0 +1,191 @@
+"""One way to run a teacher over a data set, for writing and for verifying."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_kd import fingerprint, records
+from keras_kd.outputs import to_logits
+
+
+class TeacherPass:
+    """A teacher that computes what stores keep, batch by batch.
+
+    Args:
+        dataset: `tf.data.Dataset` of (x, labels[, sample_weight]).
+        teacher: a `keras.Model`.
+        stores: list of stores; see `keras_kd.compact`.
+        augment: optional function of (x, seed).
+        seed: integer, of the views.
+        batched: whether the elements of `dataset` are batches.
+        batch_size: integer.
+    """
+
+    def __init__(
+        self, dataset, teacher, stores, augment, seed, batched, batch_size
+    ):
+        self.dataset = dataset
+        self.teacher = teacher
+        self.stores = stores
+        self.augment = augment
+        self.seed = seed
+        self.batched = batched
+        self.batch_size = batch_size
+        self.strategy = teacher.distribute_strategy
+        self._step = self._compile_step()
+
+    def batches(self, view, skipped):
+        """Batches of one view of the data set.
+
+        Args:
+            view: integer.
+            skipped: integer, how many of the first batches are left out.
+
+        Returns:
+            A `tf.data.Dataset` of (x, labels[, sample_weight]).
+        """
+        import tensorflow as tf
+
+        dataset = self.dataset
+        if self.augment is not None:
+            step = self.batch_size if self.batched else 1
+            dataset = tf.data.Dataset.zip(
+                tf.data.Dataset.counter(0, step), dataset
+            )
+            first = skipped if self.batched else skipped * self.batch_size
+            dataset = dataset.skip(first).map(
+                lambda index, element: (
+                    records.augmented(
+                        element[0],
+                        view,
+                        index,
+                        self.augment,
+                        self.seed,
+                        self.batched,
+                    ),
+                    *element[1:],
+                ),
+                num_parallel_calls=tf.data.AUTOTUNE,
+            )
+            skipped = 0
+        if not self.batched:
+            dataset = dataset.batch(self.batch_size)
+        return dataset.skip(skipped).prefetch(2)
+
+    def run(self, x, labels):
+        """What the stores keep of a batch.
+
+        Args:
+            x: the teacher's input, a batch.
+            labels: [batch, ...] integer class ids.
+
+        Returns:
+            A dict of NumPy arrays by field name, with "teacher_right" (whether
+            the teacher's largest logit is the label's) among them; and whether
+            all logits are finite.
+        """
+        import tensorflow as tf
+
+        rows = int(labels.shape[0])
+
+        # A last batch is filled up: a stateful teacher takes no other size,
+        # and replicas must share it.
+        replicas = self.strategy.num_replicas_in_sync
+        share = -(-self.batch_size // replicas)
+        if rows < share * replicas:
+            index = tf.range(share * replicas) % rows
+            x, labels = keras.tree.map_structure(
+                lambda values: tf.gather(values, index), (x, labels)
+            )
+        if replicas == 1:
+            arrays, right, finite = self._step(x, labels)
+            finite = bool(finite)
+            gather = np.asarray
+        else:
+
+            def part_of(value):
+                return (
+                    self.strategy.experimental_distribute_values_from_function(
+                        lambda context: value[
+                            context.replica_id_in_sync_group * share :
+                        ][:share]
+                    )
+                )
+
+            x, labels = keras.tree.map_structure(part_of, (x, labels))
+            arrays, right, finite = self._step(x, labels)
+            local = self.strategy.experimental_local_results
+            finite = all(bool(value) for value in local(finite))
+
+            def gather(value):
+                return np.concatenate([np.asarray(v) for v in local(value)])
+
+        arrays["teacher_right"] = right
+        arrays = {name: gather(array)[:rows] for name, array in arrays.items()}
+        return arrays, finite
+
+    def _compile_step(self):
+        import tensorflow as tf
+
+        def encode(x, labels):
+            logits = to_logits(self.teacher, self.teacher(x, training=False))
+            logits = ops.cast(logits, "float32")
+            labels = ops.cast(labels, "int32")
+            finite = ops.all(ops.isfinite(ops.sum(logits, axis=-1)))
+            right = ops.equal(
+                ops.cast(ops.argmax(logits, axis=-1), "int32"), labels
+            )
+            in_range = ops.clip(labels, 0, logits.shape[-1] - 1)
+            arrays = {}
+            for store in self.stores:
+                arrays.update(store.encode(in_range, logits))
+            return arrays, right, finite
+
+        if self.strategy.num_replicas_in_sync == 1:
+            return tf.function(encode)
+        return tf.function(
+            lambda x, labels: self.strategy.run(encode, args=(x, labels))
+        )
+
+
+def read_states(teacher):
+    """A teacher's carried states.
+
+    Args:
+        teacher: a `keras.Model`.
+
+    Returns:
+        List by variable of lists by replica of arrays; empty for a teacher
+        without stateful layers.
+    """
+    strategy, model = teacher.distribute_strategy, teacher
+    local = strategy.experimental_local_results
+    return [
+        [np.array(value) for value in local(variable.value)]
+        for variable in fingerprint.state_variables(model)
+    ]
+
+
+def assign_states(teacher, states):
+    """Sets a teacher's carried states.
+
+    Args:
+        teacher: a `keras.Model`.
+        states: from `read_states`.
+    """
+    strategy, model = teacher.distribute_strategy, teacher
+    local = strategy.experimental_local_results
+    variables = fingerprint.state_variables(model)
+    for variable, arrays in zip(variables, states, strict=True):
+        for value, array in zip(local(variable.value), arrays, strict=True):
+            value.assign(array)
+
+
+def reset_states(teacher):
+    """Sets a teacher's carried states to zero.
+
+    Args:
+        teacher: a `keras.Model`.
+    """
+    states = read_states(teacher)
+    assign_states(teacher, [[np.zeros_like(a) for a in s] for s in states])

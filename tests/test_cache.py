@@ -1,0 +1,618 @@
+"""The teacher cache: the same training as with the teacher, and safe."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import reference
+import tensorflow as tf
+from keras import layers
+from models import (
+    CLASSES,
+    FEATURES,
+    assert_same_weights,
+    data,
+    mlp,
+    uniform,
+    weights_of,
+)
+
+import keras_kd as kd
+from keras_kd import records
+
+LOSSES = {
+    "label_smoothing": lambda: kd.LabelSmoothing(),
+    "kd_pt": lambda: kd.KDPt(temperature=3.0),
+    "kd_sim": lambda: kd.KDSim(
+        logit_layer=np.random.default_rng(0).normal(size=(CLASSES, 4))
+    ),
+    "kd_pt_sim": lambda: kd.KDPtSim(
+        temperature=1.5,
+        logit_layer=np.random.default_rng(0).normal(size=(CLASSES, 4)),
+    ),
+    "kd_topk": lambda: kd.KDTopK(k=3, temperature=2.0),
+    "kd": lambda: kd.KD(temperature=4.0),
+}
+NEEDY = ("kd_pt", "kd_pt_sim", "kd_topk", "kd")
+
+
+class Counted(kd.losses.DistillationLoss):
+    """A user's own loss."""
+
+    statistics = ("top_probability", "rank")
+
+    def teacher_statistics(self, labels, teacher_logits):
+        p = keras.ops.softmax(teacher_logits / self.temperature)
+        own = keras.ops.take_along_axis(p, labels[..., None], -1)
+        return {
+            "top_probability": keras.ops.max(p, axis=-1),
+            "rank": keras.ops.sum(keras.ops.cast(p > own, "int32"), axis=-1),
+        }
+
+    def target(self, labels, statistics, num_classes):
+        mass = statistics["top_probability"]
+        rank = keras.ops.cast(statistics["rank"], mass.dtype)
+        mass = mass / (1 + rank)
+        return kd.losses.SparseTarget(
+            labels[..., None], mass[..., None], 1 - mass
+        )
+
+
+def batches(examples=30, size=8, seed=0):
+    x, labels, weights = data(examples, seed)
+    dataset = tf.data.Dataset.from_tensor_slices((x, labels, weights))
+    return dataset.batch(size)
+
+
+def write(path, dataset, teacher, losses, **more):
+    return kd.TeacherCache.write(
+        path, dataset, teacher, losses, verbose=0, **more
+    )
+
+
+def losses_by_step(distiller, dataset, **more):
+    """The loss of every step, one after the other."""
+    found = []
+
+    class Record(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.total = 0.0
+
+        def on_train_batch_end(self, batch, logs=None):
+            # Keras logs the mean over the epoch's examples so far.
+            found.append(float(logs["loss"]))
+
+    distiller.fit(
+        dataset, verbose=0, shuffle=False, callbacks=[Record()], **more
+    )
+    return found
+
+
+def compiled(loss, teacher=None, student=None):
+    distiller = kd.Distiller(student or mlp(), teacher)
+    distiller.compile(optimizer=keras.optimizers.SGD(0.1), loss=loss)
+    return distiller
+
+
+# -- the same training ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_training_from_the_cache_is_training_online(name, tmp_path):
+    teacher, dataset = mlp(12, seed=5), batches()
+    online = compiled(LOSSES[name](), teacher)
+    expected = losses_by_step(online, dataset, epochs=3)
+
+    loss = LOSSES[name]()
+    if name not in NEEDY:
+        with pytest.raises(ValueError, match="need nothing"):
+            write(tmp_path / "cache", dataset, teacher, loss)
+        return
+    cache = write(tmp_path / "cache", dataset, teacher, loss, dtype="float32")
+    cached = compiled(loss)
+    found = losses_by_step(cached, cache.attach(dataset, loss), epochs=3)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert_same_weights(weights_of(cached.student), weights_of(online.student))
+    scales = cached.gradient_scales, online.gradient_scales
+    for group in ("all",) if "pt" in name else online.gradient_scales:
+        one, other = (s[group].summary()["histogram"] for s in scales)
+        np.testing.assert_allclose(one, other)
+
+
+@pytest.mark.parametrize("kept", ["kd", "all"])
+def test_one_cache_serves_every_loss(kept, tmp_path):
+    """All logits serve everything; else each has what it needs."""
+    teacher, dataset = mlp(12, seed=5), batches()
+    several = [
+        *(LOSSES[n]() for n in NEEDY if n != "kd"),
+        kd.KDPt(temperature=1.0),
+        kd.KDTopK(k=2, temperature=5.0),
+        Counted(temperature=2.0),
+    ]
+    if kept == "kd":
+        several.append(kd.KD())
+    cache = write(
+        tmp_path / "cache", dataset, teacher, several, dtype="float32"
+    )
+    if kept == "kd":
+        assert cache.record_bytes == 4 * CLASSES
+    else:
+        # Log-odds at three temperatures, three classes with their gaps and
+        # two tails, the two numbers of the loss of one's own.
+        assert cache.record_bytes == 3 * 4 + 3 * (2 + 4) + 2 * 4 + 2 * 4
+    for loss in several:
+        online = compiled(loss, teacher)
+        expected = losses_by_step(online, dataset)
+        found = losses_by_step(compiled(loss), cache.attach(dataset, loss))
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    # The temperature may be another for each tail, but not a third one.
+    other = kd.KDTopK(k=2, temperature=7.0)
+    if kept == "kd":
+        cache.attach(dataset, other)
+    else:
+        with pytest.raises(ValueError, match="7.0"):
+            cache.attach(dataset, other)
+        with pytest.raises(ValueError, match="several losses"):
+            cache.attach(dataset)
+
+
+def crop(x, seed):
+    """A part of a padded vector, as a crop is of an image."""
+    x = tf.pad(x, [[2, 2]])
+    return tf.image.stateless_random_crop(x, (FEATURES,), seed)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("name", NEEDY)
+def test_each_epoch_has_the_pixels_that_the_teacher_saw(
+    name, batched, tmp_path
+):
+    """The teacher run on the very inputs of the cached training."""
+    x, labels, _ = data(24)
+    dataset = tf.data.Dataset.from_tensor_slices((x, labels))
+    if batched:
+        dataset = dataset.batch(8)
+    teacher, loss = mlp(12, seed=5), LOSSES[name]()
+    cache = write(
+        tmp_path / "cache",
+        dataset,
+        teacher,
+        loss,
+        augment=crop,
+        views=3,
+        dtype="float32",
+        batch_size=8,
+    )
+    more = {} if batched else {"batch_size": 8, "shuffle": 24}
+    stream = cache.epochs(dataset, loss, **more).take(3 * 6)
+    plain = stream.map(lambda x, y: (x, y["labels"]))
+    seen = np.concatenate([x for x, _ in plain.as_numpy_iterator()])
+    views = seen.reshape(6, 24, FEATURES)
+    # Three views, then the same again.
+    order = [np.lexsort(view.T) for view in views]
+    views = [view[o] for view, o in zip(views, order, strict=True)]
+    np.testing.assert_array_equal(views[:3], views[3:])
+    assert len({view.tobytes() for view in views}) == 3
+
+    online = compiled(LOSSES[name](), teacher)
+    expected = losses_by_step(online, plain)
+    cached = compiled(loss)
+    found = losses_by_step(cached, stream)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert_same_weights(weights_of(cached.student), weights_of(online.student))
+
+
+def test_an_interrupted_stream_goes_on_with_what_it_would_have_given(tmp_path):
+    x, labels, _ = data(21)
+    dataset = tf.data.Dataset.from_tensor_slices((x, labels))
+    cache = write(
+        tmp_path / "cache", dataset, mlp(), kd.KDPt(), augment=crop, views=2
+    )
+
+    def inputs(first_epoch, count):
+        stream = cache.epochs(
+            dataset, first_epoch=first_epoch, batch_size=4, shuffle=21, seed=3
+        )
+        return [x for x, _ in stream.take(count).as_numpy_iterator()]
+
+    whole = inputs(0, 20)
+    np.testing.assert_array_equal(inputs(2, 10), whole[10:])
+    assert not np.array_equal(whole[0], whole[10])
+
+
+def lstm(units, seed, batch=4):
+    inputs = keras.Input(batch_shape=(batch, 6), dtype="int32")
+    x = layers.Embedding(CLASSES, units, embeddings_initializer=uniform(seed))(
+        inputs
+    )
+    x = layers.LSTM(
+        units,
+        return_sequences=True,
+        stateful=True,
+        kernel_initializer=uniform(seed + 1),
+        recurrent_initializer=uniform(seed + 2),
+    )(x)
+    logits = layers.Dense(CLASSES, kernel_initializer=uniform(seed + 3))(x)
+    return keras.Model(inputs, logits)
+
+
+@pytest.fixture
+def segments():
+    """Text whose rows go on from batch to batch."""
+    tokens = np.random.default_rng(1).integers(0, CLASSES, (28, 7), "int32")
+    dataset = tf.data.Dataset.from_tensor_slices(
+        (tokens[:, :-1], tokens[:, 1:])
+    )
+    return dataset.batch(4)
+
+
+@pytest.mark.parametrize("name", NEEDY)
+def test_the_cache_follows_a_teacher_that_carries_state(
+    name, segments, tmp_path
+):
+    teacher, loss = lstm(6, 5), LOSSES[name]()
+    # What was run before does not show, nor what writing runs.
+    teacher.predict(segments.take(2), verbose=0)
+    before = weights_of(teacher)
+    cache = write(tmp_path / "cache", segments, teacher, loss, dtype="float32")
+    assert_same_weights(weights_of(teacher), before, tolerance=0)
+
+    reset_states(teacher)
+    online = compiled(LOSSES[name](), teacher, lstm(4, 9))
+    expected = losses_by_step(online, segments)
+    cached = compiled(loss, None, lstm(4, 9))
+    found = losses_by_step(cached, cache.attach(segments))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert cache.verify(segments, teacher).largest_errors.keys()
+    assert max(cache.verify(segments, teacher).largest_errors.values()) < 1e-5
+
+
+def reset_states(model):
+    for layer in model.layers:
+        if getattr(layer, "stateful", False):
+            layer.reset_state()
+
+
+# -- compact -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NEEDY)
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_compact_statistics_keep_three_digits_of_the_loss(
+    name, temperature, tmp_path
+):
+    """Also where the label's probability is within 1e-6 of 0 or of 1."""
+    random = np.random.default_rng(0)
+    num_classes = 50
+    v = random.normal(0, 4, (600, num_classes)).astype("float32")
+    labels = random.integers(0, num_classes, 600).astype("int32")
+    rows = np.arange(600)
+    # Log-odds from -30 to 30.
+    others = np.log(np.exp(v).sum(-1) - np.exp(v[rows, labels]))
+    v[rows, labels] = others + np.linspace(-30, 30, 600)
+    p = reference.kd_target(v, 1.0)[rows, labels]
+    assert (p < 1e-6).sum() > 50 and (1 - p < 1e-6).sum() > 50
+    z = random.normal(0, 4, (600, num_classes)).astype("float32")
+
+    inputs = keras.Input((num_classes,))
+    teacher = keras.Model(inputs, layers.Activation("linear")(inputs))
+    dataset = tf.data.Dataset.from_tensor_slices((v, labels)).batch(100)
+    arguments = {"temperature": temperature}
+    if name in ("kd_pt_sim",):
+        arguments["logit_layer"] = random.normal(size=(num_classes, 4))
+    if name == "kd_topk":
+        arguments["k"] = 10
+    loss = kd.losses.get(name, **arguments)
+    cache = write(tmp_path / "cache", dataset, teacher, loss)
+    attached = cache.attach(dataset)
+    y = [y for _, y in attached.as_numpy_iterator()]
+    y = {k: np.concatenate([part[k] for part in y]) for k in y[0]}
+    found = np.array(loss.call(y, z), "float64")
+
+    exact = loss.teacher_statistics(labels, tf.constant(v))
+    exact = np.array(loss.call({"labels": labels, **exact}, z), "float64")
+    np.testing.assert_allclose(found, exact, rtol=1e-3, atol=1e-3)
+    sizes = {"kd_pt": 2, "kd_pt_sim": 2, "kd_topk": 10 * 4 + 4}
+    assert cache.record_bytes == sizes.get(name, 2 * num_classes)
+    on_disk = sum(f.stat().st_size for f in cache_files(tmp_path / "cache"))
+    assert on_disk == 600 * cache.record_bytes
+
+
+def cache_files(path):
+    return sorted(path.glob("*.records"))
+
+
+def test_tokens_take_two_bytes(segments, tmp_path):
+    cache = write(tmp_path / "cache", segments, lstm(6, 5), kd.KDPt())
+    assert cache.record_bytes == 6 * 2
+    assert cache.examples == 28
+
+
+def test_many_classes_have_wider_ids(tmp_path):
+    inputs = keras.Input((2,))
+    teacher = keras.Model(inputs, layers.Dense(70_000)(inputs))
+    x = np.random.default_rng(0).normal(size=(4, 2)).astype("float32")
+    dataset = tf.data.Dataset.from_tensor_slices(
+        (x, np.arange(4, dtype="int32") + 69_000)
+    ).batch(2)
+    cache = write(tmp_path / "cache", dataset, teacher, kd.KDTopK(k=3))
+    y = next(cache.attach(dataset).as_numpy_iterator())[1]
+    logits = np.array(teacher(x[:2]))
+    np.testing.assert_array_equal(
+        y["top_classes"], np.argsort(-logits, axis=-1)[:, :3]
+    )
+
+
+# -- safety --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"teacher": mlp(12, seed=6)}, "weights"),
+        ({"dataset": batches(seed=1)}, "another data set"),
+        ({"dataset": batches().shuffle(30, seed=2)}, "order"),
+        ({"dataset": batches(22)}, "4 elements in the cache, 3 now"),
+        ({"losses": kd.KDPt(temperature=4.0)}, "'temperature': 4.0"),
+        ({"losses": kd.KDTopK(k=2)}, "KDTopK needs"),
+        ({"dtype": "float32"}, "dtype: float16 in the cache, float32 now"),
+        ({"augment": crop}, "augmented: False in the cache, True now"),
+    ],
+)
+def test_another_cache_is_refused_with_the_difference_named(
+    change, message, tmp_path
+):
+    arguments = {
+        "dataset": batches(),
+        "teacher": mlp(12, seed=5),
+        "losses": kd.KDPt(),
+    }
+    write(tmp_path / "cache", **arguments)
+    write(tmp_path / "cache", **arguments)
+    before = [f.read_bytes() for f in cache_files(tmp_path / "cache")]
+    with pytest.raises(ValueError, match=message):
+        write(tmp_path / "cache", **{**arguments, **change})
+    assert [f.read_bytes() for f in cache_files(tmp_path / "cache")] == before
+
+
+def test_preprocessing_and_names_in_the_fingerprint(tmp_path):
+    """Another scaling is another teacher; another name is not."""
+
+    def scaled(scale):
+        inputs = keras.Input((FEATURES,))
+        x = layers.Rescaling(scale)(inputs)
+        return keras.Model(inputs, mlp(12, seed=5)(x))
+
+    write(tmp_path / "cache", batches(), scaled(2.0), kd.KDPt())
+    write(tmp_path / "cache", batches(), scaled(2.0), kd.KDPt())
+    with pytest.raises(ValueError, match="layers"):
+        write(tmp_path / "cache", batches(), scaled(3.0), kd.KDPt())
+
+
+def test_a_saved_teacher_keeps_its_fingerprint(tmp_path):
+    teacher = mlp(12, seed=5)
+    teacher.save(tmp_path / "teacher.keras")
+    loaded = keras.models.load_model(tmp_path / "teacher.keras")
+    cache = write(tmp_path / "cache", batches(), teacher, kd.KDPt())
+    cache.check(batches(), loaded)
+
+
+def test_attaching_to_other_data_is_refused(tmp_path):
+    cache = write(tmp_path / "cache", batches(), mlp(seed=5), kd.KDPt())
+    opened = kd.TeacherCache(tmp_path / "cache")
+    for other in (batches(seed=1), batches(22), batches().shuffle(30, seed=3)):
+        with pytest.raises(ValueError, match="belongs to something else"):
+            opened.attach(other)
+    with pytest.raises(ValueError, match="KD needs"):
+        cache.attach(batches(), kd.KD())
+
+
+def test_a_damaged_cache_is_not_read(tmp_path):
+    write(tmp_path / "cache", batches(), mlp(seed=5), kd.KDPt())
+    (file,) = cache_files(tmp_path / "cache")
+    content = file.read_bytes()
+    for damaged in (
+        content[:-1],
+        bytes([content[0] ^ 1]) + content[1:],
+        content + b"\0",
+    ):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match="damaged"):
+            kd.TeacherCache(tmp_path / "cache")
+    file.unlink()
+    with pytest.raises(ValueError, match="with 0 bytes"):
+        kd.TeacherCache(tmp_path / "cache")
+    with pytest.raises(FileNotFoundError, match="no cache"):
+        kd.TeacherCache(tmp_path / "absent")
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("stateful", [False, True])
+def test_writing_killed_at_any_moment_goes_on_where_it_stood(
+    stateful, segments, tmp_path, monkeypatch
+):
+    """Killed before and after each file that is written."""
+    teacher = lstm(6, 5) if stateful else mlp(12, seed=5)
+    dataset = segments if stateful else batches()
+    views = {} if stateful else {"augment": crop, "views": 2}
+    arguments = dict(checkpoint_seconds=0, **views)
+    whole = write(tmp_path / "whole", dataset, teacher, kd.KDPt(), **arguments)
+    expected = b"".join(f.read_bytes() for f in cache_files(tmp_path / "whole"))
+
+    original, path, moments = records.write_whole, tmp_path / "cut", 0
+    for _ in range(100):
+        # The next file of this try is cut off, and the one after it is not
+        # reported: a part counts only once the list of parts has it.
+        calls = iter(range(100))
+
+        def dying(file, content, calls=calls, moment=moments):
+            call = next(calls)
+            if call == 1 + moment % 2:
+                raise Killed
+            original(file, content)
+            if call == 2 + moment % 2:
+                raise Killed
+
+        monkeypatch.setattr(records, "write_whole", dying)
+        try:
+            write(path, dataset, teacher, kd.KDPt(), **arguments)
+            break
+        except Killed:
+            moments += 1
+        if (path / "manifest.json").exists():
+            break
+        with pytest.raises(FileNotFoundError, match="beginning"):
+            kd.TeacherCache(path)
+    monkeypatch.undo()
+    assert moments > 5
+    cache = write(path, dataset, teacher, kd.KDPt(), **arguments)
+    found = b"".join(f.read_bytes() for f in cache_files(path))
+    assert found == expected
+    assert cache.examples == whole.examples
+    assert not list(path.glob("*.state"))
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "mine.txt").write_text("text")
+    with pytest.raises(ValueError, match="mine.txt"):
+        write(tmp_path, batches(), mlp(seed=5), kd.KDPt())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dataset": batches().repeat()}, "infinite"),
+        ({"dataset": batches().take(0)}, "empty"),
+        ({"dataset": batches(12).concatenate(batches(12))}, "one size"),
+        ({"dataset": [data(8)[:2]]}, "tf.data.Dataset"),
+        ({"dataset": batches().map(lambda x, y, w: x)}, "labels"),
+        ({"views": 2}, "views=2"),
+        ({"dtype": "int8"}, "int8"),
+        ({"losses": [kd.LabelSmoothing()]}, "need nothing"),
+    ],
+)
+def test_bad_input_is_refused(arguments, message, tmp_path):
+    usual = {"dataset": batches(), "teacher": mlp(), "losses": kd.KDPt()}
+    with pytest.raises(ValueError, match=message):
+        write(tmp_path / "cache", **{**usual, **arguments})
+    assert not (tmp_path / "cache" / "manifest.json").exists()
+
+
+def test_a_teacher_that_is_not_finite_is_refused_with_its_batch(tmp_path):
+    x, labels, _ = data(30)
+    x[20] = np.nan
+    dataset = tf.data.Dataset.from_tensor_slices((x, labels)).batch(8)
+    with pytest.raises(ValueError, match="in batch 2 of"):
+        write(tmp_path / "cache", dataset, mlp(), kd.KDPt())
+
+
+def test_verify_tells_the_right_teacher_from_another(tmp_path):
+    teacher, dataset = mlp(12, seed=5), batches(64)
+    several = [kd.KDPt(), kd.KDTopK(k=2), Counted()]
+    cache = write(tmp_path / "cache", dataset, teacher, several)
+    found = cache.verify(dataset, teacher, losses=several)
+    assert found.examples == 64
+    assert 0 < max(found.largest_errors.values()) < 1e-3
+    x, labels, _ = data(64)
+    right = np.array(teacher(x)).argmax(-1) == labels
+    assert found.teacher_accuracy == pytest.approx(right.mean())
+    assert found.cached_accuracy == pytest.approx(
+        # Examples with weight 0 would not count; here are none.
+        right.mean()
+    )
+    other = cache.verify(dataset, mlp(12, seed=6), losses=several)
+    assert max(other.largest_errors.values()) > 0.1
+    assert "64 examples" in str(found)
+
+
+def test_a_changed_temperature_is_refused_by_the_step(tmp_path):
+    teacher, dataset, loss = mlp(12, seed=5), batches(), kd.KDPt()
+    cache = write(tmp_path / "cache", dataset, teacher, loss)
+    distiller = compiled(loss)
+    attached = cache.attach(dataset)
+    schedule = kd.callbacks.LossSchedule(temperature=lambda epoch: 2.0 + epoch)
+    with pytest.raises(ValueError, match="belong to a temperature"):
+        distiller.fit(attached, epochs=2, verbose=0, callbacks=[schedule])
+    # All logits serve any temperature.
+    loss = kd.KD()
+    cache = write(tmp_path / "all", dataset, teacher, loss)
+    compiled(loss).fit(
+        cache.attach(dataset), epochs=2, verbose=0, callbacks=[schedule]
+    )
+
+
+def test_whether_the_teacher_is_right_can_be_kept(tmp_path):
+    teacher, dataset = mlp(12, seed=5), batches()
+    cache = write(
+        tmp_path / "cache", dataset, teacher, kd.KDPt(), teacher_right=True
+    )
+    assert cache.record_bytes == 3
+    online, cached = compiled(kd.KDPt(), teacher), compiled(kd.KDPt())
+    online.fit(dataset, verbose=0)
+    cached.fit(cache.attach(dataset), verbose=0)
+    for group, scale in online.gradient_scales.items():
+        found = cached.gradient_scales[group].summary()
+        assert found["count"] == scale.summary()["count"] > 0
+
+
+# -- distribution --------------------------------------------------------------
+
+
+def test_two_replicas_write_the_cache_of_one(two_replicas, tmp_path):
+    dataset = batches(30, 7)
+    one = write(tmp_path / "one", dataset, mlp(12, seed=5), kd.KD())
+    with two_replicas.scope():
+        teacher = mlp(12, seed=5)
+    two = write(tmp_path / "two", dataset, teacher, kd.KD())
+    first, second = (
+        np.concatenate([y["teacher_logits"] for _, y, _ in c.attach(dataset)])
+        for c in (one, two)
+    )
+    np.testing.assert_allclose(first, second, atol=1e-3)
+    assert two.examples == 30
+
+
+def test_replicas_that_carry_state_write_the_cache_of_one(
+    two_replicas, segments, tmp_path
+):
+    one = write(tmp_path / "one", segments, lstm(6, 5), kd.KDPt())
+    with two_replicas.scope():
+        teacher = lstm(6, 5, batch=2)
+    two = write(tmp_path / "two", segments, teacher, kd.KDPt())
+    first, second = (
+        [y["label_log_odds"] for _, y in c.attach(segments)] for c in (one, two)
+    )
+    np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-3)
+
+
+def test_two_replicas_train_from_the_cache_as_one_does(two_replicas, tmp_path):
+    x, labels, _ = data(32)
+    dataset = tf.data.Dataset.from_tensor_slices((x, labels))
+    loss = kd.KDTopK(k=3)
+    cache = write(
+        tmp_path / "cache",
+        dataset,
+        mlp(12, seed=5),
+        loss,
+        augment=crop,
+        views=2,
+    )
+    stream = cache.epochs(dataset, batch_size=8, shuffle=32)
+    one = compiled(loss)
+    one.fit(stream, steps_per_epoch=4, epochs=2, verbose=0)
+    with two_replicas.scope():
+        two = compiled(kd.KDTopK(k=3))
+    two.fit(stream, steps_per_epoch=4, epochs=2, verbose=0)
+    assert_same_weights(weights_of(one.student), weights_of(two.student))
+
+
+def test_the_manifest_names_what_is_in_the_cache(tmp_path):
+    write(tmp_path / "cache", batches(), mlp(seed=5), kd.KDPt())
+    manifest = json.loads((tmp_path / "cache" / "manifest.json").read_text())
+    assert manifest["stores"] == [{"kind": "log_odds", "temperature": 2.0}]
+    assert manifest["examples"] == 30 and manifest["batches"] == 4
+    assert len(manifest["teacher"]["weights"]) == 64
