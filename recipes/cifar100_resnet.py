@@ -75,6 +75,13 @@ _DEFAULTS = {
 @click.option(
     "--augment/--no-augment", default=True, help="Random crops and flips."
 )
+@click.option(
+    "--views",
+    type=positive,
+    default=10,
+    help="Crops and flips of each image that --cache keeps; each epoch has "
+    "the next.",
+)
 @study.shared_options(("plain", "label_smoothing", "kd_pt", "kd_sim", "kd"))
 def main(losses, log_dir, **options):
     """Compares distillation losses on a small image classifier."""
@@ -84,7 +91,9 @@ def main(losses, log_dir, **options):
             options["strategy"], options["replicas"]
         )
         data = load(options)
-        run = common.RunFolder("cifar100_resnet", options, log_dir, strategy)
+        run = common.RunFolder(
+            "cifar100_resnet", study.run_config(options), log_dir, strategy
+        )
         click.echo(f"{options['dataset']}. Run folder: {run.folder}")
         ImageStudy(data, run, strategy, options).train_all(losses)
 
@@ -147,6 +156,30 @@ class ImageStudy(study.Study):
             self.options["seed"],
             first_epoch,
             self.options["augment"],
+        )
+
+    def cached_data(self):
+        """The images in order."""
+        import tensorflow as tf
+
+        return tf.data.Dataset.from_tensor_slices(
+            tuple(array[: self.train_size] for array in self.images.train)
+        )
+
+    def augment(self):
+        """The crops and flips, which the cache repeats."""
+        return images.view_function(self.images, self.options["augment"])
+
+    def cached_stream(self, cache, loss, first_epoch):
+        """The same images in another order in each epoch."""
+        return cache.epochs(
+            self.cached_data(),
+            loss,
+            first_epoch,
+            batch_size=self.options["batch_size"],
+            shuffle=self.train_size,
+            seed=self.options["seed"],
+            augment=self.augment(),
         )
 
     def steps_per_epoch(self, role):

@@ -62,6 +62,12 @@ network = click.Choice(tuple(NETWORKS))
 @click.option("--warmup-epochs", type=click.IntRange(min=0), default=5)
 @click.option("--momentum", type=study.share, default=0.9)
 @click.option("--weight-decay", type=float, default=1e-4)
+@click.option(
+    "--views",
+    type=positive,
+    default=10,
+    help="Crops of each image that --cache keeps; each epoch has the next.",
+)
 @click.option("--shuffle-buffer", type=positive, default=16_384, help="Images.")
 @study.shared_options(
     ("plain", "label_smoothing", "kd_pt", "kd_sim", "kd_pt_sim", "kd_topk")
@@ -78,7 +84,9 @@ def main(losses, log_dir, **options):
             "put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into the "
             "folder's downloads/manual/ and run this again",
         )
-        run = common.RunFolder("imagenet_resnet", options, log_dir, strategy)
+        run = common.RunFolder(
+            "imagenet_resnet", study.run_config(options), log_dir, strategy
+        )
         click.echo(f"imagenet2012. Run folder: {run.folder}")
         ImageNetStudy(builder, run, strategy, options).train_all(losses)
 
@@ -126,8 +134,39 @@ class ImageNetStudy(study.Study):
             min(options["shuffle_buffer"], self.train_size),
             seed=options["seed"] + first_epoch,
         )
-        dataset = self._decoded(dataset, random_crop)
+        first = first_epoch * self.train_size
+        positions = tf.data.Dataset.counter(first)
+        view = self.augment()
+
+        def example(position, element):
+            image, label = element
+            return view(image, tf.stack([options["seed"], position])), label
+
+        dataset = tf.data.Dataset.zip(positions, dataset)
+        dataset = dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE)
         return dataset.batch(options["batch_size"]).prefetch(tf.data.AUTOTUNE)
+
+    def cached_data(self):
+        """JPEGs and labels in order."""
+        return self._encoded(f"train[:{self.train_size}]", shuffle=False)
+
+    def augment(self):
+        """The random crops, which the cache repeats."""
+        size = self.options["image_size"]
+        return lambda encoded, seed: random_crop(encoded, size, seed)
+
+    def cached_stream(self, cache, loss, first_epoch):
+        """The same images in another order in each epoch."""
+        options = self.options
+        return cache.epochs(
+            self.cached_data(),
+            loss,
+            first_epoch,
+            batch_size=options["batch_size"],
+            shuffle=min(options["shuffle_buffer"], self.train_size),
+            seed=options["seed"],
+            augment=self.augment(),
+        )
 
     def steps_per_epoch(self, role):
         """Number of full batches."""
@@ -135,9 +174,15 @@ class ImageNetStudy(study.Study):
 
     def evaluation_data(self):
         """The validation images, whose centre is used."""
-        dataset = self._encoded("validation", shuffle=False)
+        import tensorflow as tf
+
+        size = self.options["image_size"]
+        dataset = self._encoded("validation", shuffle=False).map(
+            lambda encoded, label: (centre_crop(encoded, size), label),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
         batches = images.full_batches(
-            self._decoded(dataset, centre_crop),
+            dataset,
             self.builder.info.splits["validation"].num_examples,
             self.options["batch_size"],
         )
@@ -146,9 +191,10 @@ class ImageNetStudy(study.Study):
 
     def _encoded(self, split, shuffle):
         """(JPEG bytes, label); a crop need not decode the whole image."""
+        import tensorflow as tf
         import tensorflow_datasets as tfds
 
-        return self.builder.as_dataset(
+        dataset = self.builder.as_dataset(
             split=split,
             shuffle_files=shuffle,
             decoders={"image": tfds.decode.SkipDecoding()},
@@ -156,15 +202,12 @@ class ImageNetStudy(study.Study):
                 shuffle_seed=self.options["seed"], try_autocache=False
             ),
         )
-
-    def _decoded(self, dataset, crop):
-        import tensorflow as tf
-
-        def example(features):
-            image = crop(features["image"], self.options["image_size"])
-            return image, tf.cast(features["label"], tf.int32)
-
-        return dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+        return dataset.map(
+            lambda features: (
+                features["image"],
+                tf.cast(features["label"], tf.int32),
+            )
+        )
 
     def metrics(self):
         """Top-1 and top-5 accuracy."""
@@ -305,21 +348,23 @@ def pretrained(network, image_size):
 # -- images --------------------------------------------------------------------
 
 
-def random_crop(encoded, size):
+def random_crop(encoded, size, seed):
     """A random part of an image, flipped or not (Szegedy et al. 2015).
 
     Args:
         encoded: scalar string, a JPEG.
         size: height and width of the result.
+        seed: two integers, which decide on the part.
 
     Returns:
         [size, size, 3] float32 pixels in [0, 255].
     """
     import tensorflow as tf
 
-    begin, extent, _ = tf.image.sample_distorted_bounding_box(
+    begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
         tf.io.extract_jpeg_shape(encoded),
         tf.zeros((1, 0, 4)),
+        seed,
         area_range=(0.08, 1.0),
         aspect_ratio_range=(3 / 4, 4 / 3),
         use_image_if_no_bounding_boxes=True,
@@ -327,7 +372,7 @@ def random_crop(encoded, size):
     window = tf.concat([begin[:2], extent[:2]], axis=0)
     image = tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
     image = tf.image.resize(image, (size, size))
-    return tf.image.random_flip_left_right(image)
+    return tf.image.stateless_random_flip_left_right(image, seed)
 
 
 def centre_crop(encoded, size):

@@ -154,8 +154,7 @@ def training_stream(images, size, batch_size, seed, first_epoch, augment):
         seed: integer.
         first_epoch: epoch to start with, so that interrupted training sees
             what it would have seen.
-        augment: whether to crop from a padded image, an eighth of its size on
-            each side, and to flip it where that keeps the class.
+        augment: see `view_function`.
 
     Returns:
         A `tf.data.Dataset` of (x, labels), float32 [batch_size, height,
@@ -165,7 +164,7 @@ def training_stream(images, size, batch_size, seed, first_epoch, augment):
 
     pixels, labels = (tf.constant(array[:size]) for array in images.train)
     used = size // batch_size * batch_size
-    pad = images.shape[0] // 8
+    view = view_function(images, augment)
     # Of the seed's two parts the second is the position, so that no two
     # images of any epoch get the same.
     order_seed, image_seed = np.random.default_rng(seed).integers(2**31, size=2)
@@ -178,20 +177,41 @@ def training_stream(images, size, batch_size, seed, first_epoch, augment):
         return tf.data.Dataset.from_tensor_slices((order[:used], positions))
 
     def example(index, position):
-        image = pixels[index]
-        if augment:
-            seed = tf.stack([image_seed, position])
-            image = tf.pad(image, [[pad, pad], [pad, pad], [0, 0]])
-            image = tf.image.stateless_random_crop(image, images.shape, seed)
-            if images.flips:
-                image = tf.image.stateless_random_flip_left_right(image, seed)
-        return tf.cast(image, tf.float32), labels[index]
+        seed = tf.stack([image_seed, position])
+        return view(pixels[index], seed), labels[index]
 
     epochs = tf.data.Dataset.range(first_epoch, np.iinfo("int64").max)
     dataset = epochs.flat_map(order_of_epoch)
     dataset = dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.batch(batch_size, drop_remainder=True)
     return shard_by_example(dataset.prefetch(tf.data.AUTOTUNE))
+
+
+def view_function(images, augment):
+    """What makes the network's input of an image.
+
+    Args:
+        images: `Images`.
+        augment: whether to crop from a padded image, an eighth of its size on
+            each side, and to flip it where that keeps the class.
+
+    Returns:
+        A function of (image, seed), uint8 [height, width, channels] and two
+        integers, to float32 of the same shape in [0, 255].
+    """
+    import tensorflow as tf
+
+    pad = images.shape[0] // 8
+
+    def view(image, seed):
+        if augment:
+            image = tf.pad(image, [[pad, pad], [pad, pad], [0, 0]])
+            image = tf.image.stateless_random_crop(image, images.shape, seed)
+            if images.flips:
+                image = tf.image.stateless_random_flip_left_right(image, seed)
+        return tf.cast(image, tf.float32)
+
+    return view
 
 
 def evaluation_batches(arrays, batch_size):

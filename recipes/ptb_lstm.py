@@ -80,7 +80,9 @@ def main(losses, log_dir, **options):
             options["strategy"], options["replicas"]
         )
         # Losses may be added to a run later; everything else makes it another.
-        run = common.RunFolder("ptb_lstm", options, log_dir, strategy)
+        run = common.RunFolder(
+            "ptb_lstm", study.run_config(options), log_dir, strategy
+        )
         click.echo(corpus.source)
         click.echo(
             f"{len(corpus.train):,} training tokens, {len(corpus.test):,} test "
@@ -126,6 +128,10 @@ class LanguageModelStudy(study.Study):
     def training_data(self, role, first_epoch):
         """The segments in order, which is the same in each epoch."""
         return self.data["train"].repeat()
+
+    def cached_data(self):
+        """The segments in order, as the carried state asks."""
+        return self.data["train"]
 
     def steps_per_epoch(self, role):
         """Number of segments of a stream."""
@@ -183,8 +189,6 @@ class LanguageModelStudy(study.Study):
 
         A stateful model is bound to the batch size that it was built with.
         """
-        import keras
-
         words = len(self.corpus.vocabulary)
         if model.output_shape[-1] != words:
             raise ValueError(
@@ -195,13 +199,33 @@ class LanguageModelStudy(study.Study):
             )
         if tuple(model.input_shape) == self.input_shape:
             return model
-        inputs = keras.Input(batch_shape=self.input_shape, dtype="int32")
-        clone = keras.models.clone_model(model, input_tensors=inputs)
-        for new, old in zip(
-            clone.trainable_weights, model.trainable_weights, strict=True
-        ):
-            new.assign(old)
-        return clone
+        return with_input_shape(model, self.input_shape)
+
+    def teacher_of_one_process(self, teacher):
+        """A copy for the whole batch, of which each replica has a part."""
+        batch, steps = self.options["batch_size"], self.options["time_steps"]
+        return with_input_shape(teacher, (batch, steps))
+
+
+def with_input_shape(model, shape):
+    """A copy of a stateful model for another batch size.
+
+    Args:
+        model: a functional `keras.Model`.
+        shape: (batch, time steps).
+
+    Returns:
+        A `keras.Model` with the same weights and state zero.
+    """
+    import keras
+
+    inputs = keras.Input(batch_shape=shape, dtype="int32")
+    clone = keras.models.clone_model(model, input_tensors=inputs)
+    for new, old in zip(
+        clone.trainable_weights, model.trainable_weights, strict=True
+    ):
+        new.assign(keras.ops.convert_to_numpy(old))
+    return clone
 
 
 def make_state_reset(*models):

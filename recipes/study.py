@@ -49,6 +49,12 @@ def shared_options(default_losses):
             help="A trained teacher, instead of training one.",
         ),
         click.option(
+            "--cache",
+            type=click.Path(file_okay=False),
+            help="Folder of a teacher cache: made if it is missing, used if "
+            "it fits. The teacher then runs once for all students.",
+        ),
+        click.option(
             "--weight",
             type=share,
             help="Of the distillation term. [default: each loss's own]",
@@ -102,6 +108,24 @@ def shared_options(default_losses):
     return decorate
 
 
+def run_config(options):
+    """The options that decide the results, for the run folder.
+
+    Where the cache is does not, but that there is one does: its views are
+    other crops.
+
+    Args:
+        options: dict of a command's options.
+
+    Returns:
+        A dict.
+    """
+    config = {**options, "cache": options["cache"] is not None}
+    if not config["cache"]:
+        config.pop("views", None)
+    return config
+
+
 class Study:
     """Trains and evaluates the models of a run, each once.
 
@@ -150,6 +174,18 @@ class Study:
         """Number of batches in an epoch."""
         raise NotImplementedError
 
+    def cached_data(self):
+        """What a teacher cache is written of: one pass, in order."""
+        raise NotImplementedError
+
+    def cached_stream(self, cache, loss, first_epoch):
+        """What `fit` takes as `x` where there is a cache, from an epoch on."""
+        return cache.epochs(self.cached_data(), loss, first_epoch)
+
+    def augment(self):
+        """What makes a view of an example for the cache, or `None`."""
+        return None
+
     def evaluation_data(self):
         """Dict of data sets by part; `fit` reports the first of them."""
         raise NotImplementedError
@@ -168,6 +204,14 @@ class Study:
         """A loaded teacher, made to fit the data or refused."""
         return model
 
+    def teacher_of_one_process(self, teacher):
+        """A copy of the teacher that one of several workers can run alone."""
+        import keras
+
+        copy = keras.models.clone_model(teacher)
+        copy.set_weights(teacher.get_weights())
+        return copy
+
     # -- the study -------------------------------------------------------------
 
     def train_all(self, losses):
@@ -179,8 +223,9 @@ class Study:
         for name in losses:
             self.loss(name)  # Refuses a bad weight before anything is trained.
         teacher = self.teacher()
+        cache = self.cache(losses, teacher)
         for name in losses:
-            self.student(name, teacher)
+            self.student(name, teacher, cache)
         self._wait_for_chief()
         common.print_table(self.run.folder.name, self.table_rows())
         click.echo(f"tensorboard --logdir {self.run.tensorboard}")
@@ -207,11 +252,50 @@ class Study:
             lambda: self._scores(self._distiller("teacher", teacher)),
         )
 
-    def student(self, loss_name, teacher):
+    def cache(self, loss_names, teacher):
+        """The teacher cache of `--cache`, written if it is not there.
+
+        Args:
+            loss_names: names out of `LOSSES`, which it shall serve.
+            teacher: a `keras.Model`.
+
+        Returns:
+            A `keras_kd.TeacherCache`, or `None` if there shall be none.
+        """
+        import keras_kd as kd
+        from keras_kd import distribution
+
+        losses = [self.loss(name) for name in loss_names]
+        losses = [loss for loss in losses if loss.statistics]
+        path = self.options["cache"]
+        if not (path and losses):
+            return None
+        if self.run.writes:
+            if distribution.spans_workers(self.strategy):
+                teacher = self.teacher_of_one_process(teacher)
+            kd.TeacherCache.write(
+                path,
+                self.cached_data(),
+                teacher,
+                losses,
+                augment=self.augment(),
+                views=self.options.get("views") or 1,
+                batch_size=self.options["batch_size"],
+            )
+        self._wait_for_chief()
+        cache = kd.TeacherCache(path)
+        click.echo(
+            f"Teacher cache: {cache.examples:,} examples, {cache.views} views, "
+            f"{cache.record_bytes} bytes each; the teacher gets "
+            f"{cache.teacher_accuracy:.2%} of their labels right."
+        )
+        return cache
+
+    def student(self, loss_name, teacher, cache=None):
         """Trains a student with a loss, unless it is done."""
         self.run.train_once(
             f"student-{loss_name}",
-            lambda: self._train_student(loss_name, teacher),
+            lambda: self._train_student(loss_name, teacher, cache),
         )
 
     def _train_teacher(self):
@@ -219,12 +303,12 @@ class Study:
             distiller = self._distiller("teacher", self.build("teacher"))
         return self._fit("teacher", "teacher", distiller)
 
-    def _train_student(self, loss_name, teacher):
+    def _train_student(self, loss_name, teacher, cache):
         with self._seeded_scope():
             distiller = self._distiller(
                 "student", self.build("student"), loss_name, teacher
             )
-        result = self._fit(f"student-{loss_name}", "student", distiller)
+        result = self._fit(f"student-{loss_name}", "student", distiller, cache)
         if loss_name != PLAIN:
             summary = distiller.gradient_scales["all"].summary()
             result["median_gradient_scale"] = summary["median"]
@@ -277,7 +361,7 @@ class Study:
         key = "epochs" if role == "student" else "teacher_epochs"
         return self.options[key]
 
-    def _fit(self, name, role, distiller):
+    def _fit(self, name, role, distiller, cache=None):
         """Fits a Distiller, saves its student and returns its results."""
         *callbacks, stopwatch = self.run.callbacks(name)
         epochs, steps = self.epochs(role), self.steps_per_epoch(role)
@@ -287,8 +371,13 @@ class Study:
             probe = make_step_timer(steps)
             epochs = 1
         validation = next(iter(self.evaluation_data().values()))
+        first_epoch = self.run.epochs_done(name)
+        if cache is None:
+            data = self.training_data(role, first_epoch)
+        else:
+            data = self.cached_stream(cache, distiller.loss, first_epoch)
         distiller.fit(
-            self.training_data(role, self.run.epochs_done(name)),
+            data,
             steps_per_epoch=steps,
             epochs=epochs,
             validation_data=validation,
