@@ -162,3 +162,30 @@ def test_a_teacher_of_other_images_is_refused(tmp_path):
     process = run(tmp_path, *SMALL, "--teacher", "teacher.keras", check=False)
     assert "(32, 32, 3) and 100 classes" in process.stderr
     assert "Traceback" not in process.stderr
+
+
+def test_a_cache_of_views_is_written_once_and_resumed_from(finished, tmp_path):
+    """Killed after an epoch, the second epoch sees the second view."""
+    teacher = finished[0] / "run" / "teacher.keras"
+    arguments = [*SMALL, "--teacher", teacher, "--cache", tmp_path / "cache"]
+    arguments += ["--views", 3, *losses("kd_pt")]
+    folders = tmp_path / "whole", tmp_path / "cut"
+    for folder in folders:
+        folder.mkdir()
+    whole, cut = folders
+    output = run(whole, *arguments, "--log-dir", "run").stdout
+    assert "3 views, 2 bytes each" in output
+    backup = cut / "run" / "unfinished" / "student-kd_pt"
+    processes.kill_when(
+        (backup / "training_metadata.json").exists,
+        *(RECIPE, cut, *arguments, "--log-dir", "run"),
+    )
+    run(cut, *arguments, "--log-dir", "run")
+    found, expected = (
+        keras.models.load_model(folder / "run" / "student-kd_pt.keras")
+        for folder in (cut, whole)
+    )
+    for one, other in zip(
+        found.get_weights(), expected.get_weights(), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)

@@ -64,10 +64,12 @@ def test_the_whole_recipe_with_all_options(data_dir, teacher, tmp_path):
         *"--weight-decay 1e-5 --shuffle-buffer 16 --seed 2".split(),
         *"--mixed-precision --strategy mirrored --replicas 2".split(),
         *"--steps-per-execution 2 --validate-every 2".split(),
-        *"--weight 0.4 --temperature 3".split(),
+        *"--weight 0.4 --temperature 3 --cache cache --views 2".split(),
         *losses("plain", "kd_topk"),
     ]
     output = run(tmp_path, *arguments).stdout
+    # Half of the classes at four bytes, and the tail.
+    assert "48 examples, 2 views, 2004 bytes each" in output
     found = results(tmp_path / "run")
     assert set(found) == {"teacher", "student-plain", "student-kd_topk"}
     for result in found.values():
@@ -120,14 +122,39 @@ def test_crops_are_parts_of_the_picture():
     centre = imagenet_resnet.centre_crop(encoded, 87).numpy()
     np.testing.assert_allclose(centre, whole[6:93, 36:123], atol=1)
     corners, directions = set(), set()
-    for _ in range(20):
-        crop = imagenet_resnet.random_crop(encoded, 32).numpy() - 40
+    for i in range(20):
+        crop = imagenet_resnet.random_crop(encoded, 32, (3, i)).numpy() - 40
         assert crop.shape == (32, 32, 3)
         across = crop[16, :, 1]
         assert crop[0, 16, 0] <= crop[-1, 16, 0] + 2
         directions.add(across[-1] > across[0])
         corners.add((round(crop[0, 0, 0]), round(across.min())))
     assert directions == {True, False} and len(corners) > 10
+
+
+def test_training_data_and_the_cache_see_the_same_kind_of_pictures(data_dir):
+    """Every image of an epoch once, each time in another crop."""
+    study = object.__new__(imagenet_resnet.ImageNetStudy)
+    study.builder = tfds.builder("imagenet2012", data_dir=data_dir)
+    study.train_size = 48
+    study.options = dict(
+        image_size=32, batch_size=16, shuffle_buffer=16, seed=2
+    )
+    labels = []
+    for x, y in study.training_data("student", 0).take(3):
+        assert x.shape == (16, 32, 32, 3) and x.dtype == "float32"
+        # The shade tells the class.
+        shade = x.numpy().mean((1, 2, 3)) - 28
+        np.testing.assert_allclose(shade, y.numpy() // 4, atol=6)
+        labels += y.numpy().tolist()
+    in_order = [int(label) for _, label in study.cached_data()]
+    assert sorted(labels) == sorted(in_order) and labels != in_order
+    encoded = next(iter(study.cached_data()))[0]
+    first, second, again = (
+        study.augment()(encoded, (2, i)).numpy() for i in (0, 1, 0)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, second)
 
 
 @pytest.mark.parametrize("decay", ["cosine", "step"])

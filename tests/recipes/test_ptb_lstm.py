@@ -142,8 +142,9 @@ def test_two_replicas_give_the_perplexities_of_one(finished, text, tmp_path):
 
 
 def test_two_workers_give_the_perplexities_of_one(finished, text, tmp_path):
-    """Two processes of one command, as on two machines."""
+    """Two processes of one command, as on two machines, with one cache."""
     arguments = ["--data-dir", text, "--log-dir", "run", *SMALL]
+    arguments += ["--cache", "cache"]
     arguments += losses("kd_pt", "plain")
     ports = []
     for _ in range(2):
@@ -230,3 +231,30 @@ def test_a_teacher_of_other_words_is_refused(finished, text, tmp_path):
     )
     assert "a text of 20" in process.stderr
     assert "Traceback" not in process.stderr
+
+
+def test_a_cache_gives_the_perplexities_of_the_teacher(
+    finished, text, tmp_path
+):
+    """Written by one run, used by another, refused to another teacher."""
+    teacher = finished[0] / "run" / "teacher.keras"
+    arguments = ["--data-dir", text, *SMALL, "--teacher", teacher]
+    arguments += ["--cache", "cache", *losses("kd_pt", "kd_topk", "plain")]
+    output = run(tmp_path, *arguments, "--log-dir", "run").stdout
+    assert "Teacher cache" in output
+    found, expected = results(tmp_path / "run"), results(finished[0] / "run")
+    for name in ("student-kd_pt", "student-kd_topk", "student-plain"):
+        assert found[name]["test_perplexity"] == pytest.approx(
+            expected[name]["test_perplexity"], rel=2e-3
+        )
+    written = (tmp_path / "cache" / "manifest.json").stat().st_mtime_ns
+    run(tmp_path, *arguments, "--log-dir", "again", "--seed", 1)
+    assert written == (tmp_path / "cache" / "manifest.json").stat().st_mtime_ns
+    process = run(
+        tmp_path,
+        *("--data-dir", text, *SMALL, "--log-dir", "other", "--cache", "cache"),
+        *("--loss", "kd_pt"),
+        check=False,
+    )
+    assert "belongs to something else" in process.stderr
+    assert "teacher" in process.stderr and "Traceback" not in process.stderr
