@@ -17,7 +17,7 @@ import keras
 import numpy as np
 
 from keras_kd import compact, fingerprint, records
-from keras_kd.cache_writer import CacheWriter, identity_differences
+from keras_kd.cache_writer import CacheWriter, identity_differences, pack
 from keras_kd.distillation_loss import LABELS
 from keras_kd.distiller import STATISTICS_TEMPERATURE, TEACHER_RIGHT
 from keras_kd.teacher_pass import (
@@ -332,6 +332,65 @@ class TeacherCache:
         self._prepare(dataset, None, augment, True)
         stores = self._computable_stores(keras.tree.flatten(losses))
         return _verify(self, dataset, teacher, batches, stores)
+
+    def shuffled(self, path, dataset, order):
+        """A cache in which examples have each other's statistics.
+
+        It is the control that tells what a teacher knows of each example from
+        what it does to all: with an order that stays within the classes, each
+        example keeps a statistic of its class.
+
+        Args:
+            path: new folder of the other cache; one that is there already is
+                opened.
+            dataset: as given to `write`.
+            order: function of all labels ([labels], token after token for
+                text) to the positions ([labels]) whose statistics they get.
+
+        Returns:
+            A `TeacherCache`.
+
+        Example:
+        >>> def order(labels):
+        ...     return shuffle_within_labels(np.arange(len(labels)), labels)
+        >>> control = cache.shuffled("control", train, order)
+        """
+        path = os.fspath(path)
+        if not _is_whole(path):
+            self.check(dataset)
+            self._write_shuffled(path, dataset, order)
+        control = TeacherCache(path)
+        control._augment = self._augment
+        return control
+
+    def _write_shuffled(self, path, dataset, order):
+        batched = self._manifest["batched"]
+        labels = [np.asarray(element[1]) for element in dataset]
+        labels = np.concatenate(labels) if batched else np.stack(labels)
+        sources = order(labels.ravel())
+        records.gfile().makedirs(path)
+        records.write_whole(records.join(path, records.EMPTY), b"")
+        parts = []
+        for view in range(self.views):
+            arrays = {
+                name: values.reshape(labels.size, *values.shape[labels.ndim :])[
+                    sources
+                ].reshape(values.shape)
+                for name, values in self._arrays(view).items()
+            }
+            data = pack(arrays, self._fields)
+            name = f"view-{view:05d}.records"
+            records.write_whole(records.join(path, name), data)
+            parts.append(
+                {
+                    "file": name,
+                    "view": view,
+                    "examples": self.examples,
+                    "checksum": zlib.crc32(data),
+                }
+            )
+        manifest = {**self._manifest, "parts": parts, "shuffled": True}
+        records.write_whole(records.join(path, records.MANIFEST), manifest)
 
     def _prepare(self, dataset, loss, augment, check):
         self._augment = augment or self._augment

@@ -239,7 +239,7 @@ class CacheWriter:
             )
         part.right += float((right * counted).sum())
         part.labels += float(counted.sum())
-        part.add(_pack(arrays, self.fields), rows)
+        part.add(pack(arrays, self.fields), rows)
         return rows
 
     # -- files -----------------------------------------------------------------
@@ -406,8 +406,16 @@ def _check_arguments(dataset, views, augment, dtype, teacher):
         )
 
 
-def _pack(arrays, fields):
-    """Records of a batch, as bytes."""
+def pack(arrays, fields):
+    """Records of examples.
+
+    Args:
+        arrays: dict by field name of [examples, ...] arrays.
+        fields: list of `Field`s, in the order of a record.
+
+    Returns:
+        Bytes.
+    """
     columns = []
     for field in fields:
         array = np.ascontiguousarray(arrays[field.name].astype(field.dtype))

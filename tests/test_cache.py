@@ -559,6 +559,33 @@ def test_whether_the_teacher_is_right_can_be_kept(tmp_path):
         assert found["count"] == scale.summary()["count"] > 0
 
 
+@pytest.mark.parametrize("name", ["kd_pt", "kd"])
+def test_a_shuffled_cache_has_the_same_statistics_on_other_examples(
+    name, tmp_path
+):
+    """Also of tokens, and in every view."""
+    tokens = np.random.default_rng(1).integers(0, 3, (12, 5), "int32")
+    dataset = tf.data.Dataset.from_tensor_slices((tokens, tokens)).batch(4)
+    inputs = keras.Input((5,), dtype="int32")
+    x = layers.Embedding(3, 4)(inputs)
+    teacher = keras.Model(
+        inputs, layers.Dense(3)(layers.LSTM(4, return_sequences=True)(x))
+    )
+    cache = write(tmp_path / "cache", dataset, teacher, LOSSES[name]())
+    reverse = cache.shuffled(
+        tmp_path / "control", dataset, lambda labels: np.arange(59, -1, -1)
+    )
+    again = cache.shuffled(tmp_path / "control", dataset, None)
+    (key,) = (k for k in LOSSES[name]().statistics)
+    kept, found, found_again = (
+        np.concatenate([y[key] for _, y in c.attach(dataset)])
+        for c in (cache, reverse, again)
+    )
+    flat = kept.reshape(60, *kept.shape[2:])
+    np.testing.assert_array_equal(found, flat[::-1].reshape(kept.shape))
+    np.testing.assert_array_equal(found, found_again)
+
+
 # -- distribution --------------------------------------------------------------
 
 
