@@ -19,7 +19,7 @@ from models import (
 )
 
 import keras_kd as kd
-from keras_kd import records
+from keras_kd.cache import records
 
 LOSSES = {
     "label_smoothing": lambda: kd.LabelSmoothing(),

@@ -7,16 +7,17 @@ import zlib
 import keras
 import numpy as np
 
-from keras_kd import compact, distribution, fingerprint, records
-from keras_kd.outputs import to_logits
-from keras_kd.teacher_pass import (
+from keras_kd import distribution
+from keras_kd.cache import fingerprint, records, stores
+from keras_kd.cache.teacher_pass import (
     TeacherPass,
     assign_states,
     read_states,
     reset_states,
 )
+from keras_kd.outputs import to_logits
 
-TEACHER_RIGHT_FIELD = compact.Field("teacher_right", "uint8", ())
+TEACHER_RIGHT_FIELD = stores.Field("teacher_right", "uint8", ())
 _LARGEST_PART = 64 * 2**20
 
 
@@ -71,9 +72,9 @@ class CacheWriter:
             batch_size, *label_shape = label_shape
         self.batch_size = batch_size
         self.classes = self._count_classes(x)
-        self.stores = compact.plan(losses, self.classes, dtype)
+        self.stores = stores.plan(losses, self.classes, dtype)
         self.own_fields = [
-            compact.Field(f.name, f.dtype, tuple(label_shape))
+            stores.Field(f.name, f.dtype, tuple(label_shape))
             for f in ([TEACHER_RIGHT_FIELD] if teacher_right else [])
         ]
         self.fields = [
@@ -393,10 +394,10 @@ def _check_arguments(dataset, views, augment, dtype, teacher):
             f"Received: views={views}, augment={augment}. Pass a function of "
             "(x, seed) as `augment`, or views=1."
         )
-    if dtype not in (compact.COMPACT, compact.EXACT):
+    if dtype not in (stores.COMPACT, stores.EXACT):
         raise ValueError(
-            f"Statistics are kept as {compact.COMPACT} or {compact.EXACT}. "
-            f"Received: dtype={dtype!r}. Leave it out for {compact.COMPACT}."
+            f"Statistics are kept as {stores.COMPACT} or {stores.EXACT}. "
+            f"Received: dtype={dtype!r}. Leave it out for {stores.COMPACT}."
         )
     if distribution.spans_workers(teacher.distribute_strategy):
         raise ValueError(

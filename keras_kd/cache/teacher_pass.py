@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd import fingerprint, records
+from keras_kd.cache import fingerprint, records
 from keras_kd.outputs import to_logits
 
 
@@ -14,7 +14,7 @@ class TeacherPass:
     Args:
         dataset: `tf.data.Dataset` of (x, labels[, sample_weight]).
         teacher: a `keras.Model`.
-        stores: list of stores; see `keras_kd.compact`.
+        stores: list of stores; see `keras_kd.cache.stores`.
         augment: optional function of (x, seed).
         seed: integer, of the views.
         batched: whether the elements of `dataset` are batches.

@@ -9,23 +9,17 @@ teacher under a distribution strategy does not. A manifest, written last, says
 what is kept, of which teacher and data, with a checksum of every file.
 """
 
-import dataclasses
 import os
 import zlib
 
 import keras
 import numpy as np
 
-from keras_kd import compact, fingerprint, records
-from keras_kd.cache_writer import CacheWriter, identity_differences, pack
+from keras_kd.cache import fingerprint, records, stores, verification
+from keras_kd.cache.reader import RecordReader
+from keras_kd.cache.writer import CacheWriter, identity_differences, pack
 from keras_kd.distillation_loss import LABELS
 from keras_kd.distiller import STATISTICS_TEMPERATURE, TEACHER_RIGHT
-from keras_kd.teacher_pass import (
-    TeacherPass,
-    assign_states,
-    read_states,
-    reset_states,
-)
 
 
 class TeacherCache:
@@ -55,15 +49,16 @@ class TeacherCache:
         self.path = os.fspath(path)
         self._manifest = _read_manifest(self.path)
         self._stores = [
-            compact.read_store(description, self._manifest["dtype"])
+            stores.read_store(description, self._manifest["dtype"])
             for description in self._manifest["stores"]
         ]
         self._fields = [
-            compact.Field(name, dtype, tuple(shape))
+            stores.Field(name, dtype, tuple(shape))
             for name, dtype, shape in self._manifest["fields"]
         ]
         self._augment = None
-        self._check_files(check_files)
+        self._reader = RecordReader(self.path, self._manifest, self._fields)
+        self._reader.check_files(check_files)
 
     # -- what is in it ---------------------------------------------------------
 
@@ -85,7 +80,7 @@ class TeacherCache:
     @property
     def record_bytes(self):
         """Bytes kept of an example (with all its tokens) in each view."""
-        return sum(field.size for field in self._fields)
+        return self._reader.record_bytes
 
     # -- writing ---------------------------------------------------------------
 
@@ -243,7 +238,7 @@ class TeacherCache:
 
         self._prepare(dataset, loss, augment, check)
         store, wanted = self._store_for(loss)
-        passed = self._pass(dataset, epoch)
+        passed = self._reader.one_pass(dataset, epoch)
         dataset = passed.map(self._augmented, num_parallel_calls=_autotune())
         dataset = dataset.map(
             lambda element, record: self._merge(element, record, store, wanted),
@@ -289,7 +284,7 @@ class TeacherCache:
         store, wanted = self._store_for(loss)
 
         def one_epoch(epoch):
-            passed = self._pass(dataset, epoch)
+            passed = self._reader.one_pass(dataset, epoch)
             if shuffle:
                 # The seed of this function's graph, in place of the global
                 # one: the order depends on seed and epoch alone.
@@ -330,8 +325,12 @@ class TeacherCache:
             ValueError: if the data set is not the cache's.
         """
         self._prepare(dataset, None, augment, True)
-        stores = self._computable_stores(keras.tree.flatten(losses))
-        return _verify(self, dataset, teacher, batches, stores)
+        computable = verification.computable_stores(
+            self._manifest, keras.tree.flatten(losses)
+        )
+        return verification.verify(
+            self._reader, computable, dataset, teacher, batches, self._augment
+        )
 
     def shuffled(self, path, dataset, order):
         """A cache in which examples have each other's statistics.
@@ -376,7 +375,7 @@ class TeacherCache:
                 name: values.reshape(labels.size, *values.shape[labels.ndim :])[
                     sources
                 ].reshape(values.shape)
-                for name, values in self._arrays(view).items()
+                for name, values in self._reader.arrays(view).items()
             }
             data = pack(arrays, self._fields)
             name = f"view-{view:05d}.records"
@@ -403,28 +402,6 @@ class TeacherCache:
         if check:
             self.check(dataset, losses=[] if loss is None else [loss])
 
-    def _computable_stores(self, losses):
-        """The stores, those of a user's own losses with their loss."""
-        wanted = [
-            compact.make_store(loss, self._manifest["classes"])
-            for loss in losses
-        ]
-        stores = []
-        for description in self._manifest["stores"]:
-            # In float32, so that the error of the compact form shows.
-            store = compact.read_store(description, compact.EXACT)
-            if isinstance(store, compact.OwnStore):
-                found = [w for w in wanted if w and store.serves(w)]
-                if not found:
-                    raise ValueError(
-                        "Statistics of a loss of your own are computed by that "
-                        f"loss. Received: losses={losses} for a cache of "
-                        f"{store.describe()}. Pass it in `losses`."
-                    )
-                store = found[0]
-            stores.append(store)
-        return stores
-
     def _store_for(self, loss):
         """The store that serves a loss, and what it wants of it."""
         if loss is None:
@@ -435,8 +412,8 @@ class TeacherCache:
                     "Pass the one to train with, as in attach(dataset, loss)."
                 )
             store = self._stores[0]
-            if isinstance(store, compact.OwnStore) or (
-                isinstance(store, compact.TopStore)
+            if isinstance(store, stores.OwnStore) or (
+                isinstance(store, stores.TopStore)
                 and len(store.temperatures) > 1
             ):
                 raise ValueError(
@@ -445,33 +422,11 @@ class TeacherCache:
                     "attach(dataset, loss)."
                 )
             return store, store
-        wanted = compact.make_store(loss, self._manifest["classes"])
+        wanted = stores.make_store(loss, self._manifest["classes"])
         for store in self._stores:
             if wanted is not None and store.serves(wanted):
                 return store, wanted
         return None, wanted
-
-    def _pass(self, dataset, epoch):
-        """(element, records) of one epoch: (x, ...), view, index, bytes."""
-        import tensorflow as tf
-
-        epoch = tf.cast(epoch, tf.int64)
-        view = epoch % self.views
-        files = tf.constant(
-            [
-                [records.join(self.path, name) for name in names]
-                for names in self._files_by_view()
-            ]
-        )
-        kept = tf.data.FixedLengthRecordDataset(files[view], self.record_bytes)
-        step = 1
-        if self._manifest["batched"]:
-            step = self._manifest["batch_size"]
-            kept = kept.batch(step)
-        first = tf.data.Dataset.counter(0, step)
-        return tf.data.Dataset.zip(dataset, first, kept).map(
-            lambda element, index, record: (element, (view, index, record))
-        )
 
     def _augmented(self, element, record):
         view, index, data = record
@@ -496,7 +451,7 @@ class TeacherCache:
         y = {LABELS: labels}
         if store is None:
             return (x, y, *rest)
-        arrays = self._decode(data)
+        arrays = self._reader.decode(data)
         y.update(store.decode(arrays, wanted))
         temperature = wanted.temperature
         if temperature is not None:
@@ -507,67 +462,12 @@ class TeacherCache:
             y[TEACHER_RIGHT] = right
         return (x, y, *rest)
 
-    def _decode(self, data):
-        """Arrays by field name from records, [...] strings."""
-        import tensorflow as tf
-
-        arrays, offset = {}, 0
-        leading = tuple(data.shape)
-        rows = [-1] if leading else []
-        for field in self._fields:
-            part = tf.strings.substr(data, offset, field.size)
-            values = tf.io.decode_raw(part, field.dtype)
-            arrays[field.name] = tf.reshape(values, [*rows, *field.shape])
-            offset += field.size
-        return arrays
-
-    def _arrays(self, view):
-        """What is kept of a view: NumPy arrays [examples, ...] by name."""
-        data = []
-        for part in self._manifest["parts"]:
-            if part["view"] == view:
-                path = records.join(self.path, part["file"])
-                with records.gfile().GFile(path, "rb") as file:
-                    data.append(file.read())
-        layout = [(f.name, f.dtype, f.shape) for f in self._fields]
-        table = np.frombuffer(b"".join(data), dtype=np.dtype(layout))
-        return {field.name: table[field.name] for field in self._fields}
-
     # -- checks ----------------------------------------------------------------
-
-    def _files_by_view(self):
-        names = [[] for _ in range(self.views)]
-        for part in self._manifest["parts"]:
-            names[part["view"]].append(part["file"])
-        # Views may be cut into different numbers of files, but a tensor of
-        # their names has rows of one length.
-        most = max(len(files) for files in names)
-        return [
-            files + [records.EMPTY] * (most - len(files)) for files in names
-        ]
-
-    def _check_files(self, checksums):
-        gfile = records.gfile()
-        for part in self._manifest["parts"]:
-            path = records.join(self.path, part["file"])
-            wanted = part["examples"] * self.record_bytes
-            found = gfile.stat(path).length if gfile.exists(path) else 0
-            damaged = found != wanted
-            if not damaged and checksums:
-                with gfile.GFile(path, "rb") as file:
-                    damaged = zlib.crc32(file.read()) != part["checksum"]
-            if damaged:
-                raise ValueError(
-                    f"The cache at {self.path} is damaged. Received: "
-                    f"{part['file']} with {found} bytes where {wanted} were "
-                    "written, or with other contents. Remove the folder and "
-                    "write the cache anew."
-                )
 
     def _loss_differences(self, losses):
         differences = []
         for loss in losses:
-            wanted = compact.make_store(loss, self._manifest["classes"])
+            wanted = stores.make_store(loss, self._manifest["classes"])
             if wanted is None or any(s.serves(wanted) for s in self._stores):
                 continue
             differences.append(
@@ -575,89 +475,6 @@ class TeacherCache:
                 f"has {self._manifest['stores']}"
             )
         return differences
-
-
-@dataclasses.dataclass(frozen=True)
-class Verification:
-    """What `TeacherCache.verify` found.
-
-    Attributes:
-        examples: number of examples that were computed anew.
-        largest_errors: dict by kept array of the largest difference between
-            what is kept and what the teacher gives now, relative to 1 or to
-            the value where that is larger; for class ids the share that
-            differ.
-        teacher_accuracy: share of these examples' labels that the teacher
-            gets right now.
-        cached_accuracy: share of all labels that it got right when the cache
-            was written.
-    """
-
-    examples: int
-    largest_errors: dict
-    teacher_accuracy: float
-    cached_accuracy: float
-
-    def __str__(self):
-        errors = ", ".join(
-            f"{name} {error:.2g}" for name, error in self.largest_errors.items()
-        )
-        return (
-            f"{self.examples} examples computed anew. Largest errors: "
-            f"{errors}. The teacher gets {self.teacher_accuracy:.2%} of their "
-            f"labels right, {self.cached_accuracy:.2%} of all when the cache "
-            "was written."
-        )
-
-
-def _verify(cache, dataset, teacher, batches, stores):
-    """See `TeacherCache.verify`."""
-    manifest = cache._manifest
-    size, last = manifest["batch_size"], manifest["batches"] - 1
-    teacher_pass = TeacherPass(
-        dataset,
-        teacher,
-        stores,
-        cache._augment,
-        manifest["seed"],
-        manifest["batched"],
-        size,
-    )
-    before = read_states(teacher)
-    # Carried state is right from the beginning on alone.
-    chosen = set(range(min(batches, last + 1)))
-    if not before:
-        chosen = {round(p) for p in np.linspace(0, last, batches)}
-    errors = {field.name: 0.0 for field in cache._fields}
-    right = []
-    for view in sorted({0, cache.views - 1}):
-        kept = cache._arrays(view)
-        reset_states(teacher)
-        for number, element in enumerate(teacher_pass.batches(view, 0)):
-            if number not in chosen:
-                if number > max(chosen):
-                    break
-                continue
-            arrays, _ = teacher_pass.run(*element[:2])
-            right.append(arrays["teacher_right"])
-            rows = slice(number * size, number * size + len(right[-1]))
-            for name in errors:
-                error = _largest_error(kept[name][rows], arrays[name])
-                errors[name] = max(errors[name], error)
-    assign_states(teacher, before)
-    return Verification(
-        examples=sum(len(batch) for batch in right),
-        largest_errors=errors,
-        teacher_accuracy=float(np.concatenate(right).mean()),
-        cached_accuracy=cache.teacher_accuracy,
-    )
-
-
-def _largest_error(kept, found):
-    if kept.dtype.kind != "f":
-        return float((kept != found).mean())
-    kept, found = kept.astype("float64"), found.astype("float64")
-    return float((np.abs(kept - found) / np.maximum(np.abs(found), 1)).max())
 
 
 def _teacher_right(y, arrays):

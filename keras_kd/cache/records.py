@@ -6,7 +6,7 @@ import os
 import keras
 import numpy as np
 
-from keras_kd import fingerprint
+from keras_kd.cache import fingerprint
 
 FORMAT = 1
 MANIFEST = "manifest.json"
