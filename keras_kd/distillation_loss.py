@@ -22,7 +22,7 @@ from keras import ops
 from keras.src.backend import get_keras_mask, set_keras_mask
 from keras.src.losses.loss import reduce_weighted_values
 
-from keras_kd.softmax import label_softmax
+from keras_kd.softmax import plain_and_tempered
 
 LABELS = "labels"
 
@@ -321,8 +321,7 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
         logits = ops.cast(y_pred, self.dtype)
         labels = check_labels(labels, logits.shape)
         valid = self.valid_labels(labels)
-        plain = label_softmax(logits, labels)
-        tempered = label_softmax(logits, labels, self.temperature)
+        plain, tempered = plain_and_tempered(logits, labels, self.temperature)
         targets = self.targets(labels, statistics, logits.shape[-1])
 
         terms = {k: t.cross_entropy(tempered) for k, t in targets.items()}

@@ -6,7 +6,12 @@ from keras import ops
 from keras_kd.distillation_loss import DistillationLoss, Tunable
 from keras_kd.similarity import DEFAULT_TABLE_BYTES, ClassSimilarity
 from keras_kd.softmax import label_softmax
-from keras_kd.targets import DenseTarget, SparseTarget
+from keras_kd.targets import (
+    DenseTarget,
+    LabelTarget,
+    SparseTarget,
+    off_label_sum,
+)
 
 __all__ = [
     "KD",
@@ -18,6 +23,7 @@ __all__ = [
     "KDSim",
     "KDTopK",
     "LabelSmoothing",
+    "LabelTarget",
     "SparseTarget",
     "get",
 ]
@@ -63,11 +69,7 @@ class LabelSmoothing(DistillationLoss):
         """See `DistillationLoss.target`."""
         spread = self.smoothing * (num_classes - 1) / num_classes
         like = ops.ones_like(labels, dtype=self.dtype)
-        return SparseTarget(
-            classes=ops.expand_dims(labels, -1),
-            masses=ops.expand_dims((1 - spread) * like, -1),
-            rest=spread * like,
-        )
+        return LabelTarget(mass=(1 - spread) * like, rest=spread * like)
 
     def get_config(self):
         """The arguments of the constructor."""
@@ -76,13 +78,9 @@ class LabelSmoothing(DistillationLoss):
         return config
 
 
-def _confidence_target(labels, log_odds):
+def _confidence_target(log_odds):
     """The teacher's probability on the label, the rest spread evenly."""
-    return SparseTarget(
-        classes=ops.expand_dims(labels, -1),
-        masses=ops.expand_dims(ops.sigmoid(log_odds), -1),
-        rest=ops.sigmoid(-log_odds),
-    )
+    return LabelTarget(mass=ops.sigmoid(log_odds), rest=ops.sigmoid(-log_odds))
 
 
 @_register
@@ -117,7 +115,7 @@ class KDPt(DistillationLoss):
 
     def target(self, labels, statistics, num_classes):
         """See `DistillationLoss.target`."""
-        return _confidence_target(labels, statistics["label_log_odds"])
+        return _confidence_target(statistics["label_log_odds"])
 
 
 def _label_log_odds(labels, teacher_logits, temperature):
@@ -262,9 +260,7 @@ class KDPtSim(_ClassRelationLoss):
     def targets(self, labels, statistics, num_classes):
         """See `DistillationLoss.targets`."""
         return {
-            "pt_weight": _confidence_target(
-                labels, statistics["label_log_odds"]
-            ),
+            "pt_weight": _confidence_target(statistics["label_log_odds"]),
             "sim_weight": _similarity_target(
                 self.class_similarity, labels, num_classes
             ),
@@ -408,10 +404,9 @@ class KD(DistillationLoss):
     def target(self, labels, statistics, num_classes):
         """See `DistillationLoss.target`."""
         logits = ops.cast(statistics["teacher_logits"], self.dtype)
-        teacher = label_softmax(logits, labels, self.temperature)
+        probabilities = ops.softmax(logits / self.temperature, axis=-1)
         return DenseTarget(
-            ops.softmax(logits / self.temperature, axis=-1),
-            off_label=teacher.off_label_probability,
+            probabilities, off_label=off_label_sum(probabilities, labels)
         )
 
 

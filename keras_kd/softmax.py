@@ -1,20 +1,24 @@
-"""The softmax seen from the label: stable log-odds, one pass, exact gradient.
+"""The softmax seen from the label: stable log-odds, few passes, exact gradient.
 
-Every closed form of the package needs the same three numbers of an example:
-how far the label's logit stands above all the others together (its log-odds),
-the log-normaliser, and the sum of the logits. They are taken together here,
-because each alone would read the [..., classes] array again, and with a
-gradient of their own, because automatic differentiation of the masked sum
-costs four times as much.
+Every closed form of the package needs the same numbers of an example: how the
+label's logit stands to the sum of the others, how far it is below the largest,
+and the sum of all. They are taken together here, because each alone would read
+the [..., classes] array again, and with a gradient of their own, because
+automatic differentiation of the parts costs several times as much.
+
+The label is taken out of the others' sum, not subtracted from it: 1 - q_t then
+keeps its digits where q_t is close to 1. It is taken out by putting its logit
+to the bottom, after which the framework's softmax, which is fused, does the
+work.
 """
 
 import dataclasses
 
 from keras import ops
 
-# Below this a float32 sum of exponentials has underflowed: log-odds stop at
-# about +87, where the probability of the label is 1 in float32 anyway.
-_SMALLEST_SUM = 1e-37
+# Below every logit that means anything, also when it is divided by a small
+# temperature.
+_BOTTOM = -1e30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,17 +26,18 @@ class LabelSoftmax:
     """softmax(logits / temperature) of each example, as its label sees it.
 
     Attributes:
-        log_odds: [...], log(q_t / (1 - q_t)) for the label t.
-        log_normaliser: [...], log of the sum over classes of
-            exp((z - max z) / temperature), in [0, log(classes)].
+        others: [...], log of the sum over the classes but the label of
+            exp((z_i - max z) / temperature).
+        label_gap: [...], (max z - z_t) / temperature for the label t, at
+            least 0.
         gap_sum: [...], sum over classes of (max z - z_i) / temperature.
         logits: [..., classes], z as given.
         shift: [..., 1], max z, a constant to the gradient.
         temperature: scalar.
     """
 
-    log_odds: object
-    log_normaliser: object
+    others: object
+    label_gap: object
     gap_sum: object
     logits: object
     shift: object
@@ -44,6 +49,25 @@ class LabelSoftmax:
         return self.logits.shape[-1]
 
     @property
+    def log_odds(self):
+        """[...], log(q_t / (1 - q_t))."""
+        return -self.label_gap - self.others
+
+    @property
+    def log_normaliser(self):
+        """[...], log of the sum over classes of exp((z - max z) / T).
+
+        It is in [0, log(classes)]; with the gaps it gives every cross-entropy
+        as a sum of two terms that are never negative, so that none cancels.
+        """
+        # log(exp(others) + exp(-label_gap)), from the larger of the two.
+        return ops.where(
+            self.label_gap > 0,
+            self.others + ops.softplus(self.log_odds),
+            ops.softplus(-self.log_odds) - self.label_gap,
+        )
+
+    @property
     def cross_entropy(self):
         """[...], -log q_t, exact also where q_t rounds to 1."""
         return ops.softplus(-self.log_odds)
@@ -53,32 +77,72 @@ class LabelSoftmax:
         """[...], 1 - q_t, exact also where q_t rounds to 1."""
         return ops.sigmoid(-self.log_odds)
 
-    def gaps(self, classes=None):
+    def gaps(self, classes):
         """(max z - z_i) / temperature, at least 0.
 
         Args:
-            classes: [..., k] integer class ids, or `None` for all classes.
+            classes: [..., k] integer class ids, those of an example distinct.
 
         Returns:
-            [..., k], or [..., classes].
+            [..., k].
         """
-        logits = self.logits
-        if classes is not None:
-            logits = ops.take_along_axis(logits, classes, axis=-1)
-        return (self.shift - logits) / self.temperature
+        shape = ops.shape(classes)
+        k, num_classes = shape[-1], self.num_classes
+        flat = ops.reshape(self.logits, (-1, num_classes))
+        classes = ops.reshape(ops.cast(classes, "int32"), (-1, k))
+        rows = ops.arange(ops.shape(classes)[0], dtype="int32")
+        at = ops.stack(
+            [ops.repeat(rows, k), ops.reshape(classes, (-1,))], axis=-1
+        )
+
+        @ops.custom_gradient
+        def picked(logits):
+            value = ops.take_along_axis(logits, classes, axis=-1)
+
+            def gradient(*args, upstream=None):
+                (up,) = args if upstream is None else (upstream,)
+                # The classes are distinct: nothing need be added up.
+                return ops.scatter_update(
+                    ops.zeros_like(logits), at, ops.reshape(up, (-1,))
+                )
+
+            return value, gradient
+
+        return (self.shift - ops.reshape(picked(flat), shape)) / (
+            self.temperature
+        )
+
+    def expected_gap(self, probabilities):
+        """Mean of (max z - z_i) / temperature under a distribution.
+
+        Args:
+            probabilities: [..., classes], a constant to the gradient.
+
+        Returns:
+            [...].
+        """
+        shift = self.shift
+
+        @ops.custom_gradient
+        def expected(logits):
+            value = ops.sum(probabilities * (shift - logits), axis=-1)
+
+            def gradient(*args, upstream=None):
+                (up,) = args if upstream is None else (upstream,)
+                return -probabilities * ops.expand_dims(up, -1)
+
+            return value, gradient
+
+        return expected(self.logits) / self.temperature
 
 
 def label_softmax(logits, labels, temperature=1.0):
     """Looks at softmax(logits / temperature) from each example's label.
 
-    With s the log-normaliser, s - u_i = log_normaliser + gap_i has two terms
-    that are never negative, so no cross-entropy made of them cancels, however
-    far apart the logits are.
-
     Args:
         logits: [..., classes], any float dtype that the result should have.
-        labels: [...], integer class ids. An id outside [0, classes) matches
-            no class; what comes out for it has no meaning but is finite.
+        labels: [...], integer class ids. For an id outside [0, classes) what
+            comes out has no meaning but is finite.
         temperature: scalar above 0.
 
     Returns:
@@ -89,57 +153,113 @@ def label_softmax(logits, labels, temperature=1.0):
     >>> float(softmax.log_odds[0])
     2.0
     """
+    return _softmaxes(logits, labels, temperature, with_plain=False)[-1]
+
+
+def plain_and_tempered(logits, labels, temperature):
+    """`label_softmax` at temperature 1 and at another, for little more.
+
+    Args:
+        logits: [..., classes].
+        labels: [...], integer class ids.
+        temperature: scalar above 0; where it is 1 when this runs, one softmax
+            serves both.
+
+    Returns:
+        Two `LabelSoftmax`.
+    """
+    return _softmaxes(logits, labels, temperature, with_plain=True)
+
+
+def _softmaxes(logits, labels, temperature, with_plain):
     logits = ops.convert_to_tensor(logits)
-    labels = ops.cast(labels, "int32")
     num_classes = logits.shape[-1]
+    labels = ops.clip(ops.cast(labels, "int32"), 0, num_classes - 1)
     temperature = ops.convert_to_tensor(temperature, dtype=logits.dtype)
-    is_label = ops.equal(
-        ops.expand_dims(labels, -1), ops.arange(num_classes, dtype="int32")
-    )
-    label_index = ops.expand_dims(ops.clip(labels, 0, num_classes - 1), -1)
     shift = ops.stop_gradient(ops.max(logits, axis=-1, keepdims=True))
 
-    log_odds, log_normaliser, gap_sum = _normalise(
-        logits, is_label, label_index, shift, temperature
+    flat = ops.reshape(logits, (-1, num_classes))
+    numbers = _numbers(
+        flat,
+        ops.reshape(labels, (-1,)),
+        ops.reshape(shift, (-1, 1)),
+        temperature,
+        with_plain,
     )
-    return LabelSoftmax(
-        log_odds, log_normaliser, gap_sum, logits, shift, temperature
-    )
+    numbers = [ops.reshape(number, ops.shape(labels)) for number in numbers]
+    *others, label_gap, gap_sum = numbers
+    one = ops.ones((), dtype=logits.dtype)
+    return [
+        LabelSoftmax(each, label_gap / t, gap_sum / t, logits, shift, t)
+        for each, t in zip(
+            others, (one, temperature)[-len(others) :], strict=True
+        )
+    ]
 
 
-def _normalise(logits, is_label, label_index, shift, temperature):
-    """Log-odds, log-normaliser and gap sum, differentiable in the logits."""
+def _numbers(logits, labels, shift, temperature, with_plain):
+    """What a `LabelSoftmax` is made of, differentiable in the logits.
+
+    Args:
+        logits: [examples, classes].
+        labels: [examples].
+        shift: [examples, 1].
+        temperature: scalar tensor.
+        with_plain: whether temperature 1 is wanted as well.
+
+    Returns:
+        [examples] tensors: `others` at temperature 1 (if wanted) and at the
+        temperature, then `label_gap` and `gap_sum` at temperature 1.
+    """
+    at_label = ops.stack(
+        [ops.arange(ops.shape(labels)[0], dtype="int32"), labels], axis=-1
+    )
+
+    def put(values, at):
+        return ops.scatter_update(values, at_label, at)
 
     @ops.custom_gradient
-    def normalise(logits):
-        scaled = (logits - shift) / temperature
-        label_scaled = ops.take_along_axis(scaled, label_index, axis=-1)
-        label_exp = ops.exp(label_scaled)
-        others_exp = ops.where(
-            is_label, ops.zeros_like(scaled), ops.exp(scaled)
+    def numbers(logits):
+        scaled = logits - shift
+        gap_sum = -ops.sum(scaled, axis=-1)
+        label_scaled = ops.squeeze(
+            ops.take_along_axis(scaled, ops.expand_dims(labels, -1), axis=-1),
+            -1,
         )
-        # The label's own exponential is left out of the sum, not taken off it
-        # afterwards: 1 - q_t then keeps its digits where q_t is close to 1.
-        others_sum = ops.sum(others_exp, axis=-1, keepdims=True)
-        total = others_sum + label_exp
-        safe_others_sum = ops.maximum(others_sum, _SMALLEST_SUM)
-        log_odds = label_scaled - ops.log(safe_others_sum)
-        log_normaliser = ops.where(
-            label_scaled < 0, ops.log(total), ops.log1p(others_sum)
-        )
-        gap_sum = -ops.sum(scaled, axis=-1, keepdims=True)
-        outputs = (log_odds, log_normaliser, gap_sum)
+        scaled = put(scaled, ops.full_like(label_scaled, _BOTTOM))
+        top = ops.max(scaled, axis=-1)
+        is_one = ops.equal(temperature, 1.0)
+        plain = ops.softmax(scaled, axis=-1) if with_plain else None
+        if with_plain:
+            tempered = ops.cond(
+                is_one,
+                lambda: plain,
+                lambda: ops.softmax(scaled / temperature, axis=-1),
+            )
+        else:
+            tempered = ops.softmax(scaled / temperature, axis=-1)
+        # The largest probability tells the sum: it is exp(top) / sum.
+        others = [top / temperature - ops.log(ops.max(tempered, axis=-1))]
+        if with_plain:
+            others = [top - ops.log(ops.max(plain, axis=-1)), *others]
 
         def gradient(*args, upstream=None):
-            up_odds, up_normaliser, up_gap = (
-                ops.expand_dims(g, -1)
-                for g in (args if upstream is None else upstream)
-            )
-            per_exp = up_normaliser / total - up_odds / safe_others_sum
-            others = others_exp * (per_exp / temperature)
-            label = (up_odds + up_normaliser * label_exp / total) / temperature
-            return ops.where(is_label, label, others) - up_gap / temperature
+            ups = args if upstream is None else upstream
+            *up_others, up_label, up_sum = ups
+            up = ops.expand_dims(up_others[-1] / temperature, -1)
+            if with_plain:
+                up_plain = ops.expand_dims(up_others[0], -1)
+                result = ops.cond(
+                    is_one,
+                    lambda: plain * (up_plain + up),
+                    lambda: plain * up_plain + tempered * up,
+                )
+            else:
+                result = tempered * up
+            result = result - ops.expand_dims(up_sum, -1)
+            # The probabilities leave the label out, and so do these sums.
+            return put(result, -up_sum - up_label)
 
-        return tuple(ops.squeeze(o, -1) for o in outputs), gradient
+        return (*others, -label_scaled, gap_sum), gradient
 
-    return normalise(logits)
+    return numbers(logits)

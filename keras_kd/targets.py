@@ -6,6 +6,34 @@ from keras import ops
 
 
 @dataclasses.dataclass(frozen=True)
+class LabelTarget:
+    """A distribution: a mass on the label, the rest evenly on the others.
+
+    Attributes:
+        mass: [...], the probability of the label.
+        rest: [...], 1 - `mass`, given apart because that difference would
+            lose its digits where it is small.
+    """
+
+    mass: object
+    rest: object
+
+    def cross_entropy(self, softmax):
+        """[...], H(target, softmax), with no [..., classes] target."""
+        normaliser, label_gap = softmax.log_normaliser, softmax.label_gap
+        others = max(softmax.num_classes - 1, 1)
+        mean_gap = ops.maximum((softmax.gap_sum - label_gap) / others, 0.0)
+        return self.mass * (normaliser + label_gap) + self.rest * (
+            normaliser + mean_gap
+        )
+
+    def off_label_mass(self, labels, num_classes):
+        """[...], 1 - target[label], without cancellation."""
+        del labels, num_classes
+        return self.rest
+
+
+@dataclasses.dataclass(frozen=True)
 class SparseTarget:
     """A distribution: a mass on some classes, the rest evenly on the others.
 
@@ -63,9 +91,7 @@ class DenseTarget:
 
     def cross_entropy(self, softmax):
         """[...], H(target, softmax)."""
-        return softmax.log_normaliser + ops.sum(
-            self.probabilities * softmax.gaps(), axis=-1
-        )
+        return softmax.log_normaliser + softmax.expected_gap(self.probabilities)
 
     def off_label_mass(self, labels, num_classes):
         """[...], 1 - target[label]."""
@@ -75,3 +101,20 @@ class DenseTarget:
         return 1.0 - ops.squeeze(
             ops.take_along_axis(self.probabilities, index, axis=-1), -1
         )
+
+
+def off_label_sum(probabilities, labels):
+    """1 - probabilities[label], as the sum of the others.
+
+    Args:
+        probabilities: [..., classes].
+        labels: [...] int32 class ids inside [0, classes).
+
+    Returns:
+        [...], without cancellation.
+    """
+    is_label = ops.equal(
+        ops.expand_dims(labels, -1),
+        ops.arange(probabilities.shape[-1], dtype="int32"),
+    )
+    return ops.sum(ops.where(is_label, 0.0, probabilities), axis=-1)

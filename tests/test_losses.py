@@ -315,10 +315,13 @@ def test_no_target_over_all_classes_is_built_for_sparse_methods(name):
     )
     kinds = {type(target).__name__ for target in made.values()}
     assert kinds == {
-        "kd": {"DenseTarget"},
+        "label_smoothing": {"LabelTarget"},
+        "kd_pt": {"LabelTarget"},
         "kd_sim": {"DenseTarget"},
-        "kd_pt_sim": {"SparseTarget", "DenseTarget"},
-    }.get(name, {"SparseTarget"})
+        "kd_pt_sim": {"LabelTarget", "DenseTarget"},
+        "kd_topk": {"SparseTarget"},
+        "kd": {"DenseTarget"},
+    }.get(name)
 
 
 @every_loss
