@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from keras_kd import losses, measures
 from keras_kd.distillation_loss import LABELS
-from keras_kd.findings import PROBLEM, Finding, find
+from keras_kd.finding import PROBLEM, Finding
+from keras_kd.findings import find
 from keras_kd.outputs import check_class_counts
 from keras_kd.similarity import logit_weights
 from keras_kd.survey import Survey
@@ -204,7 +205,9 @@ def diagnose(
                 "student": "half-way" if student is None else "given",
                 **measures.gradient_scale_numbers(totals),
             },
-            "class_relations": measures.relation_numbers(totals, num_classes),
+            "class_relations": measures.relation_numbers(
+                totals, num_classes, temperature
+            ),
             "temperature": measures.temperature_numbers(totals, temperature),
             "similarity": measures.similarity_numbers(
                 rows,

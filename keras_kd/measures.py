@@ -147,7 +147,7 @@ def temperature_numbers(totals, temperature):
     }
 
 
-def relation_numbers(totals, num_classes):
+def relation_numbers(totals, num_classes, temperature):
     """How much class relation the non-target probabilities carry, or `None`.
 
     `relation` is the mean divergence of a class's mean non-target
@@ -160,18 +160,20 @@ def relation_numbers(totals, num_classes):
     by_label, shuffled = totals["profile_counts"]
     strong = totals["strong_competitors"]
     place = totals["strong_competitor_place"]
+    margin = totals["logit_margin"] / sampled
+    tail = _tail(totals["mass_by_rank"] / ranked, totals["relation_by_rank"])
     return {
         "against_uniform": np.log(num_classes - 1)
         - totals["off_label_entropy"] / sampled,
         "relation": _divergence(totals["relations"], by_label),
         "permuted": _divergence(totals["control"], shuffled),
-        "logit_margin": totals["logit_margin"] / sampled,
-        "off_label_spread": totals["off_label_spread"] / sampled,
+        # In logits: the label above the others' mean, and the deviation of
+        # those beyond a quarter of the classes.
+        "logit_margin": margin,
+        "tail_spread": temperature * tail["deviation_beyond_quarter"],
         "strong_competitor_share": strong / max(totals["placed"], 1),
         "strong_competitor_place": place / strong if strong else None,
-        "tail": _tail(
-            totals["mass_by_rank"] / ranked, totals["relation_by_rank"]
-        ),
+        "tail": tail,
     }
 
 
@@ -211,6 +213,9 @@ def _tail(mass_by_rank, moments):
         "suggested_k": int(np.argmax(done)) + 1 if done.any() else classes,
         # A quarter of the classes: best on CIFAR-100 in Tang et al. 2020.
         "quarter": quarter,
+        "deviation_beyond_quarter": np.sqrt(
+            max((uu / count - u**2)[quarter], 0)
+        ),
         "mass_beyond_quarter": beyond[quarter - 1],
         "explained_beyond_quarter": explained[quarter],
     }

@@ -68,7 +68,6 @@ class Relations(tf.Module):
 
         label_logit = tf.gather(logits, labels, batch_dims=1)
         mean_other = (tf.reduce_sum(logits, -1) - label_logit) / others
-        spread = tf.sqrt(tf.reduce_sum(centred**2, -1) / others)
         known = tf.where(labels < self.rows)[:, 0]
         labels, centred, logits, scaled, is_label = (
             tf.gather(each, known)
@@ -78,7 +77,6 @@ class Relations(tf.Module):
         return {
             "off_label_entropy": -tf.reduce_sum(p * log_p),
             "logit_margin": tf.reduce_sum(label_logit - mean_other),
-            "off_label_spread": self.temperature * tf.reduce_sum(spread),
             "ranked": _count(tf.ones_like(has_mean)),
             **self._by_rank(
                 labels, centred, mean, has_mean, tf.nn.softmax(scaled)
