@@ -30,11 +30,12 @@ _SMOOTHED_SURE_SHARE = 0.25
 # much can't be known by anyone; there it is a sixth.
 _LEAST_SKILL = {False: 0.5, True: 1 / 6}
 # Strong competitors of the label are, of all classes, among the most related
-# to it (place 1); from nowhere is 1/2. In between is where they are as likely
-# to come from nowhere as not ...
-_UNRELATED_PLACE = 0.66
-# ... and so few of them are no case against the labels.
+# to it (place 1); from nowhere is 1/2. At 2/3 two in three come from nowhere;
+_UNRELATED_PLACE = 2 / 3
+# and with fewer than this share of the examples they are no case.
 _NOISE_SHARE = 0.01
+# Among many that are related, so much noise is a case all the same.
+_PLAIN_NOISE_SHARE = 1 / 8
 # Mass beyond a quarter of the classes that can move a student.
 _TAIL_MASS = 0.05
 # A class with fewer examples may be missed by chance.
@@ -82,24 +83,23 @@ def probabilities_as_logits(numbers):
 
 def noisy_labels(numbers):
     """Labels, or the teacher's, that are wrong at random."""
-    relations = numbers["class_relations"] or {}
-    place = relations.get("strong_competitor_place")
-    spread = _relative_spread(relations)
-    if place is None or place > _UNRELATED_PLACE or spread < _SMOOTHED_SPREAD:
+    relations = numbers["class_relations"]
+    place = relations and relations["strong_competitor_place"]
+    if place is None or _relative_spread(relations) < _SMOOTHED_SPREAD:
         return None
     # From nowhere are twice as many as are below the middle.
     noise = 2 * relations["strong_competitor_share"] * (1 - place)
-    if noise < _NOISE_SHARE:
+    unrelated = place < _UNRELATED_PLACE and noise > _NOISE_SHARE
+    if not unrelated and noise < _PLAIN_NOISE_SHARE:
         return None
     return Finding(
         "noisy_labels",
         PROBLEM,
         f"On {relations['strong_competitor_share']:.0%} of the examples the "
         "teacher gives much to another class than the label, and these "
-        "classes are hardly more related to the label than any (place "
+        "classes are less related to the label than they should be (place "
         f"{place:.2f}; 0.5 is chance, 1 the most related). Labels are wrong "
-        f"at random in about {noise:.0%} of the examples, or were when the "
-        "teacher was trained.",
+        f"at random in about {noise:.0%} of the examples.",
         {
             "strong_competitor_share": relations["strong_competitor_share"],
             "strong_competitor_place": place,
@@ -115,7 +115,7 @@ def noisy_labels(numbers):
 
 
 def _relative_spread(relations):
-    margin = relations.get("logit_margin") or 0.0
+    margin = relations["logit_margin"]
     return relations["tail_spread"] / margin if margin > 0 else 1.0
 
 
