@@ -99,7 +99,8 @@ def noisy_labels(numbers):
         "teacher gives much to another class than the label, and these "
         "classes are less related to the label than they should be (place "
         f"{place:.2f}; 0.5 is chance, 1 the most related). Labels are wrong "
-        f"at random in about {noise:.0%} of the examples.",
+        f"at random in about {noise:.0%} of the examples, here or where the "
+        "teacher was trained.",
         {
             "strong_competitor_share": relations["strong_competitor_share"],
             "strong_competitor_place": place,
