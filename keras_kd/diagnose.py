@@ -106,7 +106,7 @@ def _headline(diagnosis):
             f" of {data['classes']:,} classes: teacher accuracy "
             f"{teacher['accuracy']:.1%}, confidence "
             f"{teacher['confidence']:.1%}; w {scale['mean']:.2f} ± "
-            f"{scale['deviation']:.2f} for a {scale['student']} student"
+            f"{scale['deviation']:.2f} for {scale['student']}"
         )
     return _wrap(f"{text[0].upper()}{text[1:]}.")
 
@@ -202,7 +202,11 @@ def diagnose(
             "teacher": measures.teacher_numbers(totals),
             "student": measures.student_numbers(totals),
             "gradient_scale": {
-                "student": "half-way" if student is None else "given",
+                "student": (
+                    "a student half-way"
+                    if student is None
+                    else "the given student"
+                ),
                 **measures.gradient_scale_numbers(totals),
             },
             "class_relations": measures.relation_numbers(

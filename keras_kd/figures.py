@@ -121,10 +121,8 @@ def heatmaps(panels, limit=1.0, label=""):
     Returns:
         A Matplotlib figure.
     """
-    width = _WIDTH if len(panels) == 1 else 1.6 * _WIDTH
-    figure, axes = _new_figure(
-        width, 0.62 * width if len(panels) == 2 else 0.9 * width, len(panels)
-    )
+    height = 1.2 + 0.9 * _WIDTH / len(panels)
+    figure, axes = _new_figure(height, len(panels))
     for each, (name, values) in zip(axes, panels.items(), strict=True):
         image = each.imshow(
             values,
@@ -137,7 +135,7 @@ def heatmaps(panels, limit=1.0, label=""):
         each.set_xticks([])
         each.set_yticks([])
     bar = figure.colorbar(
-        image, ax=list(axes), orientation="horizontal", fraction=0.05, pad=0.04
+        image, ax=list(axes), orientation="horizontal", fraction=0.05, pad=0.02
     )
     bar.set_label(label, color=_INK)
     bar.ax.tick_params(color=_INK, labelcolor=_INK)
@@ -159,9 +157,9 @@ def _legend(axes, names):
         )
 
 
-def _new_figure(width=_WIDTH, height=_HEIGHT, columns=None):
+def _new_figure(height=_HEIGHT, columns=None):
     figure_class = _matplotlib_figure()
-    figure = figure_class(figsize=(width, height), layout="constrained")
+    figure = figure_class(figsize=(_WIDTH, height), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.subplots(1, columns or 1, squeeze=False)[0]
     for each in axes:

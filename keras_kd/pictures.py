@@ -91,8 +91,8 @@ def _gradient_scale(scale):
         marks=(0, 1),
     )
     return figure, (
-        f"How the loss rescales the gradients of a {scale['student']} student,"
-        " by difficulty: w = 1 as in plain training, w > 1 turned up, w < 0 "
+        f"How the loss rescales the gradients of {scale['student']}, by "
+        "difficulty: w = 1 as in plain training, w > 1 turned up, w < 0 "
         "reversed."
     )
 
@@ -227,10 +227,10 @@ def _similarity(similarity):
     panels = {"teacher": similarity["teacher"]}
     if similarity["student"] is not None:
         panels["student"] = similarity["student"]
-    # Cosines of 100 classes are mostly small; 1 is on the diagonal alone.
-    off = np.array(similarity["teacher"])
-    off = np.abs(off[~np.eye(len(off), dtype=bool)])
-    limit = float(np.clip(np.quantile(off, 0.99), 0.1, 1))
+    # Most cosines of many classes are small; the 1 is on the diagonal alone.
+    off = ~np.eye(len(similarity["order"]), dtype=bool)
+    sizes = [np.abs(np.array(each)[off]) for each in panels.values()]
+    limit = float(np.clip(np.quantile(sizes, 0.98), 0.1, 1))
     caption = (
         "Cosines of the classes' rows in the logit layer, sorted by "
         f"{similarity['sorted_by']}. Blocks on the diagonal are class "

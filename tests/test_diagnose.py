@@ -153,7 +153,7 @@ def test_gradient_scales_of_a_student_half_way(case):
         case.teacher, batched(case.x, case.labels), loss=loss()
     ).numbers["gradient_scale"]
     check_scales(numbers, gradient_scales(case, np.log(q)), case)
-    assert numbers["student"] == "half-way"
+    assert numbers["student"] == "a student half-way"
 
 
 def test_temperatures_against_the_closest_label_smoothing(case):
