@@ -8,10 +8,12 @@ trial it was on seeds 0 to 2 of `tools/study_failures.py`, which reports others.
 from keras_kd.finding import INFO, PROBLEM, Finding
 from keras_kd.measures import LABEL_SMOOTHING_NATS, RELATED_SHARE
 
-# A teacher that is all but certain, on all but a tenth of the examples: with
-# a student half-way (w = p at temperature 1 and weight 1/2) the gradients of
-# nine examples in ten then differ by 5 % at most. The last of 20 bins.
+# A teacher that is all but certain, on all but a tenth of the examples; and a
+# rescaling that hardly varies: at temperature 1, weight 1/2 and a student half-
+# way w = p(label), so that its deviation is that of w. One that is sure and
+# right, and unsure where it is wrong, is a good teacher of easy data.
 _SURE_SHARE = 0.9
+_LEAST_DEVIATION = 0.1
 # Beyond these gaps of confidence and accuracy the confidence misleads: about
 # what temperature scaling of modern networks mends (Guo et al. 2017).
 _OVER_CONFIDENT_GAP = 0.1
@@ -223,13 +225,17 @@ def over_confident(numbers):
     gap = teacher["confidence"] - teacher["accuracy"]
     evidence = {
         "sure_share": teacher["sure_share"],
+        "label_probability_deviation": teacher["label_probability_deviation"],
         "confidence": teacher["confidence"],
         "accuracy": teacher["accuracy"],
         "calibration_error": teacher["calibration_error"],
         "w_deviation": scale["deviation"],
     }
     low, high = numbers["temperature"]["suggested"]
-    if teacher["sure_share"] >= _SURE_SHARE:
+    if (
+        teacher["sure_share"] >= _SURE_SHARE
+        and teacher["label_probability_deviation"] < _LEAST_DEVIATION
+    ):
         return Finding(
             "over_confident",
             PROBLEM,

@@ -37,6 +37,8 @@ def teacher_numbers(totals):
     label_entropy = -(positive * np.log(positive)).sum()
     cross_entropy = totals["cross_entropy"] / n
     counts, confidence, correct = totals["confidence_bins"]
+    _, first, second = totals["temperatures"][TEMPERATURES.index(1)]
+    first, second = first / totals["sampled"], second / totals["sampled"]
     return {
         "accuracy": totals["correct"] / n,
         "cross_entropy": cross_entropy,
@@ -45,6 +47,7 @@ def teacher_numbers(totals):
         "skill": 1 - cross_entropy / max(label_entropy, 1e-9),
         "confidence": totals["confidence"] / n,
         "label_probability": totals["label_probability"] / n,
+        "label_probability_deviation": np.sqrt(max(second - first**2, 0)),
         "sure_share": totals["label_probability_bins"][-1] / n,
         "calibration_error": np.abs(confidence - correct).sum() / n,
         "reliability": {

@@ -78,6 +78,7 @@ def test_accuracy_confidence_and_calibration(case):
     close(teacher["cross_entropy"], -np.log(label_p).mean())
     close(teacher["confidence"], confidence.mean())
     close(teacher["label_probability"], label_p.mean())
+    close(teacher["label_probability_deviation"], label_p.std())
     close(teacher["sure_share"], (label_p >= 0.95).mean())
     error = 0.0
     for i in range(20):
