@@ -168,6 +168,18 @@ def temperature_too_high(numbers):
     if temperature["nats_at_loss"] >= LABEL_SMOOTHING_NATS:
         return None
     low, high = temperature["suggested"]
+    consequence = (
+        "In the targets the universe's part alone is left: no class relations "
+        "to speak of, and the same confidence for every example. "
+    )
+    if numbers["loss"]["temperature_squared"]:
+        consequence += (
+            "What remains is only kept alive by the factor T ** 2, with which "
+            "KD becomes the matching of logits, noise and all (Hinton et al. "
+            "2015, section 2.1). That can help, but it is another method."
+        )
+    else:
+        consequence += "The teacher's gradient falls with T ** 2 to nothing."
     return Finding(
         "temperature_too_high",
         PROBLEM,
@@ -181,8 +193,7 @@ def temperature_too_high(numbers):
             "nats_at_best": max(temperature["nats_beyond_label_smoothing"]),
             "label_smoothing_from": limit,
         },
-        "What is left is the universe's part: no class relations, and the "
-        "same rescaling for every example.",
+        consequence,
         f"A temperature from {low:g} to {high:g} keeps at least half of what "
         "this teacher's soft targets can say.",
     )

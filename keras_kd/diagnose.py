@@ -194,7 +194,11 @@ def diagnose(
         raise ValueError(_EMPTY)
     numbers = {
         "data": measures.data_numbers(totals, num_classes, tokens),
-        "loss": {"name": type(loss).__name__, **loss.tunables},
+        "loss": {
+            "name": type(loss).__name__,
+            "temperature_squared": loss.temperature_squared,
+            **loss.tunables,
+        },
     }
     if totals["examples"]:
         temperature = loss.tunables["temperature"]
