@@ -32,8 +32,8 @@ _SMOOTHED_SURE_SHARE = 0.25
 # much can't be known by anyone; there it is a sixth.
 _LEAST_SKILL = {False: 0.5, True: 1 / 6}
 # Strong competitors of the label are, of all classes, among the most related
-# to it (place 1); from nowhere is 1/2. At 2/3 two in three come from nowhere;
-_UNRELATED_PLACE = 2 / 3
+# to it (place 1); from nowhere is 1/2. At 0.6 four in five come from nowhere;
+_UNRELATED_PLACE = 0.6
 # and with fewer than this share of the examples they are no case.
 _NOISE_SHARE = 0.01
 # Among many that are related, so much noise is a case all the same.
