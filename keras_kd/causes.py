@@ -1,0 +1,353 @@
+"""Causes for which distillation fails: a rule for each.
+
+Each takes the numbers of a diagnosis and returns a `Finding` or `None`. The
+thresholds are stated first, with their reasons; where they had to be set by
+trial it was on seeds 0 to 2 of `tools/study_failures.py`, which reports others.
+"""
+
+from keras_kd.finding import INFO, PROBLEM, Finding
+from keras_kd.measures import LABEL_SMOOTHING_NATS, RELATED_SHARE
+
+# A teacher that is all but certain, on all but a tenth of the examples; and a
+# rescaling that hardly varies: at temperature 1, weight 1/2 and a student half-
+# way w = p(label), so that its deviation is that of w. One that is sure and
+# right, and unsure where it is wrong, is a good teacher of easy data.
+_SURE_SHARE = 0.9
+_LEAST_DEVIATION = 0.1
+# Beyond these gaps of confidence and accuracy the confidence misleads: about
+# what temperature scaling of modern networks mends (Guo et al. 2017).
+_OVER_CONFIDENT_GAP = 0.1
+UNDER_CONFIDENT_GAP = 0.05
+# Label smoothing makes the wrong classes' logits equal (Müller et al. 2019), so
+# that their deviation is small against the label's margin and no longer depends
+# on the label. With smoothing 0.1 and 0.2 and correlations 0 to 0.9, on the
+# tuning seeds: 0.10 to 0.17, and 5 to 14 % explained by the label; in teachers
+# trained without, 0.15 to 0.27, and 28 % or more.
+_SMOOTHED_SPREAD = 0.2
+_SMOOTHED_EXPLAINED = 0.2
+# A smoothed teacher is hardly ever as sure as 0.95.
+_SMOOTHED_SURE_SHARE = 0.25
+# Half of what is not known of a label: a teacher that leaves more than that
+# open is further from the labels than from knowing nothing. Of the next token
+# much can't be known by anyone; there it is a sixth.
+_LEAST_SKILL = {False: 0.5, True: 1 / 6}
+# Strong competitors of the label are, of all classes, among the most related
+# to it (place 1); from nowhere is 1/2. At 0.6 four in five come from nowhere;
+_UNRELATED_PLACE = 0.6
+# and with fewer than this share of the examples they are no case.
+_NOISE_SHARE = 0.01
+# Among many that are related, so much noise is a case all the same.
+_PLAIN_NOISE_SHARE = 1 / 8
+# Mass beyond a quarter of the classes that can move a student.
+_TAIL_MASS = 0.05
+# A class with fewer examples may be missed by chance.
+_FEWEST_EXAMPLES = 10
+# Classes never predicted matter if they hold one example in twenty.
+_NEVER_SHARE = 0.05
+
+
+def not_finite(numbers):
+    """NaN or infinite outputs of the teacher."""
+    data = numbers["data"]
+    if not data["not_finite"]:
+        return None
+    return Finding(
+        "not_finite",
+        PROBLEM,
+        f"The teacher's outputs are NaN or infinite for {data['not_finite']} "
+        f"examples, first in batch {data['first_bad_batch']} (counted from "
+        "0). All other findings are about the rest.",
+        {k: data[k] for k in ("not_finite", "first_bad_batch", "examples")},
+        "There is no soft target on these examples; training on them stops "
+        "with an error.",
+        "Look at that batch's inputs; check the teacher's weights, its "
+        "preprocessing and its dtype (float16 overflows at 65504).",
+    )
+
+
+def probabilities_as_logits(numbers):
+    """A softmax that the library could not see."""
+    share = numbers["teacher"]["like_probabilities"]
+    if share < 0.99:
+        return None
+    return Finding(
+        "probabilities_as_logits",
+        PROBLEM,
+        "The teacher's outputs are probabilities, taken for logits: "
+        f"{share:.0%} of them are not negative and sum to 1.",
+        {"share": share},
+        "A softmax of probabilities is nearly uniform, so that every part of "
+        "the knowledge is lost: KD becomes label smoothing.",
+        "End the teacher in a Softmax layer or activation, which keras_kd "
+        "recognises, or return the logits from its `call`.",
+    )
+
+
+def noisy_labels(numbers):
+    """Labels, or the teacher's, that are wrong at random."""
+    relations = numbers["class_relations"]
+    place = relations and relations["strong_competitor_place"]
+    if place is None or _relative_spread(relations) < _SMOOTHED_SPREAD:
+        return None
+    # From nowhere are twice as many as are below the middle.
+    noise = 2 * relations["strong_competitor_share"] * (1 - place)
+    unrelated = place < _UNRELATED_PLACE and noise > _NOISE_SHARE
+    if not unrelated and noise < _PLAIN_NOISE_SHARE:
+        return None
+    return Finding(
+        "noisy_labels",
+        PROBLEM,
+        f"On {relations['strong_competitor_share']:.0%} of the examples the "
+        "teacher gives much to another class than the label, and these "
+        "classes are less related to the label than they should be (place "
+        f"{place:.2f}; 0.5 is chance, 1 the most related). Labels are wrong "
+        f"at random in about {noise:.0%} of the examples, here or where the "
+        "teacher was trained.",
+        {
+            "strong_competitor_share": relations["strong_competitor_share"],
+            "strong_competitor_place": place,
+            "estimated_noise": noise,
+            "teacher_accuracy": numbers["teacher"]["accuracy"],
+        },
+        "p(label) then follows the noise and not the difficulty: KD-pt turns "
+        "examples up and down at random, and class relations are washed out.",
+        "Clean the labels (start where the teacher disagrees most), train the "
+        "teacher with early stopping or a robust loss, and distil with a high "
+        "weight, which trusts the teacher more than the labels.",
+    )
+
+
+def _relative_spread(relations):
+    margin = relations["logit_margin"]
+    return relations["tail_spread"] / margin if margin > 0 else 1.0
+
+
+def label_smoothed(numbers):
+    """A teacher trained with label smoothing."""
+    teacher, relations = numbers["teacher"], numbers["class_relations"]
+    gap = teacher["accuracy"] - teacher["confidence"]
+    if (
+        relations is None
+        or gap < UNDER_CONFIDENT_GAP
+        or teacher["sure_share"] > _SMOOTHED_SURE_SHARE
+        or teacher["skill"] < _LEAST_SKILL[numbers["data"]["tokens"]]
+        or _relative_spread(relations) > _SMOOTHED_SPREAD
+        or relations["tail"]["explained_beyond_quarter"] > _SMOOTHED_EXPLAINED
+    ):
+        return None
+    return Finding(
+        "label_smoothed_teacher",
+        PROBLEM,
+        "The teacher looks trained with label smoothing: it is right in "
+        f"{teacher['accuracy']:.1%} but sure of only "
+        f"{teacher['confidence']:.1%}, and it hardly tells wrong classes "
+        "apart.",
+        {
+            "accuracy": teacher["accuracy"],
+            "confidence": teacher["confidence"],
+            "sure_share": teacher["sure_share"],
+            "spread_over_margin": _relative_spread(relations),
+            "explained_by_label": relations["tail"]["explained_beyond_quarter"],
+            "relation": relations["relation"],
+            "permuted": relations["permuted"],
+        },
+        "Its class relations (domain knowledge) are erased: the non-target "
+        "part of its soft targets is near uniform, and KD gives little more "
+        "than label smoothing, which needs no teacher.",
+        "Train the teacher without label smoothing (and without mixup). With "
+        "this one, KDPt keeps what there is; a temperature near 1 fits best.",
+    )
+
+
+def temperature_too_high(numbers):
+    """Soft targets that are label smoothing."""
+    temperature = numbers["temperature"]
+    limit = temperature["label_smoothing_from"]
+    if limit is None or temperature["loss"] <= temperature["best"]:
+        return None
+    if temperature["nats_at_loss"] >= LABEL_SMOOTHING_NATS:
+        return None
+    low, high = temperature["suggested"]
+    consequence = (
+        "In the targets the universe's part alone is left: no class relations "
+        "to speak of, and the same confidence for every example. "
+    )
+    if numbers["loss"]["temperature_squared"]:
+        consequence += (
+            "What remains is only kept alive by the factor T ** 2, with which "
+            "KD becomes the matching of logits, noise and all (Hinton et al. "
+            "2015, section 2.1). That can help, but it is another method."
+        )
+    else:
+        consequence += "The teacher's gradient falls with T ** 2 to nothing."
+    return Finding(
+        "temperature_too_high",
+        PROBLEM,
+        f"At temperature {temperature['loss']:g} the soft targets are label "
+        f"smoothing: they differ from it by {temperature['nats_at_loss']:.4f} "
+        f"nats, where at temperature {temperature['best']:g} it is "
+        f"{max(temperature['nats_beyond_label_smoothing']):.3f}.",
+        {
+            "temperature": temperature["loss"],
+            "nats_at_loss": temperature["nats_at_loss"],
+            "nats_at_best": max(temperature["nats_beyond_label_smoothing"]),
+            "label_smoothing_from": limit,
+        },
+        consequence,
+        f"A temperature from {low:g} to {high:g} keeps at least half of what "
+        "this teacher's soft targets can say.",
+    )
+
+
+def noisy_tail(numbers):
+    """Small probabilities that tell nothing."""
+    relations = numbers["class_relations"]
+    if relations is None:
+        return None
+    tail = relations["tail"]
+    explained, mass = (
+        tail["explained_beyond_quarter"],
+        tail["mass_beyond_quarter"],
+    )
+    if explained >= RELATED_SHARE or mass < _TAIL_MASS:
+        return None
+    return Finding(
+        "noisy_tail",
+        PROBLEM,
+        f"Beyond the top {tail['quarter']} classes the soft targets are "
+        f"noise: they hold {mass:.1%} of the mass, and the label explains "
+        f"{explained:.1%} of their variance.",
+        {
+            "k": tail["quarter"],
+            "mass_beyond": mass,
+            "explained_beyond": explained,
+            "suggested_k": tail["suggested_k"],
+        },
+        "KD teaches the tail like everything else; the student spends its "
+        "capacity on noise.",
+        f"KDTopK(k={tail['suggested_k']}), which spreads the tail's mass "
+        "evenly, or a lower temperature.",
+    )
+
+
+def over_confident(numbers):
+    """A teacher that is sure of everything, or of too much."""
+    teacher, scale = numbers["teacher"], numbers["gradient_scale"]
+    gap = teacher["confidence"] - teacher["accuracy"]
+    evidence = {
+        "sure_share": teacher["sure_share"],
+        "label_probability_deviation": teacher["label_probability_deviation"],
+        "confidence": teacher["confidence"],
+        "accuracy": teacher["accuracy"],
+        "calibration_error": teacher["calibration_error"],
+        "w_deviation": scale["deviation"],
+    }
+    low, high = numbers["temperature"]["suggested"]
+    if (
+        teacher["sure_share"] >= _SURE_SHARE
+        and teacher["label_probability_deviation"] < _LEAST_DEVIATION
+    ):
+        return Finding(
+            "over_confident",
+            PROBLEM,
+            "The teacher is all but certain: it gives the label at least 0.95 "
+            f"in {teacher['sure_share']:.0%} of the examples.",
+            evidence,
+            "p(label) hardly tells easy examples from hard ones, so that the "
+            f"teacher rescales little (w is {scale['mean']:.2f} ± "
+            f"{scale['deviation']:.2f}): the instance's part of its knowledge "
+            "is lost, and KD-pt is much like plain training with another "
+            "learning rate.",
+            "Distil on data that the teacher has not memorised (held-out or "
+            "augmented), use a teacher stopped earlier or more regularised, "
+            f"or a temperature from {low:g} to {high:g}, where its soft "
+            "targets say most.",
+        )
+    if gap < _OVER_CONFIDENT_GAP:
+        return None
+    return Finding(
+        "over_confident",
+        PROBLEM,
+        f"The teacher is sure of {teacher['confidence']:.1%} but right in "
+        f"only {teacher['accuracy']:.1%}.",
+        evidence,
+        "Where it is wrong it is sure of that too, and turns these examples "
+        "down further than it has reason to: w follows its mistakes as much "
+        "as the difficulty.",
+        "Calibrate it: divide its logits by the temperature that minimises "
+        "its cross-entropy on held-out data (Guo et al. 2017); or a lower "
+        "weight.",
+    )
+
+
+def weak_teacher(numbers):
+    """A teacher that knows little of the labels."""
+    teacher, tokens = numbers["teacher"], numbers["data"]["tokens"]
+    if teacher["skill"] >= _LEAST_SKILL[tokens]:
+        return None
+    return Finding(
+        "weak_teacher",
+        PROBLEM,
+        f"The teacher knows little of these data: of the "
+        f"{teacher['label_entropy']:.2f} nats that a label holds it tells "
+        f"{max(teacher['skill'], 0):.0%} (accuracy "
+        f"{teacher['accuracy']:.1%}).",
+        {k: teacher[k] for k in ("skill", "accuracy", "cross_entropy")},
+        "Where it is wrong or undecided it turns good examples down, so that "
+        "the student learns less from their labels.",
+        "Train the teacher longer or larger, check its preprocessing and the "
+        "order of its classes, or lower the loss's weight.",
+    )
+
+
+def worse_than_student(numbers):
+    """A student that is ahead of its teacher."""
+    student, teacher = numbers["student"], numbers["teacher"]
+    if student is None or student["lead"] <= 2 * student["lead_error"]:
+        return None
+    return Finding(
+        "worse_than_student",
+        PROBLEM,
+        f"The student is right in {student['accuracy']:.1%} of these data, "
+        f"the teacher in {teacher['accuracy']:.1%}.",
+        {
+            "student_accuracy": student["accuracy"],
+            "teacher_accuracy": teacher["accuracy"],
+            "lead": student["lead"],
+            "lead_error": student["lead_error"],
+        },
+        "The teacher turns down or reverses examples that the student has "
+        "right already.",
+        "A better teacher; or a weight that falls to 0 as the student "
+        "catches up (keras_kd.callbacks.LossSchedule).",
+    )
+
+
+def never_predicted(numbers):
+    """Classes that the teacher never predicts."""
+    by_class = numbers["teacher"]["by_class"]
+    never = [
+        c
+        for c, (examples, predicted) in enumerate(
+            zip(by_class["examples"], by_class["predicted"], strict=True)
+        )
+        if examples >= _FEWEST_EXAMPLES and not predicted
+    ]
+    if not never:
+        return None
+    examples = sum(by_class["examples"][c] for c in never)
+    share = examples / numbers["data"]["examples"]
+    # Rare words are hardly ever the likeliest one, and need not be.
+    matters = share >= _NEVER_SHARE and not numbers["data"]["tokens"]
+    named = ", ".join(map(str, never[:10])) + (", ..." if never[10:] else "")
+    return Finding(
+        "classes_never_predicted",
+        PROBLEM if matters else INFO,
+        f"The teacher never predicts {len(never)} of the classes in these "
+        f"data, with {share:.1%} of the examples: {named}.",
+        {"classes": never[:1000], "count": len(never), "share": share},
+        "On these classes the soft target works against every label: their "
+        "examples are turned down or reversed.",
+        "Check the order of the classes and the teacher's training data; "
+        "balance them, or leave these classes to the labels.",
+    )

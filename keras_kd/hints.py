@@ -1,0 +1,88 @@
+"""What else is worth knowing of a teacher before a student is trained.
+
+Rules as those of `keras_kd.causes`, for what is no problem by itself.
+"""
+
+from keras_kd.causes import UNDER_CONFIDENT_GAP
+from keras_kd.finding import INFO, Finding
+
+# More turned around than that, and KD works against the labels.
+_REVERSED_SHARE = 0.25
+
+
+def under_confident(numbers):
+    """A teacher that is less sure than it could be."""
+    teacher = numbers["teacher"]
+    gap = teacher["accuracy"] - teacher["confidence"]
+    if gap < 2 * UNDER_CONFIDENT_GAP:
+        return None
+    return Finding(
+        "under_confident",
+        INFO,
+        f"The teacher is right in {teacher['accuracy']:.1%} but sure of only "
+        f"{teacher['confidence']:.1%}.",
+        {k: teacher[k] for k in ("accuracy", "confidence")},
+        "All examples are turned down alike, as by a lower weight. Training "
+        "on noisy labels, mixup, strong regularisation or an early stop do "
+        "this.",
+        "A temperature below 1 brings the confidence back.",
+    )
+
+
+def no_class_relations(numbers):
+    """Non-target probabilities that do not depend on the class."""
+    relations = numbers["class_relations"]
+    if relations is None or relations["relation"] > 2 * relations["permuted"]:
+        return None
+    return Finding(
+        "no_class_relations",
+        INFO,
+        "The non-target probabilities hardly depend on the class: "
+        f"{relations['relation']:.4f} nats, where shuffled labels give "
+        f"{relations['permuted']:.4f}.",
+        {k: relations[k] for k in ("relation", "permuted")},
+        "There is no domain knowledge to pass on; KD can't give more than "
+        "KD-pt.",
+        "KDPt is cheaper and gives the same.",
+    )
+
+
+def many_reversed(numbers):
+    """A loss that works against the labels."""
+    share = numbers["gradient_scale"]["reversed_share"]
+    if share < _REVERSED_SHARE:
+        return None
+    return Finding(
+        "many_reversed",
+        INFO,
+        f"The loss reverses the gradient of {share:.0%} of the examples.",
+        {"reversed_share": share},
+        "The student is surer of these labels than the teacher allows and is "
+        "pulled back.",
+        "Lower the weight or the temperature; late in training it is normal.",
+    )
+
+
+def suggestions(numbers):
+    """A range of temperatures and a k to start with."""
+    low, high = numbers["temperature"]["suggested"]
+    limit = numbers["temperature"]["label_smoothing_from"]
+    evidence = {"temperature": [low, high], "label_smoothing_from": limit}
+    summary = f"Temperatures from {low:g} to {high:g} say most; " + (
+        f"from {limit:g} on KD is label smoothing."
+        if limit
+        else "label smoothing is far off."
+    )
+    if numbers["class_relations"] is not None:
+        k = numbers["class_relations"]["tail"]["suggested_k"]
+        evidence["k"] = k
+        summary += f" KD-topk with k = {k} keeps what is worth keeping."
+    return Finding(
+        "suggestions",
+        INFO,
+        summary,
+        evidence,
+        "In this range the soft targets say at least half of the most that "
+        "they can say beyond label smoothing.",
+        "Start with the middle of the range.",
+    )

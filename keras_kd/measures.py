@@ -1,0 +1,332 @@
+"""From the sums of a `keras_kd.survey.Survey` to the numbers of a diagnosis."""
+
+import numpy as np
+
+from keras_kd.similarity import class_similarity
+from keras_kd.survey import CONFIDENCE_BINS, SCALE_EDGES, TEMPERATURES
+
+# Below this many nats between the soft targets and the best label smoothing,
+# their total variation distance is at most 10 % (Pinsker's inequality).
+LABEL_SMOOTHING_NATS = 0.02
+# A tail is unrelated to the class where the class explains less than this
+# share of the variance of its log-probabilities.
+RELATED_SHARE = 0.05
+# What is beyond the suggested k where it ends for lack of mass.
+NEGLIGIBLE_MASS = 0.01
+# A picture of more classes could not be read.
+_PICTURED_CLASSES = 100
+
+
+def data_numbers(totals, num_classes, tokens):
+    """Numbers about the data themselves."""
+    return {
+        "examples": int(totals["examples"]),
+        "batches": int(totals["batches"]),
+        "classes": num_classes,
+        "tokens": tokens,
+        "not_finite": int(totals["not_finite"]),
+        "first_bad_batch": int(totals["first_bad_batch"]),
+    }
+
+
+def teacher_numbers(totals):
+    """Accuracy, confidence and calibration, at temperature 1."""
+    n = totals["examples"]
+    frequencies = totals["class_examples"] / n
+    positive = frequencies[frequencies > 0]
+    label_entropy = -(positive * np.log(positive)).sum()
+    cross_entropy = totals["cross_entropy"] / n
+    counts, confidence, correct = totals["confidence_bins"]
+    _, first, second = totals["temperatures"][TEMPERATURES.index(1)]
+    first, second = first / totals["sampled"], second / totals["sampled"]
+    return {
+        "accuracy": totals["correct"] / n,
+        "cross_entropy": cross_entropy,
+        "label_entropy": label_entropy,
+        # The share of what is not known of the labels that the teacher knows.
+        "skill": 1 - cross_entropy / max(label_entropy, 1e-9),
+        "confidence": totals["confidence"] / n,
+        "label_probability": totals["label_probability"] / n,
+        "label_probability_deviation": np.sqrt(max(second - first**2, 0)),
+        "sure_share": totals["label_probability_bins"][-1] / n,
+        "calibration_error": np.abs(confidence - correct).sum() / n,
+        "reliability": {
+            "count": counts,
+            "confidence": _ratio(confidence, counts),
+            "accuracy": _ratio(correct, counts),
+        },
+        "label_probability_histogram": totals["label_probability_bins"],
+        "bin_edges": np.linspace(0, 1, CONFIDENCE_BINS + 1),
+        "like_probabilities": totals["like_probabilities"] / n,
+        "by_class": {
+            "examples": totals["class_examples"],
+            "predicted": totals["class_predicted"],
+            "accuracy": _ratio(
+                totals["class_correct"], totals["class_examples"]
+            ),
+            "label_probability": _ratio(
+                totals["class_confidence"], totals["class_examples"]
+            ),
+        },
+    }
+
+
+def student_numbers(totals):
+    """The student against the teacher, or `None` without one."""
+    if "student_correct" not in totals:
+        return None
+    n = totals["examples"]
+    lead = totals["student_lead"] / n
+    variance = totals["student_lead_squared"] / n - lead**2
+    return {
+        "accuracy": totals["student_correct"] / n,
+        "cross_entropy": totals["student_cross_entropy"] / n,
+        "lead": lead,
+        "lead_error": np.sqrt(max(variance, 0) / n),
+    }
+
+
+def gradient_scale_numbers(totals):
+    """The spread of w, over all examples, by difficulty and by class."""
+    count, total, reversed_, off = totals["scale_by_difficulty"]
+    n = max(count.sum(), 1)
+    mean = total.sum() / n
+    histogram = totals["scale_histogram"].sum(0)
+    below = np.concatenate([[0], np.cumsum(histogram)]) / n
+    by_class = totals["scale_by_class"]
+    return {
+        "mean": mean,
+        "median": np.interp(0.5, below, SCALE_EDGES),
+        "deviation": np.sqrt(max(totals["scale_squared"] / n - mean**2, 0)),
+        "reversed_share": reversed_.sum() / n,
+        "switched_off_share": off.sum() / n,
+        "undefined_share": totals["scale_undefined"] / totals["sampled"],
+        "edges": SCALE_EDGES,
+        "histogram": histogram,
+        "by_difficulty": {
+            "edges": np.linspace(0, 1, len(count) + 1),
+            "count": count,
+            "mean": _ratio(total, count),
+            "reversed_share": _ratio(reversed_, count),
+            "switched_off_share": _ratio(off, count),
+            "histogram": totals["scale_histogram"],
+        },
+        "by_class": {
+            "mean": _ratio(by_class[1], by_class[0]),
+            "reversed_share": _ratio(by_class[2], by_class[0]),
+            "switched_off_share": _ratio(by_class[3], by_class[0]),
+        },
+    }
+
+
+def temperature_numbers(totals, temperature):
+    """What soft targets say beyond label smoothing, by temperature.
+
+    Of all label smoothings, the one with the mean label probability is the
+    closest to the soft targets; the mean Kullback-Leibler divergence from it
+    is h(p) + (1 - p) log(classes - 1) - H, with p the mean label probability,
+    h the entropy of (p, 1 - p) and H the soft targets' mean entropy.
+    """
+    entropy, probability, _ = totals["temperatures"].T / totals["sampled"]
+    others = np.log(max(len(totals["class_examples"]) - 1, 1))
+    inside = np.clip(probability, 1e-12, 1 - 1e-12)
+    binary = -inside * np.log(inside) - (1 - inside) * np.log1p(-inside)
+    nats = np.maximum(binary + (1 - probability) * others - entropy, 0)
+    grid = np.array(TEMPERATURES, "float64")
+    peak = int(np.argmax(nats[:-1]))
+    useful = grid[nats[:-1] >= nats[peak] / 2]
+    smoothing = grid[peak:][nats[peak:-1] < LABEL_SMOOTHING_NATS]
+    return {
+        "loss": temperature,
+        "grid": grid,
+        "entropy": entropy[:-1],
+        "label_probability": probability[:-1],
+        "nats_beyond_label_smoothing": nats[:-1],
+        "nats_at_loss": nats[-1],
+        "entropy_at_loss": entropy[-1],
+        "best": grid[peak],
+        "suggested": [useful[0], useful[-1]],
+        "label_smoothing_from": smoothing[0] if len(smoothing) else None,
+    }
+
+
+def relation_numbers(totals, num_classes, temperature):
+    """How much class relation the non-target probabilities carry, or `None`.
+
+    `relation` is the mean divergence of a class's mean non-target
+    distribution from the one over all classes, and `permuted` the same with
+    the labels shuffled: what of it is chance.
+    """
+    if "relations" not in totals or not totals["ranked"]:
+        return None
+    sampled, ranked = totals["sampled"], totals["ranked"]
+    by_label, shuffled = totals["profile_counts"]
+    strong = totals["strong_competitors"]
+    place = totals["strong_competitor_place"]
+    margin = totals["logit_margin"] / sampled
+    tail = _tail(totals["mass_by_rank"] / ranked, totals["relation_by_rank"])
+    return {
+        "against_uniform": np.log(num_classes - 1)
+        - totals["off_label_entropy"] / sampled,
+        "relation": _divergence(totals["relations"], by_label),
+        "permuted": _divergence(totals["control"], shuffled),
+        # In logits: the label above the others' mean, and the deviation of
+        # those beyond a quarter of the classes.
+        "logit_margin": margin,
+        "tail_spread": temperature * tail["deviation_beyond_quarter"],
+        "strong_competitor_share": strong / max(totals["placed"], 1),
+        "strong_competitor_place": place / strong if strong else None,
+        "tail": tail,
+    }
+
+
+def _divergence(sums, counts):
+    """Mean over examples of KL(class's mean, mean of all), without labels."""
+    rows = np.flatnonzero(counts)
+    overall = sums.sum(0)
+    total = 0.0
+    for row in rows:
+        own, base = sums[row].copy(), overall.copy()
+        own[row] = base[row] = 0.0
+        own, base = own / own.sum(), base / base.sum()
+        seen = own > 0
+        total += (
+            counts[row] * (own[seen] * np.log(own[seen] / base[seen])).sum()
+        )
+    return total / counts.sum()
+
+
+def _tail(mass_by_rank, moments):
+    """Mass and relation to the class beyond each k, and a k to try."""
+    classes = len(mass_by_rank)
+    beyond = np.maximum(1 - np.cumsum(mass_by_rank), 0)
+    # Suffix sums: entry k is about the ranks from k on.
+    count, u, m, uu, mm, um = np.cumsum(moments[:, ::-1], axis=1)[:, ::-1]
+    count = np.maximum(count, 1)
+    u, m = u / count, m / count
+    covariance = um / count - u * m
+    variances = (uu / count - u**2) * (mm / count - m**2)
+    correlation = covariance / np.sqrt(np.maximum(variances, 1e-12))
+    explained = np.where(correlation > 0, correlation**2, 0)
+    done = (explained[1:] < RELATED_SHARE) | (beyond[:-1] < NEGLIGIBLE_MASS)
+    quarter = max(1, round(classes / 4))
+    return {
+        "mass_beyond": beyond,
+        "explained_beyond": explained,
+        "suggested_k": int(np.argmax(done)) + 1 if done.any() else classes,
+        # A quarter of the classes: best on CIFAR-100 in Tang et al. 2020.
+        "quarter": quarter,
+        "deviation_beyond_quarter": np.sqrt(
+            max((uu / count - u**2)[quarter], 0)
+        ),
+        "mass_beyond_quarter": beyond[quarter - 1],
+        "explained_beyond_quarter": explained[quarter],
+    }
+
+
+def similarity_numbers(teacher_rows, student_rows, superclasses):
+    """The class-similarity matrices, sorted, and how they follow superclasses.
+
+    Args:
+        teacher_rows: [classes, features] rows of the teacher's logit layer,
+            or `None`.
+        student_rows: the same of the student, or `None`.
+        superclasses: [classes] integers, or `None`.
+    """
+    if teacher_rows is None:
+        return None
+    classes = len(teacher_rows)
+    step = -(-classes // _PICTURED_CLASSES)
+    shown = np.arange(0, classes, step)
+    cosines = class_similarity(teacher_rows[shown])
+    if superclasses is None:
+        order = shown[cluster_order(cosines)]
+    else:
+        order = shown[np.argsort(superclasses[shown], kind="stable")]
+    numbers = {
+        "order": order,
+        "sorted_by": "clustering" if superclasses is None else "superclass",
+        "teacher": class_similarity(teacher_rows[order]),
+        "student": (
+            None
+            if student_rows is None
+            else class_similarity(student_rows[order])
+        ),
+        "superclasses": None,
+    }
+    if superclasses is not None:
+        numbers["superclasses"] = {
+            "of_order": superclasses[order],
+            "teacher": _followed(teacher_rows, superclasses),
+            "student": (
+                None
+                if student_rows is None
+                else _followed(student_rows, superclasses)
+            ),
+        }
+    return numbers
+
+
+def _followed(rows, superclasses):
+    """How far cosines follow superclasses; of 2,000 classes at most."""
+    step = -(-len(rows) // 2000)
+    rows, superclasses = rows[::step], superclasses[::step]
+    cosines = class_similarity(rows)
+    others = ~np.eye(len(rows), dtype=bool)
+    same = (superclasses[:, None] == superclasses) & others
+    nearest = np.where(others, cosines, -np.inf).argmax(1)
+    return {
+        "cosine_inside": cosines[same].mean() if same.any() else None,
+        "cosine_outside": cosines[others & ~same].mean()
+        if (others & ~same).any()
+        else None,
+        "nearest_inside": (superclasses[nearest] == superclasses).mean(),
+        "nearest_inside_by_chance": same.sum() / others.sum(),
+    }
+
+
+def cluster_order(similarity):
+    """An order in which similar classes are neighbours.
+
+    Args:
+        similarity: [classes, classes] array.
+
+    Returns:
+        [classes] integers: the leaves of average-linkage clustering.
+    """
+    clusters = [[i] for i in range(len(similarity))]
+    links = np.array(similarity, "float64")
+    np.fill_diagonal(links, -np.inf)
+    while len(clusters) > 1:
+        i, j = sorted(divmod(int(links.argmax()), len(links)))
+        sizes = len(clusters[i]), len(clusters[j])
+        merged = (links[i] * sizes[0] + links[j] * sizes[1]) / sum(sizes)
+        links[i], links[:, i] = merged, merged
+        links[i, i] = -np.inf
+        links = np.delete(np.delete(links, j, 0), j, 1)
+        clusters[i] += clusters.pop(j)
+    return np.array(clusters[0])
+
+
+def plain(value):
+    """A value without NumPy, as JSON takes it; numbers not finite are `None`.
+
+    Args:
+        value: nested dicts and sequences of numbers, arrays and strings.
+    """
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return value
+
+
+def _ratio(values, counts):
+    """NaN where nothing was counted."""
+    return np.where(counts > 0, values / np.maximum(counts, 1), np.nan)

@@ -1,0 +1,261 @@
+"""The pictures of a diagnosis, for its report and for TensorBoard."""
+
+import numpy as np
+
+from keras_kd import figures
+from keras_kd.report import Page
+
+# Ranks beyond these would be a line along the axis.
+_PICTURED_RANKS = 200
+# Of fewer examples an accuracy says nothing.
+_FEWEST_EXAMPLES = 10
+
+
+def page(diagnosis):
+    """The report of a diagnosis.
+
+    Args:
+        diagnosis: a `keras_kd.Diagnosis`.
+
+    Returns:
+        A `keras_kd.report.Page`.
+    """
+    report = Page("What the teacher has to offer")
+    report.add_text(str(diagnosis).split("\n\n", 1)[0])
+    report.add_heading("Findings")
+    for finding in diagnosis.findings:
+        report.add_finding(
+            finding.code,
+            finding.severity,
+            finding.summary,
+            [finding.consequence, f"Try: {finding.remedy}"],
+            finding.evidence,
+        )
+    pictures = draw(diagnosis.numbers)
+    if pictures:
+        report.add_heading("Pictures")
+    for figure, caption in pictures.values():
+        report.add_figure(figure, caption)
+    report.add_heading("Numbers")
+    report.add_table(["number", "value"], _rows(diagnosis.numbers))
+    return report
+
+
+def images(diagnosis):
+    """Dict by name of [height, width, 3] uint8 arrays."""
+    pictures = draw(diagnosis.numbers)
+    return {k: figures.to_image(fig) for k, (fig, _) in pictures.items()}
+
+
+def draw(numbers):
+    """Every picture that the numbers allow.
+
+    Args:
+        numbers: of a `keras_kd.Diagnosis`.
+
+    Returns:
+        Dict by name of (Matplotlib figure, caption).
+    """
+    if "teacher" not in numbers:
+        return {}
+    drawn = {
+        "gradient_scale": _gradient_scale(numbers["gradient_scale"]),
+        "difficulty": _difficulty(numbers["gradient_scale"]),
+        "confidence": _confidence(numbers["teacher"]),
+        "reliability": _reliability(numbers["teacher"]),
+        "temperature": _temperature(numbers["temperature"]),
+        "entropy": _entropy(numbers),
+    }
+    if numbers["class_relations"] is not None:
+        drawn["top_k"] = _top_k(numbers["class_relations"]["tail"])
+    if numbers["similarity"] is not None:
+        drawn["class_similarity"] = _similarity(numbers["similarity"])
+    return drawn
+
+
+def _gradient_scale(scale):
+    """Histograms of w for thirds of the difficulty."""
+    by_bin = np.array(scale["by_difficulty"]["histogram"])
+    groups = {
+        "hard: teacher's p(label) < 0.3": by_bin[:3].sum(0),
+        "between": by_bin[3:9].sum(0),
+        "easy: p(label) > 0.9": by_bin[9:].sum(0),
+    }
+    groups = {k: v for k, v in groups.items() if v.sum()}
+    edges, seen = np.array(scale["edges"]), np.flatnonzero(by_bin.sum(0))
+    first, last = max(seen.min() - 2, 0), seen.max() + 3
+    figure = figures.histograms(
+        edges[first : last + 1],
+        {k: v[first:last] for k, v in groups.items()},
+        "gradient scale w",
+        marks=(0, 1),
+    )
+    return figure, (
+        f"How the loss rescales the gradients of {scale['student']}, by "
+        "difficulty: w = 1 as in plain training, w > 1 turned up, w < 0 "
+        "reversed."
+    )
+
+
+def _difficulty(scale):
+    bins = scale["by_difficulty"]
+    edges = np.array(bins["edges"])
+    middle = (edges[:-1] + edges[1:]) / 2
+    series = {
+        name: _seen(middle, bins[key])
+        for name, key in (
+            ("mean w", "mean"),
+            ("reversed share", "reversed_share"),
+            ("switched-off share", "switched_off_share"),
+        )
+    }
+    figure = figures.lines(series, "teacher's probability of the label")
+    return figure, (
+        "From hard examples (left) to easy ones: mean w, and the shares with "
+        "a reversed (w < 0) or switched-off (|w| < 0.1) gradient."
+    )
+
+
+def _seen(x, values):
+    """The points at which there is a number."""
+    points = [(a, b) for a, b in zip(x, values, strict=True) if b is not None]
+    return tuple(zip(*points, strict=True)) if points else ((), ())
+
+
+def _confidence(teacher):
+    figure = figures.histograms(
+        teacher["bin_edges"],
+        {
+            "label": teacher["label_probability_histogram"],
+            "likeliest class": teacher["reliability"]["count"],
+        },
+        "teacher's probability, temperature 1",
+    )
+    return figure, (
+        "How sure the teacher is of the label and of its own favourite. A "
+        "teacher that is sure everywhere can't tell hard from easy."
+    )
+
+
+def _reliability(teacher):
+    bins = teacher["reliability"]
+    points = [
+        (confidence, accuracy)
+        for count, confidence, accuracy in zip(
+            bins["count"], bins["confidence"], bins["accuracy"], strict=True
+        )
+        if count >= _FEWEST_EXAMPLES
+    ]
+    figure = figures.lines(
+        {"teacher": tuple(zip(*points, strict=True)) or ((), ())},
+        "confidence",
+        "accuracy",
+        diagonal=True,
+    )
+    return figure, (
+        "Reliability: below the line the teacher is over-confident, above it "
+        f"under-confident (bins with {_FEWEST_EXAMPLES} examples or more). "
+        "Expected calibration error "
+        f"{teacher['calibration_error']:.3f}."
+    )
+
+
+def _temperature(temperature):
+    figure = figures.lines(
+        {
+            "nats": (
+                temperature["grid"],
+                temperature["nats_beyond_label_smoothing"],
+            )
+        },
+        "temperature",
+        "nats beyond label smoothing",
+        log_x=True,
+        marks=((temperature["loss"], "loss"),),
+    )
+    low, high = temperature["suggested"]
+    return figure, (
+        "What the soft targets say that label smoothing would not. At least "
+        f"half of the most from {low:g} to {high:g}."
+    )
+
+
+def _entropy(numbers):
+    temperature = numbers["temperature"]
+    uniform = np.log(numbers["data"]["classes"])
+    grid = temperature["grid"]
+    figure = figures.lines(
+        {
+            "entropy / log(classes)": (
+                grid,
+                [each / uniform for each in temperature["entropy"]],
+            ),
+            "probability of the label": (
+                grid,
+                temperature["label_probability"],
+            ),
+        },
+        "temperature",
+        log_x=True,
+        marks=((temperature["loss"], "loss"),),
+    )
+    return figure, (
+        "The soft targets flatten with the temperature: entropy 1 is uniform."
+    )
+
+
+def _top_k(tail):
+    mass = [1 - each for each in tail["mass_beyond"][:_PICTURED_RANKS]]
+    related = tail["explained_beyond"][: len(mass)]
+    ranks = np.arange(1, len(mass) + 1)
+    figure = figures.lines(
+        {
+            "mass of the top k": (ranks, mass),
+            "explained by the class beyond k": (ranks[:-1], related[1:]),
+        },
+        "k",
+        log_x=True,
+        marks=((tail["suggested_k"], f"k = {tail['suggested_k']}"),),
+    )
+    return figure, (
+        "Mass of the soft targets' k likeliest classes, and how much of the "
+        "rest's variance the label explains: near 0 the rest is noise."
+    )
+
+
+def _similarity(similarity):
+    panels = {"teacher": similarity["teacher"]}
+    if similarity["student"] is not None:
+        panels["student"] = similarity["student"]
+    # Most cosines of many classes are small; the 1 is on the diagonal alone.
+    off = ~np.eye(len(similarity["order"]), dtype=bool)
+    sizes = [np.abs(np.array(each)[off]) for each in panels.values()]
+    limit = float(np.clip(np.quantile(sizes, 0.98), 0.1, 1))
+    caption = (
+        "Cosines of the classes' rows in the logit layer, sorted by "
+        f"{similarity['sorted_by']}. Blocks on the diagonal are class "
+        "relations (domain knowledge)."
+    )
+    followed = similarity["superclasses"]
+    if followed is not None:
+        teacher = followed["teacher"]
+        caption += (
+            f" The most similar class is of the same superclass for "
+            f"{teacher['nearest_inside']:.0%} of the classes; by chance it "
+            f"would be for {teacher['nearest_inside_by_chance']:.0%}."
+        )
+    return figures.heatmaps(panels, limit, "cosine"), caption
+
+
+def _rows(numbers, prefix=""):
+    """The single numbers, as rows of a table."""
+    rows = []
+    for key, value in numbers.items():
+        name = f"{prefix}{key.replace('_', ' ')}"
+        if isinstance(value, dict):
+            rows += _rows(value, f"{name}: ")
+        elif isinstance(value, float):
+            rows.append([name, f"{value:.4g}"])
+        elif isinstance(value, int | str):
+            rows.append([name, str(value)])
+    return rows

@@ -1,0 +1,196 @@
+"""A report: one HTML page with its pictures in it, for a screen and for print.
+
+A `Page` takes headings, text, tables and figures in order. Figures are those
+of `keras_kd.figures`, whose colours follow the page's light and dark scheme.
+"""
+
+import html
+import pathlib
+
+from keras_kd.figures import to_svg
+
+_STYLE = """
+:root { color-scheme: light dark; --ground: #fff; --ink: #1b1f24;
+  --faint: #b4bac2; --card: #f5f6f8; --bad: #b3261e; --good: #2a6b3c;
+  --series-0: #1f6fb4; --series-1: #d1622b; --series-2: #3a8f4d;
+  --series-3: #8a5bb0; }
+@media (prefers-color-scheme: dark) { :root { --ground: #14171a;
+  --ink: #e4e7eb; --faint: #59616b; --card: #1f2429; --bad: #ff8a80;
+  --good: #81c995; --series-0: #6db3f2; --series-1: #f39a6b;
+  --series-2: #7fce92; --series-3: #c3a1e6; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem; max-width: 62rem; line-height: 1.5;
+  font: 1rem/1.5 system-ui, sans-serif; background: var(--ground);
+  color: var(--ink); overflow-wrap: break-word; }
+h1 { font-size: 1.5rem; line-height: 1.2; margin: .5rem 0; }
+h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+.card { background: var(--card); border-left: .3rem solid var(--faint);
+  padding: .6rem .9rem; margin: .8rem 0; border-radius: .2rem; }
+.card.problem { border-color: var(--bad); }
+.card h3 { margin: 0 0 .3rem; font-size: 1rem; }
+.card p { margin: .3rem 0; }
+.tag { font-size: .75rem; text-transform: uppercase; letter-spacing: .05em; }
+.problem .tag { color: var(--bad); }
+.evidence { font-size: .85rem; opacity: .85; }
+.figures { display: grid; gap: 1.2rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
+figure { margin: 0; break-inside: avoid; }
+figure svg { width: 100%; height: auto; display: block; }
+figcaption { font-size: .9rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .25rem .8rem .25rem 0;
+  border-bottom: 1px solid var(--faint); white-space: nowrap; }
+td + td, th + th { text-align: right; }
+td:first-child { white-space: normal; }
+@media print { body { max-width: none; padding: 0; font-size: 10pt; }
+  .card, figure, tr { break-inside: avoid; } h2 { break-after: avoid; } }
+"""
+
+
+def check_new(path):
+    """Refuses a path at which there is a file already.
+
+    Args:
+        path: of the file to be written.
+
+    Raises:
+        FileExistsError: if there is one.
+    """
+    if pathlib.Path(path).exists():
+        raise FileExistsError(
+            f"A report never overwrites a file. Received: {str(path)!r}, which "
+            "exists. Choose another name, or remove it first."
+        )
+
+
+class Page:
+    """One self-contained HTML page, written from top to bottom.
+
+    Args:
+        title: of the page.
+
+    Example:
+    >>> page = Page("What each level of knowledge was worth")
+    >>> page.add_text("KD gained 1.2 ± 0.3 points.")
+    >>> page.add_table(["level", "gain"], [["KD", "1.2"]])
+    >>> bars = figures.bars(["KD"], [1.2], [(0.9, 1.5)])
+    >>> page.add_figure(bars, "Gains by level.")
+    >>> page.save("report.html")
+    """
+
+    def __init__(self, title):
+        self.title = title
+        self._parts = []
+        self._figures = 0
+        self._in_figures = False
+
+    def add_heading(self, text):
+        """Begins a section."""
+        self._add(f"<h2>{html.escape(text)}</h2>")
+
+    def add_text(self, text):
+        """Adds a paragraph of plain text."""
+        self._add(f"<p>{html.escape(text)}</p>")
+
+    def add_finding(self, code, severity, summary, details, evidence=None):
+        """Adds a finding as a box.
+
+        Args:
+            code: its name.
+            severity: "problem" or "info".
+            summary: what was found.
+            details: further paragraphs.
+            evidence: optional dict of numbers.
+        """
+        paragraphs = "".join(f"<p>{html.escape(each)}</p>" for each in details)
+        if evidence:
+            words = ", ".join(
+                f"{key.replace('_', ' ')} {_number(value)}"
+                for key, value in evidence.items()
+            )
+            paragraphs += f'<p class="evidence">{html.escape(words)}</p>'
+        self._add(
+            f'<section class="card {html.escape(severity)}"><h3>'
+            f'<span class="tag">{html.escape(severity)}</span> '
+            f"{html.escape(code.replace('_', ' '))}</h3>"
+            f"<p><strong>{html.escape(summary)}</strong></p>{paragraphs}"
+            "</section>"
+        )
+
+    def add_table(self, header, rows):
+        """Adds a table; the first column names the row.
+
+        Args:
+            header: list of strings.
+            rows: list of lists of strings.
+        """
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+        body = "".join(
+            "<tr>"
+            + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+            + "</tr>"
+            for row in rows
+        )
+        self._add(
+            f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div>"
+        )
+
+    def add_figure(self, figure, caption):
+        """Adds a picture; one after the other share a row where there is room.
+
+        Args:
+            figure: a Matplotlib figure, or a string with an SVG element.
+            caption: what it shows.
+        """
+        self._figures += 1
+        if not isinstance(figure, str):
+            figure = to_svg(figure, f"figure{self._figures}")
+        self._add(
+            f"<figure>{figure}<figcaption>{html.escape(caption)}</figcaption>"
+            "</figure>",
+            in_figures=True,
+        )
+
+    def _add(self, part, in_figures=False):
+        if in_figures != self._in_figures:
+            self._parts.append(
+                '<div class="figures">' if in_figures else "</div>"
+            )
+            self._in_figures = in_figures
+        self._parts.append(part)
+
+    def render(self):
+        """The page as a string."""
+        title = html.escape(self.title)
+        body = "\n".join(self._parts + ["</div>"] * self._in_figures)
+        return (
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width, '
+            f'initial-scale=1">\n<title>{title}</title>\n'
+            f"<style>{_STYLE}</style></head>\n<body><h1>{title}</h1>\n"
+            f"{body}\n</body></html>\n"
+        )
+
+    def save(self, path):
+        """Writes the page to a new file.
+
+        Args:
+            path: of a file that does not exist yet.
+
+        Raises:
+            FileExistsError: if it does.
+        """
+        check_new(path)
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(self.render())
+
+
+def _number(value):
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        shown = ", ".join(map(_number, value[:12]))
+        return f"[{shown}{', ...' if len(value) > 12 else ''}]"
+    return str(value)

@@ -1,0 +1,586 @@
+"""Diagnosis: its numbers against NumPy, its findings on teachers made so."""
+
+import json
+import pathlib
+import sys
+
+import keras
+import numpy as np
+import pytest
+import reference
+import tensorflow as tf
+from keras import layers
+from models import CLASSES, FEATURES, data, mlp, weights_of
+
+import keras_kd as kd
+from keras_kd import measures, survey
+from keras_kd.diagnose import diagnose
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "tools"))
+import study_failures  # noqa: E402
+
+EXAMPLES, TEMPERATURE, WEIGHT = 203, 3.0, 0.6
+
+
+def batched(*arrays, size=32):
+    return tf.data.Dataset.from_tensor_slices(arrays).batch(size)
+
+
+def steep(model, factor=4):
+    """The same model with larger logits: now sure, now not."""
+    model.set_weights([factor * w for w in model.get_weights()])
+    return model
+
+
+def loss():
+    return kd.KD(weight=WEIGHT, temperature=TEMPERATURE)
+
+
+class Case:
+    """A teacher, a student, data, and what follows from them in float64."""
+
+    def __init__(self):
+        self.x, self.labels, _ = data(EXAMPLES, seed=3)
+        self.teacher, self.student = steep(mlp(seed=5)), mlp(seed=9)
+        self.logits = self.teacher.predict(self.x, verbose=0).astype("float64")
+        self.student_logits = self.student.predict(self.x, verbose=0)
+        self.p = reference.softmax(self.logits)
+        self.tempered = reference.softmax(self.logits / TEMPERATURE)
+        self.rows = np.arange(EXAMPLES)
+        self.numbers = diagnose(
+            self.teacher,
+            batched(self.x, self.labels),
+            student=self.student,
+            loss=loss(),
+        ).numbers
+
+
+@pytest.fixture(scope="module")
+def case():
+    return Case()
+
+
+def close(value, expected, tolerance=1e-4):
+    np.testing.assert_allclose(
+        np.array(value, "float64"), expected, rtol=tolerance, atol=tolerance
+    )
+
+
+# -- the numbers ---------------------------------------------------------------
+
+
+def test_accuracy_confidence_and_calibration(case):
+    teacher = case.numbers["teacher"]
+    right = case.logits.argmax(-1) == case.labels
+    label_p = case.p[case.rows, case.labels]
+    confidence = case.p.max(-1)
+    close(teacher["accuracy"], right.mean())
+    close(teacher["cross_entropy"], -np.log(label_p).mean())
+    close(teacher["confidence"], confidence.mean())
+    close(teacher["label_probability"], label_p.mean())
+    close(teacher["label_probability_deviation"], label_p.std())
+    close(teacher["sure_share"], (label_p >= 0.95).mean())
+    error = 0.0
+    for i in range(20):
+        inside = (confidence >= i / 20) & (confidence < (i + 1) / 20)
+        if i == 19:
+            inside |= confidence == 1
+        assert teacher["reliability"]["count"][i] == inside.sum()
+        if inside.any():
+            gap = confidence[inside].mean() - right[inside].mean()
+            error += inside.mean() * abs(gap)
+            close(teacher["reliability"]["accuracy"][i], right[inside].mean())
+    close(teacher["calibration_error"], error)
+    for c in range(CLASSES):
+        of_class = case.labels == c
+        by_class = teacher["by_class"]
+        assert by_class["examples"][c] == of_class.sum()
+        close(by_class["accuracy"][c], right[of_class].mean())
+    shares = np.bincount(case.labels, minlength=CLASSES) / EXAMPLES
+    entropy = -(shares * np.log(shares)).sum()
+    close(teacher["skill"], 1 + np.log(label_p).mean() / entropy)
+
+
+def test_student_against_teacher(case):
+    student = case.numbers["student"]
+    right = case.student_logits.argmax(-1) == case.labels
+    lead = right * 1.0 - (case.logits.argmax(-1) == case.labels)
+    close(student["accuracy"], right.mean())
+    close(student["lead"], lead.mean())
+    close(student["lead_error"], lead.std() / np.sqrt(EXAMPLES))
+
+
+def gradient_scales(case, student_logits):
+    """The ratio of two gradients on the label's logit."""
+    target = reference.kd_target(case.logits, TEMPERATURE)
+    args = (student_logits, case.labels)
+    mixed = reference.per_example_gradient(
+        *args, [(WEIGHT, target)], TEMPERATURE
+    )
+    plain = reference.per_example_gradient(*args, [], 1.0)
+    return (mixed / plain)[case.rows, case.labels]
+
+
+def check_scales(numbers, w, case):
+    close(numbers["mean"], w.mean(), 1e-3)
+    close(numbers["deviation"], w.std(), 1e-3)
+    close(numbers["reversed_share"], (w < 0).mean())
+    close(numbers["switched_off_share"], (np.abs(w) < 0.1).mean())
+    expected, _ = np.histogram(np.clip(w, -2.999, 4.999), numbers["edges"])
+    assert np.abs(np.array(numbers["histogram"]) - expected).sum() <= 2
+    for c in range(CLASSES):
+        of_class = case.labels == c
+        close(numbers["by_class"]["mean"][c], w[of_class].mean(), 1e-3)
+    difficulty = np.minimum(
+        (case.p[case.rows, case.labels] * 10).astype(int), 9
+    )
+    for i in range(10):
+        inside = difficulty == i
+        assert numbers["by_difficulty"]["count"][i] == inside.sum()
+        if inside.any():
+            close(numbers["by_difficulty"]["mean"][i], w[inside].mean(), 1e-3)
+
+
+def test_gradient_scales_of_the_student(case):
+    w = gradient_scales(case, case.student_logits)
+    assert (w < 0).any() and (w > 1).any()
+    check_scales(case.numbers["gradient_scale"], w, case)
+
+
+def test_gradient_scales_of_a_student_half_way(case):
+    q = np.full((EXAMPLES, CLASSES), 0.5 / (CLASSES - 1))
+    q[case.rows, case.labels] = 0.5
+    numbers = diagnose(
+        case.teacher, batched(case.x, case.labels), loss=loss()
+    ).numbers["gradient_scale"]
+    check_scales(numbers, gradient_scales(case, np.log(q)), case)
+    assert numbers["student"] == "a student half-way"
+
+
+def test_temperatures_against_the_closest_label_smoothing(case):
+    numbers = case.numbers["temperature"]
+    grid = [*numbers["grid"], TEMPERATURE]
+    found = [*numbers["nats_beyond_label_smoothing"], numbers["nats_at_loss"]]
+    entropies = [*numbers["entropy"], numbers["entropy_at_loss"]]
+    for temperature, nats, entropy in zip(grid, found, entropies, strict=True):
+        p = reference.softmax(case.logits / temperature)
+        log_p = reference.log_softmax(case.logits / temperature)
+        close(entropy, -(p * log_p).sum(-1).mean())
+        mean = p[case.rows, case.labels].mean()
+        # No label smoothing is closer than the one with this mean.
+        divergences = []
+        for on_label in (mean, mean - 0.01, mean + 0.01):
+            smooth = np.full(
+                (EXAMPLES, CLASSES), (1 - on_label) / (CLASSES - 1)
+            )
+            smooth[case.rows, case.labels] = on_label
+            divergences.append((p * (log_p - np.log(smooth))).sum(-1).mean())
+        close(nats, divergences[0])
+        assert divergences[0] <= min(divergences[1:])
+    assert numbers["best"] == numbers["grid"][int(np.argmax(found[:-1]))]
+
+
+def off_label(p, labels):
+    """The distributions without their labels."""
+    others = p * (1 - reference.one_hot(labels, CLASSES))
+    return others / others.sum(-1, keepdims=True)
+
+
+def test_class_relations(case):
+    numbers = case.numbers["class_relations"]
+    others = off_label(case.tempered, case.labels)
+    logs = np.log(np.where(others > 0, others, 1))
+    close(
+        numbers["against_uniform"],
+        (others * (logs + np.log(CLASSES - 1))).sum(-1).mean(),
+    )
+    relation = 0.0
+    for c in range(CLASSES):
+        of_class = case.labels == c
+        own = np.delete(others[of_class].mean(0), c)
+        base = np.delete(others.mean(0), c)
+        base /= base.sum()
+        relation += of_class.mean() * (own * np.log(own / base)).sum()
+    close(numbers["relation"], relation)
+    # What shuffled labels leave is chance; a third of it would be a miracle.
+    assert 0 < numbers["permuted"]
+    label_logits = case.logits[case.rows, case.labels]
+    mean_others = (case.logits.sum(-1) - label_logits) / (CLASSES - 1)
+    close(numbers["logit_margin"], (label_logits - mean_others).mean())
+
+
+def test_relations_are_told_from_the_permuted_control():
+    """Soft targets that know the label's neighbour, or nothing of it."""
+    _, labels, _ = data(400, seed=1)
+    random = np.random.default_rng(0)
+    related = reference.one_hot((labels + 1) % CLASSES, CLASSES)
+    unrelated = reference.one_hot(
+        random.integers(0, CLASSES, len(labels)), CLASSES
+    )
+    results = {}
+    for name, neighbour in (("related", related), ("unrelated", unrelated)):
+        logits = 6 * reference.one_hot(labels, CLASSES) + 2 * neighbour
+        results[name] = diagnose(
+            passing_through(), batched(logits.astype("float32"), labels)
+        ).numbers["class_relations"]
+    assert results["related"]["relation"] > 20 * results["related"]["permuted"]
+    assert (
+        results["unrelated"]["relation"] < 5 * results["unrelated"]["permuted"]
+    )
+    # The tail beyond the top class is even, or explained by nothing.
+    assert results["related"]["tail"]["explained_beyond"][1] > 0.5
+    assert results["unrelated"]["tail"]["explained_beyond"][1] < 0.05
+
+
+def passing_through(classes=CLASSES):
+    """A teacher whose inputs are its logits."""
+    inputs = keras.Input((classes,))
+    return keras.Model(inputs, layers.Identity()(inputs))
+
+
+def test_mass_beyond_top_k(case):
+    tail = case.numbers["class_relations"]["tail"]
+    ordered = -np.sort(-case.tempered, axis=-1)
+    for k in range(1, CLASSES + 1):
+        close(tail["mass_beyond"][k - 1], ordered[:, k:].sum(-1).mean())
+    assert 1 <= tail["suggested_k"] <= CLASSES
+
+
+def test_batches_do_not_matter(case):
+    whole = diagnose(
+        case.teacher,
+        batched(case.x, case.labels, size=EXAMPLES),
+        student=case.student,
+        loss=loss(),
+    ).numbers
+    for part in ("teacher", "student", "gradient_scale", "temperature"):
+        for (name, one), (_, other) in zip(
+            flat(whole[part]), flat(case.numbers[part]), strict=True
+        ):
+            assert one == pytest.approx(other, rel=1e-4, abs=1e-4), name
+
+
+def flat(numbers, prefix=""):
+    for key, value in numbers.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            yield prefix + key, value
+
+
+# -- which examples count ------------------------------------------------------
+
+
+def test_weights_of_zero_and_ignored_labels_do_not_count(case):
+    counted = np.arange(EXAMPLES) % 3 > 0
+    expected = diagnose(
+        case.teacher, batched(case.x[counted], case.labels[counted])
+    ).numbers
+    weighted = diagnose(
+        case.teacher, batched(case.x, case.labels, counted * 1.0)
+    ).numbers
+    ignored = diagnose(
+        case.teacher,
+        batched(case.x, np.where(counted, case.labels, -1)),
+        loss=kd.KD(ignore_class=-1),
+    ).numbers
+    for numbers in (weighted, ignored):
+        assert numbers["data"]["examples"] == counted.sum()
+        for part in ("teacher", "gradient_scale"):
+            assert dict(flat(numbers[part])) == pytest.approx(
+                dict(flat(expected[part])), rel=1e-4, abs=1e-4
+            )
+
+
+def test_tokens_are_examples():
+    x, labels, _ = data(60)
+    flat_numbers = diagnose(mlp(), batched(x, labels)).numbers
+    inputs = keras.Input((5, FEATURES))
+    teacher = keras.Model(inputs, layers.TimeDistributed(mlp())(inputs))
+    numbers = diagnose(
+        teacher, batched(x.reshape(12, 5, -1), labels.reshape(12, 5), size=4)
+    ).numbers
+    assert numbers["data"]["tokens"] and not flat_numbers["data"]["tokens"]
+    for part in ("teacher", "gradient_scale", "temperature"):
+        assert dict(flat(numbers[part])) == pytest.approx(
+            dict(flat(flat_numbers[part])), rel=1e-4, abs=1e-4
+        )
+
+
+def test_a_vocabulary_is_sampled_evenly(case, monkeypatch):
+    monkeypatch.setattr(survey, "_SAMPLE_CELLS", 10 * CLASSES)
+    totals = survey.Survey(case.teacher, None, loss(), CLASSES).run(
+        batched(case.x, case.labels)
+    )
+    # Of 32 examples every fourth, from another place in each batch; 11 last.
+    assert totals["examples"] == EXAMPLES
+    expected = sum(
+        len(range(batch % stride, size, stride))
+        for batch, (size, stride) in enumerate([(32, 4)] * 6 + [(11, 2)])
+    )
+    assert totals["sampled"] == expected
+    close(
+        totals["correct"] / EXAMPLES,
+        (case.logits.argmax(-1) == case.labels).mean(),
+    )
+
+
+def test_sums_do_not_grow_with_the_data(case):
+    def shapes(dataset):
+        totals = survey.Survey(case.teacher, case.student, loss(), CLASSES).run(
+            dataset
+        )
+        return {name: np.shape(value) for name, value in totals.items()}
+
+    one = batched(case.x, case.labels)
+    assert shapes(one) == shapes(one.repeat(5))
+
+
+def test_one_pass_in_inference_mode():
+    x, labels, _ = data(64)
+    passes = []
+
+    def generate():
+        passes.append(1)
+        yield from (
+            (x[i : i + 16], labels[i : i + 16]) for i in range(0, 64, 16)
+        )
+
+    dataset = tf.data.Dataset.from_generator(
+        generate,
+        output_signature=(
+            tf.TensorSpec((None, FEATURES), "float32"),
+            tf.TensorSpec((None,), "int32"),
+        ),
+    )
+    inputs = keras.Input((FEATURES,))
+    hidden = layers.BatchNormalization()(layers.Dense(8)(inputs))
+    outputs = layers.Dense(CLASSES)(layers.Dropout(0.5)(hidden))
+    teacher = keras.Model(inputs, outputs)
+    before = weights_of(teacher)
+    numbers = diagnose(teacher, dataset).numbers
+    assert len(passes) == 1
+    for one, other in zip(before, weights_of(teacher), strict=True):
+        np.testing.assert_array_equal(one, other)
+    log_p = reference.log_softmax(teacher(x, training=False).numpy())
+    close(
+        numbers["teacher"]["cross_entropy"],
+        -log_p[np.arange(64), labels].mean(),
+    )
+
+
+def test_subclassed_and_softmax_teachers(case):
+    class Subclassed(keras.Model):
+        def __init__(self, softmax):
+            super().__init__()
+            self.inner = case.teacher
+            self.last = layers.Softmax() if softmax else layers.Identity()
+
+        def call(self, inputs):
+            return self.last(self.inner(inputs))
+
+    for teacher in (Subclassed(False), Subclassed(True)):
+        teacher(case.x[:1])
+        diagnosis = diagnose(teacher, batched(case.x, case.labels), loss=loss())
+        close(
+            diagnosis.numbers["teacher"]["cross_entropy"],
+            case.numbers["teacher"]["cross_entropy"],
+        )
+        codes = [each.code for each in diagnosis.findings]
+        assert "probabilities_as_logits" not in codes
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_few_classes(classes):
+    x, labels, _ = data(40, classes=classes)
+    diagnosis = diagnose(mlp(classes=classes), batched(x, labels))
+    assert (diagnosis.numbers["class_relations"] is None) == (classes == 2)
+    assert "accuracy" in str(diagnosis)
+
+
+# -- similarity ----------------------------------------------------------------
+
+
+def test_superclasses_followed_and_not():
+    rows = np.array([[1, 0], [0, 1], [1, 0.1], [0.1, 1]])
+    similarity = measures.similarity_numbers(rows, None, np.array([0, 1, 0, 1]))
+    followed = similarity["superclasses"]["teacher"]
+    cosine = 1 / np.hypot(1, 0.1)
+    assert followed["nearest_inside"] == 1
+    close(followed["cosine_inside"], cosine)
+    close(followed["nearest_inside_by_chance"], 4 / 12)
+    assert list(similarity["order"]) == [0, 2, 1, 3]
+    other = measures.similarity_numbers(rows, None, np.array([0, 0, 1, 1]))
+    assert other["superclasses"]["teacher"]["nearest_inside"] == 0
+
+
+def test_clustering_puts_similar_classes_together():
+    random = np.random.default_rng(0)
+    groups = random.permutation(np.repeat(np.arange(4), 5))
+    rows = 5 * np.eye(4)[groups] + random.normal(size=(20, 4)) / 4
+    order = measures.cluster_order(kd.similarity.class_similarity(rows))
+    assert sorted(order) == list(range(20))
+    assert (np.diff(groups[order]) != 0).sum() == 3
+
+
+def test_the_logit_layer_is_the_teachers(case):
+    similarity = case.numbers["similarity"]
+    rows = case.teacher.layers[-1].kernel.numpy().T[similarity["order"]]
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    close(similarity["teacher"], unit @ unit.T)
+    assert len(similarity["student"]) == CLASSES
+    # A teacher with no logit layer to be found has no matrix.
+    numbers = diagnose(
+        passing_through(), batched(case.logits.astype("float32"), case.labels)
+    ).numbers
+    assert numbers["similarity"] is None
+
+
+# -- findings ------------------------------------------------------------------
+
+
+def codes(diagnosis):
+    return [each.code for each in diagnosis.problems]
+
+
+def test_nan_is_found_with_its_batch(case):
+    x = case.x.copy()
+    x[70] = np.nan
+    x[150:152] = np.nan
+    diagnosis = diagnose(case.teacher, batched(x, case.labels))
+    assert codes(diagnosis)[0] == "not_finite"
+    evidence = diagnosis.findings[0].evidence
+    assert evidence["first_bad_batch"] == 70 // 32
+    assert evidence["not_finite"] == 3
+    assert diagnosis.numbers["data"]["examples"] == EXAMPLES - 3
+    finite = np.isfinite(x).all(-1)
+    close(
+        diagnosis.numbers["teacher"]["accuracy"],
+        (case.logits.argmax(-1) == case.labels)[finite].mean(),
+    )
+
+
+def test_nothing_but_nan(tmp_path):
+    x, labels, _ = data(40)
+    diagnosis = diagnose(mlp(), batched(x * np.nan, labels))
+    assert codes(diagnosis) == ["not_finite"]
+    assert "40 examples" in str(diagnosis)
+    diagnosis.save(tmp_path / "report.html")
+
+
+def test_probabilities_taken_for_logits(case):
+    diagnosis = diagnose(
+        passing_through(), batched(case.p.astype("float32"), case.labels)
+    )
+    assert codes(diagnosis)[0] == "probabilities_as_logits"
+
+
+def test_a_teacher_worse_than_the_student(case):
+    right = 4.0 * reference.one_hot(case.labels, CLASSES)
+    wrong = 4.0 * reference.one_hot((case.labels + 1) % CLASSES, CLASSES)
+    half = (np.arange(EXAMPLES) % 4 > 0)[:, None]
+    inputs = keras.Input((2 * CLASSES,))
+    teacher = keras.Model(inputs, inputs[:, :CLASSES])
+    student = keras.Model(inputs, inputs[:, CLASSES:])
+    good_half = np.where(half, right, wrong)
+    x = np.concatenate([good_half, right], -1).astype("float32")
+    dataset = batched(x, case.labels)
+    assert "worse_than_student" in codes(diagnose(teacher, dataset, student))
+    assert "worse_than_student" not in codes(
+        diagnose(student, dataset, teacher)
+    )
+
+
+def test_classes_never_predicted(case):
+    logits = 4 * reference.one_hot(case.labels, CLASSES)
+    logits[:, 3] = -4
+    diagnosis = diagnose(
+        passing_through(), batched(logits.astype("float32"), case.labels)
+    )
+    finding = next(
+        f for f in diagnosis.problems if f.code == "classes_never_predicted"
+    )
+    assert finding.evidence["classes"] == [3]
+    close(finding.evidence["share"], (case.labels == 3).mean())
+
+
+@pytest.mark.parametrize("name", study_failures.CASES)
+def test_failures_made_on_purpose(name):
+    """The study's cases on a seed that no threshold was set on."""
+    make, cause = study_failures.CASES[name]
+    keras.utils.set_random_seed(17)
+    assert study_failures.named_cause(*make(17)) == cause
+
+
+# -- what it gives -------------------------------------------------------------
+
+
+def test_numbers_and_findings_are_json(case):
+    diagnosis = diagnose(case.teacher, batched(case.x, case.labels))
+    parsed = json.loads(diagnosis.to_json(), parse_constant=pytest.fail)
+    assert parsed["numbers"] == diagnosis.numbers
+    assert [f["code"] for f in parsed["findings"]] == [
+        f.code for f in diagnosis.findings
+    ]
+
+
+def test_text_says_what_why_and_what_to_do(case):
+    diagnosis = diagnose(case.teacher, batched(case.x, case.labels))
+    text = " ".join(str(diagnosis).split())
+    assert len(diagnosis.findings) > 1
+    for finding in diagnosis.findings:
+        for part in (finding.summary, finding.consequence, finding.remedy):
+            assert " ".join(part.split()) in text
+    severities = [f.severity for f in diagnosis.findings]
+    assert severities == sorted(severities, key=["problem", "info"].index)
+
+
+# -- bad input -----------------------------------------------------------------
+
+
+def refused(kind, *words, **arguments):
+    x, labels, _ = data(20)
+    arguments = {
+        "teacher": mlp(),
+        "dataset": batched(x, labels),
+        **arguments,
+    }
+    with pytest.raises(kind) as caught:
+        diagnose(**arguments)
+    for word in ("Received", *words):
+        assert word in str(caught.value), str(caught.value)
+
+
+def test_bad_data_sets_are_refused():
+    x, labels, _ = data(20)
+    good = batched(x, labels)
+    refused(ValueError, "no labels", dataset=batched(x).map(lambda x: x))
+    refused(ValueError, "infinite", "take(", dataset=good.repeat())
+    refused(ValueError, "empty", dataset=good.take(0))
+    unknown = good.filter(lambda x, y: False)
+    refused(ValueError, "empty", dataset=unknown)
+    refused(ValueError, "batch(128)", dataset=good.unbatch())
+    refused(TypeError, "tf.data.Dataset", dataset=(x, labels))
+    refused(ValueError, "weight 0", dataset=batched(x, labels, 0.0 * labels))
+    one_hot = reference.one_hot(labels, CLASSES).astype("float32")
+    refused(ValueError, "one-hot", dataset=batched(x, one_hot))
+    refused(
+        ValueError,
+        "label 9",
+        "batch 0",
+        dataset=batched(x, labels + 3 * 0 + 9 * (labels == 0)),
+    )
+
+
+def test_bad_models_are_refused():
+    x, labels, _ = data(20)
+    refused(TypeError, "teacher", teacher=lambda x: x)
+    refused(TypeError, "student", student=3)
+    refused(ValueError, "5 classes", "with 7", student=mlp(classes=5))
+    refused(ValueError, "student's logits", student=steep(mlp(), np.nan))
+    refused(ValueError, "at least 2", teacher=mlp(classes=1))
+
+
+def test_superclasses_must_cover_the_classes():
+    refused(ValueError, "(6,)", "7 classes", superclasses=[0] * 6)
+    refused(ValueError, "float64", superclasses=[0.5] * CLASSES)
