@@ -6,10 +6,11 @@ from keras import ops
 
 from keras_kd.softmax import label_softmax
 
-DEFAULT_TABLE_BYTES = 256 * 2**20
+# A vocabulary of 10,000 words fits.
+DEFAULT_TABLE_BYTES = 512 * 2**20
 
-# Enough rows to place alpha; all of them would cost classes ** 2.
-_CALIBRATION_ROWS = 512
+# Rows worked on at a time; also enough of them to place alpha.
+_BLOCK_ROWS = 512
 
 
 def logit_weights(model, layer=None):
@@ -302,13 +303,27 @@ class ClassSimilarity:
         num_classes = len(unit)
         self._table = self._unit = None
         if num_classes**2 * np.dtype(self.dtype).itemsize <= self.table_bytes:
-            scores = _amplify(unit @ unit.T, self.fitted_alpha, self.beta, np)
-            exp = np.exp(scores - scores.max(-1, keepdims=True))
-            table = exp / exp.sum(-1, keepdims=True)
-            off_label = (table * (1 - np.eye(num_classes))).sum(-1)
+            table, off_label = self._target_table(unit)
             self._table = self._constant(table), self._constant(off_label)
         else:
             self._unit = self._constant(unit)
+
+    def _target_table(self, unit):
+        """The target of every class, and its complement on the class."""
+        num_classes = len(unit)
+        table = np.empty((num_classes, num_classes), self.dtype)
+        off_label = np.empty(num_classes, self.dtype)
+        for start in range(0, num_classes, _BLOCK_ROWS):
+            rows = np.arange(num_classes)[start : start + _BLOCK_ROWS]
+            scores = _amplify(
+                unit[rows] @ unit.T, self.fitted_alpha, self.beta, np
+            )
+            exp = np.exp(scores - scores.max(-1, keepdims=True))
+            target = exp / exp.sum(-1, keepdims=True)
+            table[rows] = target
+            target[np.arange(len(rows)), rows] = 0
+            off_label[rows] = target.sum(-1)
+        return table, off_label
 
     def _constant(self, array):
         # A variable, so that each device of a strategy keeps its own copy.
@@ -322,7 +337,7 @@ def _amplify(cosines, alpha, beta, xp):
 
 def _fit_alpha(unit, beta, label_mass):
     """The alpha at which targets keep `label_mass` on the label on average."""
-    step = max(len(unit) // _CALIBRATION_ROWS, 1)
+    step = max(len(unit) // _BLOCK_ROWS, 1)
     rows = np.arange(0, len(unit), step)
     cosines = unit[rows] @ unit.T
     at_label = (np.arange(len(rows)), rows)
