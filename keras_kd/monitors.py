@@ -1,6 +1,7 @@
 """What the Distiller watches while a student trains."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_kd.distillation_loss import expand_weights
@@ -130,8 +131,9 @@ class Faults(keras.metrics.Metric):
         # gives, would mix up the labels that two of them saw.
         local = distiller.distribute_strategy.experimental_local_results
         for state in local(self.state.value):
-            count, label, teacher, stale = ops.convert_to_numpy(state)
-            if count or teacher or stale:
+            state = np.asarray(state)
+            if state.any():
+                count, label, teacher, stale = state
                 break
         else:
             return

@@ -58,57 +58,86 @@ class RecordReader:
         Returns:
             A `tf.data.Dataset` of (element, (view, index, data)): an element
             of `dataset`, which view of it is due, the position of its first
-            example, and its records as strings.
+            example, and its records as a string.
         """
         import tensorflow as tf
 
-        epoch = tf.cast(epoch, tf.int64)
-        view = epoch % self.manifest["views"]
-        files = tf.constant(
-            [
-                [records.join(self.path, name) for name in names]
-                for names in self._files_by_view()
-            ]
-        )
-        kept = tf.data.FixedLengthRecordDataset(files[view], self.record_bytes)
-        step = 1
-        if self.manifest["batched"]:
-            step = self.manifest["batch_size"]
-            kept = kept.batch(step)
+        view = tf.cast(epoch, tf.int64) % self.manifest["views"]
+        step = self.manifest["batch_size"] if self.manifest["batched"] else 1
         first = tf.data.Dataset.counter(0, step)
-        return tf.data.Dataset.zip(dataset, first, kept).map(
-            lambda element, index, record: (element, (view, index, record))
+        views = tf.data.Dataset.from_tensors(view).repeat()
+        data = self._records(view, step)
+        return tf.data.Dataset.zip(
+            dataset, tf.data.Dataset.zip(views, first, data)
         )
 
-    def _files_by_view(self):
-        names = [[] for _ in range(self.manifest["views"])]
+    def _records(self, view, step):
+        """The records of a view, so many examples at a time.
+
+        A batch is read as one record of the file system's. The last one may
+        be smaller: it is the end of the view's last file.
+        """
+        import tensorflow as tf
+
+        names, full_bytes = self._files_by_view(step)
+        paths = [[records.join(self.path, n) for n in each] for each in names]
+        files = tf.constant(paths)[view]
+        size = step * self.record_bytes
+        rest = self.manifest["examples"] % step * self.record_bytes
+        read = tf.data.FixedLengthRecordDataset
+        if not rest:
+            return read(files, size)
+        last = files[-1]
+        return (
+            read(files[:-1], size)
+            .concatenate(read(last, size, footer_bytes=rest))
+            .concatenate(
+                read(last, rest, header_bytes=tf.constant(full_bytes)[view])
+            )
+        )
+
+    def _files_by_view(self, step):
+        """Names of each view's files, and bytes of full steps in the last."""
+        parts = [[] for _ in range(self.manifest["views"])]
         for part in self.manifest["parts"]:
-            names[part["view"]].append(part["file"])
+            parts[part["view"]].append(part)
         # Views may be cut into different numbers of files, but a tensor of
         # their names has rows of one length.
-        most = max(len(files) for files in names)
-        return [
-            files + [records.EMPTY] * (most - len(files)) for files in names
+        most = max(len(each) for each in parts)
+        names = [
+            [records.EMPTY] * (most - len(each)) + [p["file"] for p in each]
+            for each in parts
         ]
+        full_bytes = [
+            each[-1]["examples"] // step * step * self.record_bytes
+            for each in parts
+        ]
+        return names, np.array(full_bytes, "int64")
 
     def decode(self, data):
         """What is in records.
 
         Args:
-            data: scalar or [batch] string tensor.
+            data: scalar string tensor with the records of a batch, or [batch]
+                strings with one each, or a scalar with one.
 
         Returns:
-            Dict by field name of tensors, [...] or [batch, ...].
+            Dict by field name of tensors, [batch, ...], or [...] for one.
         """
         import tensorflow as tf
 
+        if not data.shape.rank and self.manifest["batched"]:
+            table = tf.reshape(
+                tf.io.decode_raw(data, tf.uint8), (-1, self.record_bytes)
+            )
+        else:
+            table = tf.io.decode_raw(
+                data, tf.uint8, fixed_length=self.record_bytes
+            )
         arrays, offset = {}, 0
-        leading = tuple(data.shape)
-        rows = [-1] if leading else []
         for field in self.fields:
-            part = tf.strings.substr(data, offset, field.size)
-            values = tf.io.decode_raw(part, field.dtype)
-            arrays[field.name] = tf.reshape(values, [*rows, *field.shape])
+            columns = table[..., offset : offset + field.size]
+            arrays[field.name] = _as_dtype(columns, field)
             offset += field.size
         return arrays
 
@@ -130,3 +159,15 @@ class RecordReader:
         layout = [(f.name, f.dtype, f.shape) for f in self.fields]
         table = np.frombuffer(b"".join(data), dtype=np.dtype(layout))
         return {field.name: table[field.name] for field in self.fields}
+
+
+def _as_dtype(columns, field):
+    """[..., bytes] uint8 as [..., *shape] of the field's dtype."""
+    import tensorflow as tf
+
+    dtype = tf.as_dtype(field.dtype)
+    leading = [-1] if columns.shape.rank > 1 else []
+    if dtype.size == 1:
+        return tf.reshape(tf.cast(columns, dtype), [*leading, *field.shape])
+    columns = tf.reshape(columns, [*leading, *field.shape, dtype.size])
+    return tf.bitcast(columns, dtype)

@@ -238,8 +238,7 @@ class TeacherCache:
 
         self._prepare(dataset, loss, augment, check)
         store, wanted = self._store_for(loss)
-        passed = self._reader.one_pass(dataset, epoch)
-        dataset = passed.map(self._augmented, num_parallel_calls=_autotune())
+        dataset = self._augmented(self._reader.one_pass(dataset, epoch))
         dataset = dataset.map(
             lambda element, record: self._merge(element, record, store, wanted),
             num_parallel_calls=_autotune(),
@@ -296,8 +295,7 @@ class TeacherCache:
             return passed
 
         numbers = tf.data.Dataset.range(first_epoch, np.iinfo("int64").max)
-        stream = numbers.flat_map(one_epoch)
-        stream = stream.map(self._augmented, num_parallel_calls=_autotune())
+        stream = self._augmented(numbers.flat_map(one_epoch))
         if batch_size:
             stream = stream.batch(batch_size, drop_remainder=True)
         stream = stream.map(
@@ -428,11 +426,15 @@ class TeacherCache:
                 return store, wanted
         return None, wanted
 
-    def _augmented(self, element, record):
-        view, index, data = record
-        x, *rest = element
-        if self._augment is not None:
-            manifest = self._manifest
+    def _augmented(self, passed):
+        """The data set, its elements augmented where there are views."""
+        if self._augment is None:
+            return passed
+        manifest = self._manifest
+
+        def view_of(element, record):
+            x, *rest = element
+            view, index, _ = record
             x = records.augmented(
                 x,
                 view,
@@ -441,9 +443,11 @@ class TeacherCache:
                 manifest["seed"],
                 manifest["batched"],
             )
-        return (x, *rest), data
+            return (x, *rest), record
 
-    def _merge(self, element, data, store, wanted):
+        return passed.map(view_of, num_parallel_calls=_autotune())
+
+    def _merge(self, element, record, store, wanted):
         """(x, y[, sample_weight]) with y a dict."""
         import tensorflow as tf
 
@@ -451,11 +455,12 @@ class TeacherCache:
         y = {LABELS: labels}
         if store is None:
             return (x, y, *rest)
-        arrays = self._reader.decode(data)
+        arrays = self._reader.decode(record[-1])
         y.update(store.decode(arrays, wanted))
         temperature = wanted.temperature
         if temperature is not None:
-            rows = tf.shape(data)
+            leading = labels.shape.rank - len(self._manifest["label_shape"])
+            rows = tf.shape(labels)[:leading]
             y[STATISTICS_TEMPERATURE] = tf.fill(rows, np.float32(temperature))
         right = _teacher_right(y, arrays)
         if right is not None:

@@ -71,16 +71,17 @@ class CacheWriter:
         if self.batched:
             batch_size, *label_shape = label_shape
         self.batch_size = batch_size
+        self.label_shape = tuple(label_shape)
         self.classes = self._count_classes(x)
         self.stores = stores.plan(losses, self.classes, dtype)
         self.own_fields = [
-            stores.Field(f.name, f.dtype, tuple(label_shape))
+            stores.Field(f.name, f.dtype, self.label_shape)
             for f in ([TEACHER_RIGHT_FIELD] if teacher_right else [])
         ]
         self.fields = [
             field
             for store in self.stores
-            for field in store.fields(tuple(label_shape))
+            for field in store.fields(self.label_shape)
         ] + self.own_fields
         self.identity = self._identity(dtype, augment)
         self._pass = TeacherPass(
@@ -141,6 +142,7 @@ class CacheWriter:
             "augmented": augment is not None,
             "batched": self.batched,
             "batch_size": int(self.batch_size),
+            "label_shape": list(self.label_shape),
             "samples": records.compared_samples(
                 self.dataset,
                 self.batched,
