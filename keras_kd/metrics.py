@@ -81,9 +81,10 @@ class GradientScale(keras.metrics.Metric):
         index = ops.cast(
             ops.floor(ops.clip(position, 0.0, self.bins - 1.0)), "int32"
         )
-        weight = ops.cast(defined, self.dtype)
         self.histogram.assign_add(
-            ops.matmul(weight, ops.one_hot(index, self.bins, dtype=self.dtype))
+            ops.segment_sum(
+                ops.cast(defined, self.dtype), index, num_segments=self.bins
+            )
         )
         self.totals.assign_add(
             ops.stack(

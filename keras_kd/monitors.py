@@ -93,9 +93,8 @@ class Faults(keras.metrics.Metric):
             current: [...] booleans, false for statistics of a temperature
                 that is not the loss's.
         """
-        bad_labels = ops.where(in_range, 0, labels)
-        worst = ops.take(
-            ops.reshape(bad_labels, (-1,)), ops.argmax(ops.abs(bad_labels))
+        largest_bad = ops.max(
+            ops.where(in_range, np.iinfo("int32").min, labels)
         )
         count, label, teacher, stale = ops.unstack(
             ops.convert_to_tensor(self.state), 4
@@ -104,7 +103,9 @@ class Faults(keras.metrics.Metric):
             ops.stack(
                 [
                     count + self._number(ops.logical_not(in_range)),
-                    ops.where(count > 0, label, ops.cast(worst, self.dtype)),
+                    ops.where(
+                        count > 0, label, ops.cast(largest_bad, self.dtype)
+                    ),
                     teacher + self._number(ops.logical_not(teacher_finite)),
                     stale + self._number(ops.logical_not(current)),
                 ]
