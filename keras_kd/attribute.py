@@ -623,12 +623,14 @@ class Attribution:
         }
 
     def to_tensorboard(self, log_dir):
-        """Writes one row a run to the HParams table, and scalars of the levels.
+        """Writes one row a run to the HParams table; the levels and pictures.
 
         Args:
             log_dir: folder of the event files, written to its folder "hparams".
         """
         import tensorflow as tf
+
+        from keras_kd import figures
 
         write_hparams(
             log_dir,
@@ -642,6 +644,9 @@ class Attribution:
             },
         )
         with _writer(log_dir, "levels").as_default():
+            for name, figure in self._figures().items():
+                image = figures.to_image(figure)
+                tf.summary.image(name, image[None], step=0)
             for comparison in self.levels:
                 level = comparison.level
                 tag = f"{level.name}/{level.method}_over_{comparison.baseline}"
@@ -650,6 +655,71 @@ class Attribution:
                     tf.summary.scalar(
                         f"{tag.replace(' ', '_')}/{key}", interval[key], step=0
                     )
+
+    def save(self, path):
+        """Writes a report: one HTML page with its pictures in it.
+
+        Args:
+            path: of a file that does not exist yet.
+
+        Raises:
+            FileExistsError: if it does.
+        """
+        from keras_kd.report import Page
+
+        page = Page("What each level of the teacher's knowledge was worth")
+        for finding in self.findings:
+            page.add_text(finding)
+        captions = {
+            "gains_by_level": "Gain of each level over its baseline, with 95 % "
+            "intervals over seeds.",
+            "gains_by_method": "Gain of each method over plain training, with "
+            "95 % intervals over seeds.",
+        }
+        for name, figure in self._figures().items():
+            page.add_figure(figure, captions[name])
+        for heading, rows in (
+            ("Levels", self.level_rows()),
+            ("Methods", self.method_rows()),
+        ):
+            if rows:
+                page.add_heading(heading)
+                page.add_table(list(rows[0]), [list(r.values()) for r in rows])
+        direction = "higher" if self.higher_is_better else "lower"
+        page.add_text(
+            f"Scores are {self.metric}, of which {direction} is better; a gain "
+            "above 0 is an improvement. Intervals are Student's t, paired by "
+            "seed, 95 % each by itself: of 20 comparisons of equals one is "
+            "expected to exclude 0."
+        )
+        page.save(path)
+
+    def _figures(self):
+        """Matplotlib figures by name; without what has fewer than two pairs."""
+        from keras_kd.figures import bars
+
+        label = f"gain in {self.metric}"
+        groups = {
+            "gains_by_level": {
+                f"{c.level.name}:\n{c.level.method} - {c.baseline}": c.interval
+                for c in self.levels
+            },
+            "gains_by_method": {
+                method: self.gain(method)
+                for method in self.scores
+                if method != "plain"
+            },
+        }
+        return {
+            name: bars(
+                list(gains),
+                [gain.mean for gain in gains.values()],
+                [(gain.low, gain.high) for gain in gains.values()],
+                label,
+            )
+            for name, group in groups.items()
+            if (gains := {k: g for k, g in group.items() if g.seeds > 1})
+        }
 
 
 def write_hparams(log_dir, runs):

@@ -1,5 +1,6 @@
 """Attribution: controls, intervals, resuming, time budget, what it says."""
 
+import html.parser
 import json
 import math
 
@@ -406,6 +407,63 @@ def test_tensorboard_gets_a_row_for_each_run_and_the_levels(tmp_path):
     low = outcome.gain("kd").low
     tag = "all/kd_over_plain/low"
     assert scalars(levels, tag) == [pytest.approx(low, rel=1e-4)]
+
+
+def test_the_levels_are_pictures_in_tensorboard(tmp_path):
+    outcome_of({"kd": 2.0}, seeds=2).to_tensorboard(tmp_path)
+    events = read_events(tmp_path / "hparams" / "levels")
+    for name in ("gains_by_level", "gains_by_method"):
+        width, height, png = tensor_util.make_ndarray(
+            events.Tensors(name)[0].tensor_proto
+        )
+        assert int(width) > 100 and int(height) > 100
+        assert png.startswith(b"\x89PNG")
+
+
+class Reader(html.parser.HTMLParser):
+    """The words of a page, and the addresses that it would load."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.words, self.addresses, self.open = [], [], []
+        self.feed(page)
+        self.words = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attributes):
+        self.open.append(tag)
+        self.addresses += [
+            value
+            for name, value in attributes
+            if name in ("src", "href", "xlink:href") and value[:1] != "#"
+        ]
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_the_report_is_one_page_with_findings_tables_and_pictures(tmp_path):
+    path = tmp_path / "report.html"
+    outcome = outcome_of({"kd": 2.0, "kd_sim": 1.5}, metric="accuracy")
+    outcome.save(path)
+    page = Reader(path.read_text())
+    assert not page.addresses
+    assert page.open.count("figure") == 2
+    assert page.words.index("Regularisation:") < page.words.index("Methods")
+    for finding in outcome.findings:
+        assert " ".join(finding.split()) in page.words
+    for row in (*outcome.level_rows(), *outcome.method_rows()):
+        for cell in row.values():
+            assert cell in page.words
+    with pytest.raises(FileExistsError):
+        outcome.save(path)
+
+
+def test_a_report_of_one_seed_says_so(tmp_path):
+    outcome = Attribution({"plain": {0: 1.0}, "kd": {0: 2.0}})
+    outcome.save(tmp_path / "report.html")
+    page = Reader((tmp_path / "report.html").read_text())
+    assert "inconclusive" in page.words
+    assert "figure" not in page.open
 
 
 def read_events(folder):
