@@ -21,14 +21,21 @@ import numpy as np
 import synthetic_data
 from study import positive
 
-# Tuned on validation examples of seeds 100 to 102, which no run reports.
+# Tuned on validation examples of seeds 100 to 103, which no run reports, for
+# the mean accuracy over deltas 0 and 0.9. So few examples want much smoothing:
+# each method's own amount, and not only label smoothing's, is part of that.
 _SETTINGS = {
-    "label_smoothing": {"smoothing": 0.1},
-    "kd_sim": {"weight": 1.0, "temperature": 1.0, "label_mass": 0.7},
-    "kd_pt": {"weight": 0.5, "temperature": 2.0},
-    "kd_pt_sim": {"pt_weight": 0.5, "sim_weight": 0.5, "temperature": 2.0},
-    "kd_topk": {"weight": 0.9, "temperature": 2.0, "k": 0.25},
-    "kd": {"weight": 0.9, "temperature": 2.0},
+    "label_smoothing": {"smoothing": 0.8},
+    "kd_sim": {"weight": 1.0, "temperature": 1.0, "label_mass": 0.3},
+    "kd_pt": {"weight": 1.0, "temperature": 16.0},
+    "kd_pt_sim": {
+        "pt_weight": 0.3,
+        "sim_weight": 0.7,
+        "temperature": 4.0,
+        "label_mass": 0.2,
+    },
+    "kd_topk": {"weight": 1.0, "temperature": 4.0, "k": 0.25},
+    "kd": {"weight": 1.0, "temperature": 4.0},
 }
 # The controls, and the teachers that know one thing and know it exactly, use
 # the loss of a method with other knowledge.
@@ -42,22 +49,16 @@ METHODS = ("plain", *_SETTINGS, *_LOSS_OF)
 _FULL = {
     "deltas": (0.0, 0.3, 0.6, 0.9),
     "seeds": 10,
-    "classes": 50,
-    "superclasses": 10,
-    "train_examples": 4000,
+    "train_examples": 2000,
     "test_examples": 4000,
     "epochs": 60,
-    "teacher_epochs": 15,
 }
 _QUICK = {
     "deltas": (0.0, 0.9),
     "seeds": 3,
-    "classes": 20,
-    "superclasses": 5,
-    "train_examples": 1600,
+    "train_examples": 1000,
     "test_examples": 1000,
     "epochs": 30,
-    "teacher_epochs": 15,
 }
 _SEEDS_FOR_A_VERDICT = 10
 
@@ -84,8 +85,8 @@ def _sized(*flags, help, **kwargs):
 )
 @_sized("--seeds", type=click.IntRange(min=2), help="How many.")
 @click.option("--first-seed", type=int, default=0)
-@_sized("--classes", type=positive, help="Of all superclasses.")
-@_sized("--superclasses", type=positive, help="Of equal size.")
+@click.option("--classes", type=positive, default=20)
+@click.option("--superclasses", type=positive, default=5, help="Of equal size.")
 @_sized("--train-examples", type=positive, help="A seed.")
 @_sized("--test-examples", type=positive, help="A seed; also for validation.")
 @click.option(
@@ -96,7 +97,7 @@ def _sized(*flags, help, **kwargs):
 )
 @click.option("--teacher-units", type=positive, default=512)
 @click.option("--student-units", type=positive, default=32)
-@_sized("--teacher-epochs", type=positive, help="Of the teachers.")
+@click.option("--teacher-epochs", type=positive, default=15)
 @_sized("--epochs", type=positive, help="Of the students.")
 @click.option("--batch-size", type=positive, default=200)
 @click.option("--teacher-learning-rate", type=float, default=0.003)
@@ -721,7 +722,7 @@ def draw(scores, deltas, path):
 
     from keras_kd.attribute import paired_interval
 
-    canvas = figure.Figure(figsize=(10, 4.5), layout="constrained")
+    canvas = figure.Figure(figsize=(10, 5), layout="constrained")
     axes = canvas.subplots(1, 2, sharey=True)
     step = 0.006 * (max(deltas) - min(deltas) or 1)
     for axis, (title, methods) in zip(axes, _PANELS.items(), strict=True):
@@ -748,7 +749,13 @@ def draw(scores, deltas, path):
         axis.axhline(0, color="#999999", linewidth=0.8)
         axis.set(title=title, xlabel="correlation delta in a superclass")
         axis.set_xticks(deltas)
-        axis.legend(frameon=False, fontsize=9)
+        axis.legend(
+            frameon=False,
+            fontsize=9,
+            ncols=3,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.15),
+        )
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("gain over plain, points of accuracy")
     canvas.savefig(path, dpi=150)
