@@ -26,7 +26,7 @@ from study import positive
 # each method's own amount, and not only label smoothing's, is part of that.
 _SETTINGS = {
     "label_smoothing": {"smoothing": 0.8},
-    "kd_sim": {"weight": 1.0, "temperature": 1.0, "label_mass": 0.3},
+    "kd_sim": {"weight": 1.0, "temperature": 1.0, "label_mass": 0.25},
     "kd_pt": {"weight": 1.0, "temperature": 16.0},
     "kd_pt_sim": {
         "pt_weight": 0.3,
@@ -134,7 +134,8 @@ def main(methods, quick, log_dir, **options):
         options[name] = options[name] or value
     with common.errors_as_messages():
         _check(options)
-        run = common.RunFolder("synthetic", options, log_dir)
+        config = {**options, "settings": _SETTINGS}
+        run = common.RunFolder("synthetic", config, log_dir)
         click.echo(f"Run folder: {run.folder}")
         study = SyntheticStudy(run, options)
         study.train_all(methods)
