@@ -139,6 +139,91 @@ def test_students_side_by_side_train_as_each_one_alone(name):
         assert not np.allclose(weights[0], initial[0][i : i + 1], atol=0.01)
 
 
+# -- knowledge of controls and of one effect -----------------------------------
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A study whose teachers' logits and rows are drawn, not trained."""
+    options = {
+        **{"deltas": (0.0, 0.9), "first_seed": 3, "seeds": 2, "noise": 0.4},
+        **{"classes": 6, "superclasses": 3, "part": "test"},
+        **{"train_examples": 90, "test_examples": 5},
+    }
+    study = synthetic.SyntheticStudy(None, options)
+    random = np.random.default_rng(0)
+    study.teacher_logits = random.normal(size=(90, 4, 6)).astype("float32")
+    study.logit_rows = random.normal(size=(4, 6, 5)).astype("float32")
+    return study
+
+
+def log_odds(study, method):
+    loss = study.loss(method, weight=1.0, temperature=2.0)
+    return study.statistics(method, loss)["label_log_odds"]
+
+
+def relations(study, method):
+    settings = {"weight": 1.0, "temperature": 1.0, "label_mass": 0.5}
+    loss = study.loss(method, **settings)
+    labels = np.repeat(np.arange(6)[:, None], 4, axis=1)
+    return np.array(loss.class_similarity.target(labels, 6)[0])
+
+
+def test_confidence_is_the_teachers_own_for_each_student(study):
+    z = study.teacher_logits.astype("float64") / 2
+    p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+    p = np.take_along_axis(p, study.train.labels[..., None], -1)[..., 0]
+    expected = np.log(p / (1 - p))
+    ours = log_odds(study, "kd_pt")
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_shuffled_confidence_stays_with_the_student_and_the_class(study):
+    own, shuffled = (log_odds(study, m) for m in ("kd_pt", "kd_pt_shuffled"))
+    assert (own != shuffled).mean() > 0.8
+    for i, labels in enumerate(study.train.labels.T):
+        for label in range(6):
+            of_class = labels == label
+            np.testing.assert_array_equal(
+                np.sort(own[of_class, i]), np.sort(shuffled[of_class, i])
+            )
+
+
+def test_a_teacher_of_difficulty_knows_the_truth_of_each_student(study):
+    ours = log_odds(study, "rho_pt")
+    for i in range(4):
+        truth = study.train.confidence[:, i]
+        rank = scipy.stats.spearmanr(ours[:, i], truth).statistic
+        assert rank == pytest.approx(1, abs=1e-3)
+
+
+def test_class_relations_are_the_own_teachers_or_the_prototypes(study):
+    for method, rows in (
+        ("kd_sim", study.logit_rows),
+        ("rho_sim", [p.prototypes for p in study.problems]),
+    ):
+        ours = relations(study, method)
+        for i, row in enumerate(rows):
+            unit = row / np.linalg.norm(row, axis=-1, keepdims=True)
+            cosines = (unit @ unit.T)[~np.eye(6, dtype=bool)]
+            targets = ours[:, i][~np.eye(6, dtype=bool)].reshape(6, 5)
+            # In a row, a class that is more alike has more of the target.
+            for c, t in zip(cosines.reshape(6, 5), targets, strict=True):
+                order = np.argsort(c)
+                assert (np.diff(t[order]) >= -1e-6).all()
+        assert ours[np.arange(6), :, np.arange(6)].mean() == pytest.approx(
+            0.5, abs=0.01
+        )
+
+
+def test_permuted_relations_are_those_of_other_classes(study):
+    own, permuted = (relations(study, m) for m in ("kd_sim", "kd_sim_permuted"))
+    assert not np.isclose(own, permuted).all()
+    np.testing.assert_allclose(
+        np.sort(own, axis=None), np.sort(permuted, axis=None), rtol=1e-4
+    )
+
+
 # -- verdicts ------------------------------------------------------------------
 
 DELTAS = (0.0, 0.5, 1.0)
@@ -220,9 +305,8 @@ def test_the_table_has_gains_and_half_intervals_in_points():
 
 
 def test_a_killed_study_goes_on_to_the_same_results(tmp_path):
-    methods = [
-        word for name in synthetic.METHODS for word in ("--method", name)
-    ]
+    names = ("plain", "label_smoothing", "kd_sim", "kd_pt", "kd_pt_sim")
+    methods = [word for name in names for word in ("--method", name)]
     arguments = (*SMALL, "--log-dir", "study", *methods)
     results = tmp_path / "study" / "results.json"
     processes.kill_when(
@@ -237,18 +321,20 @@ def test_a_killed_study_goes_on_to_the_same_results(tmp_path):
     for number in (1, 2, 3, 4):
         assert f"({number}) " in output
     after = processes.results(tmp_path / "study")
-    assert set(after) == {"teacher", *synthetic.METHODS}
+    assert set(after) == {"teacher", *names}
     for name, result in before.items():
         assert after[name] == result
     png = (tmp_path / "study" / "gains.png").read_bytes()
     assert png.startswith(b"\x89PNG")
     rows = list((tmp_path / "study").glob("tensorboard/hparams/*-seed*"))
-    assert len(rows) == (len(synthetic.METHODS) + 1) * 2 * 2
+    assert len(rows) == len(after) * 2 * 2
 
-    whole = (*SMALL, "--log-dir", "whole", "--method", "plain")
-    processes.run("synthetic.py", tmp_path, *whole, "--method", "kd")
+    # The last method, alone and unbroken: neither the kill nor what was
+    # trained before it matters.
+    whole = (*SMALL, "--log-dir", "whole", "--method", "kd_pt_sim")
+    processes.run("synthetic.py", tmp_path, *whole)
     unbroken = processes.results(tmp_path / "whole")
-    for name in ("teacher", "plain", "kd"):
+    for name in ("teacher", "kd_pt_sim"):
         assert unbroken[name]["accuracy"] == after[name]["accuracy"]
 
 
