@@ -5,10 +5,12 @@ that has the smoothing of that part without its knowledge. Methods of one seed
 are paired: their difference is free of what that seed did to all of them.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import math
+import operator
 import os
 import pathlib
 import re
@@ -236,8 +238,8 @@ def t_quantile(confidence, freedom):
 
     def exceeding(t):
         share = freedom / (freedom + t * t)
-        half = tf.constant([freedom / 2, 0.5, share], "float64")
-        return float(tf.math.betainc(half[0], half[1], half[2]))
+        arguments = tf.constant([freedom / 2, 0.5, share], "float64")
+        return float(tf.math.betainc(*tf.unstack(arguments)))
 
     low, high = 0.0, 1.0
     while exceeding(high) > 1 - confidence:
@@ -311,7 +313,7 @@ def attribute(
 
     Source: Tang et al. 2020, section 4, which compares the same parts.
     """
-    seeds, methods = list(seeds), list(methods)
+    seeds, methods = [operator.index(s) for s in seeds], list(methods)
     _check_runs(seeds, methods, time_budget)
     study = {
         "metric": metric,
@@ -319,25 +321,18 @@ def attribute(
         "study": study,
     }
     runs = _Runs(folder, study)
-    clock = _Clock(time_budget, runs)
-    for seed in seeds:
-        missing = [m for m in methods if (m, seed) not in runs.results]
-        if not clock.allows(missing):
-            break
-        for method in missing:
-            if not clock.allows([method]):
-                break
-            began = time.perf_counter()
-            score = _score(train(method, seed), metric, method, seed)
-            runs.add(method, seed, score, time.perf_counter() - began)
-            if verbose:
-                place = f"seed {seeds.index(seed) + 1}/{len(seeds)}"
-                print(f"{place} {method}: {metric} {score:.4g}", flush=True)
+    for method, seed in _in_budget(runs, seeds, methods, time_budget):
+        began = time.perf_counter()
+        score = _score(train(method, seed), metric, method, seed)
+        runs.add(method, seed, score, time.perf_counter() - began)
+        if verbose:
+            place = f"seed {seeds.index(seed) + 1}/{len(seeds)}"
+            print(f"{place} {method}: {metric} {score:.4g}", flush=True)
     scores = {
         method: {
-            s: runs.results[method, s]
-            for s in seeds
-            if (method, s) in runs.results
+            seed: runs.results[method, seed]
+            for seed in seeds
+            if (method, seed) in runs.results
         }
         for method in methods
     }
@@ -348,6 +343,27 @@ def attribute(
             "the same folder goes on."
         )
     return Attribution(scores, metric, higher_is_better)
+
+
+def _in_budget(runs, seeds, methods, budget):
+    """Yields what is to be run, until the next seed or run would not fit."""
+    began = time.perf_counter()
+
+    def fits(names):
+        known = runs.seconds
+        longest = max((max(s) for s in known.values()), default=0.0)
+        needed = sum(max(known.get(name, [longest])) for name in names)
+        spent = time.perf_counter() - began
+        return budget is None or spent + needed <= budget
+
+    for seed in seeds:
+        missing = [m for m in methods if (m, seed) not in runs.results]
+        if not fits(missing):
+            return
+        for method in missing:
+            if not fits([method]):
+                return
+            yield method, seed
 
 
 def _check_runs(seeds, methods, time_budget):
@@ -440,23 +456,6 @@ class _Runs:
     def _take(self, method, seed, score, seconds):
         self.results[method, seed] = score
         self.seconds.setdefault(method, []).append(seconds)
-
-
-class _Clock:
-    """Says what still fits a time budget, from what finished runs took."""
-
-    def __init__(self, budget, runs):
-        self.budget, self.runs = budget, runs
-        self.began = time.perf_counter()
-
-    def allows(self, methods):
-        if self.budget is None or not methods:
-            return True
-        known = self.runs.seconds
-        typical = max((max(s) for s in known.values()), default=0.0)
-        needed = sum(max(known.get(m, [typical])) for m in methods)
-        spent = time.perf_counter() - self.began
-        return spent + needed <= self.budget
 
 
 def _write_json(path, value):
@@ -643,7 +642,7 @@ class Attribution:
                 for seed, score in by_seed.items()
             },
         )
-        with _writer(log_dir, "levels").as_default():
+        with _writing(log_dir, "levels"):
             for name, figure in self._figures().items():
                 image = figures.to_image(figure)
                 tf.summary.image(name, image[None], step=0)
@@ -736,25 +735,30 @@ def write_hparams(log_dir, runs):
 
     chosen = {name: None for choice, _ in runs.values() for name in choice}
     measured = {name: None for _, result in runs.values() for name in result}
-    with _writer(log_dir, ".").as_default():
+    with _writing(log_dir, "."):
         api.hparams_config(
             hparams=[api.HParam(name) for name in chosen],
             metrics=[api.Metric(name) for name in measured],
         )
     for name, (choice, result) in runs.items():
-        with _writer(log_dir, name).as_default():
+        with _writing(log_dir, name):
             api.hparams(choice, trial_id=name)
             for key, value in result.items():
                 tf.summary.scalar(key, value, step=0)
 
 
-def _writer(log_dir, name):
+@contextlib.contextmanager
+def _writing(log_dir, name):
+    """Makes TensorFlow's summaries go to a new event file."""
     import tensorflow as tf
 
     folder = pathlib.Path(log_dir) / "hparams" / name
     for old in folder.glob("events.out.tfevents.*"):
         old.unlink()
-    return tf.summary.create_file_writer(str(folder))
+    writer = tf.summary.create_file_writer(str(folder))
+    with writer.as_default():
+        yield
+    writer.close()
 
 
 def _by_level(comparisons):

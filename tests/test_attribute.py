@@ -242,6 +242,21 @@ def test_a_time_budget_ends_with_whole_seeds(monkeypatch, tmp_path, capsys):
     assert outcome.gain("kd").seeds == 5
 
 
+def test_nothing_is_started_after_a_run_that_does_not_fit(monkeypatch):
+    clock = Time()
+    monkeypatch.setattr(attribution, "time", clock)
+    done = []
+
+    def train(method, seed):
+        clock.now += 50 if method == "kd" else 1
+        done.append((method, seed))
+        return 1.0
+
+    # Without experience the first seed starts, and stops on the way.
+    attribute(train, range(3), ["plain", "kd"], time_budget=1.5)
+    assert done == [("plain", 0)]
+
+
 def test_an_unfinished_seed_is_left_out_of_the_pairs():
     outcome = Attribution({"plain": {0: 1.0, 1: 2.0}, "kd": {0: 3.0}})
     assert outcome.gain("kd").seeds == 1
