@@ -60,6 +60,7 @@ _QUICK = {
     "test_examples": 1000,
     "epochs": 30,
 }
+_JUDGED = {"label_smoothing", "kd_sim", "kd_pt", "kd_pt_sim"}
 _SEEDS_FOR_A_VERDICT = 10
 
 
@@ -132,6 +133,9 @@ def main(methods, quick, log_dir, **options):
     """Sweeps the correlation of classes, and judges the paper's claims."""
     for name, value in (_QUICK if quick else _FULL).items():
         options[name] = options[name] or value
+    options["deltas"] = sorted(set(options["deltas"]))
+    # Every gain is over plain.
+    methods = [m for m in METHODS if m in methods or m == "plain"]
     with common.errors_as_messages():
         _check(options)
         config = {**options, "settings": _SETTINGS}
@@ -523,7 +527,7 @@ def judge(scores, deltas):
         deltas: correlations.
 
     Returns:
-        List of `Claim`; without those whose methods were not run.
+        List of `Claim`.
     """
     from keras_kd.attribute import paired_interval
 
@@ -643,14 +647,10 @@ def report(run, scores, options):
         f"({options['seeds']} seeds, 95 % intervals paired by seed)"
     )
     common.print_table(title, rows)
-    needed = {"label_smoothing", "kd_sim", "kd_pt", "kd_pt_sim"}
-    claims = []
-    if needed <= set(scores) and len(deltas) > 1:
-        claims = claim_lines(judge(scores, deltas), options["seeds"])
-    for line in claims:
-        click.echo(line)
-    if "plain" in scores:
-        draw(scores, deltas, run.folder / "gains.png")
+    if _JUDGED <= set(scores) and len(deltas) > 1:
+        claims = judge(scores, deltas)
+        click.echo("\n".join(claim_lines(claims, options["seeds"])))
+    draw(scores, deltas, run.folder / "gains.png")
     write_runs(run.tensorboard, scores, options)
     click.echo(f"{run.folder / 'gains.png'}")
     click.echo(f"tensorboard --logdir {run.tensorboard}")
@@ -666,7 +666,7 @@ def table_rows(scores, deltas):
     from keras_kd.attribute import paired_interval
 
     def cell(method, i):
-        if method in ("plain", "teacher") or "plain" not in scores:
+        if method in ("plain", "teacher"):
             return f"{scores[method][i].mean():.1%}"
         gain = paired_interval(100 * (scores[method] - scores["plain"])[i])
         return f"{gain.mean:+.2f} ± {gain.high - gain.mean:.2f}"

@@ -11,12 +11,13 @@ Labels: inputs are x ~ N(0, I). With a_k = u_k . x, class k scores
 
     g(a_k),   g(a) = 4 a + sum_{i=1..4} sin(i a + i),
 
-which is the linear term and the sum of sines of Ma et al. 2018 (MMoE, section
-3.2: c w.x + sum_i sin(alpha_i w.x + beta_i)) with c = 4 and alpha_i = beta_i
-= i: not monotone, and different where a_k differs by less than a half. The
-label is drawn from softmax(g / noise), so that examples near a border are
-hard, and how hard each one is, is known. Tang et al. 2020 describe such data;
-these constants are this project's.
+which is the linear term and the sum of sines of Ma et al. 2018 (MMoE:
+c w.x + sum_i sin(alpha_i w.x + beta_i)) with c = 4 and alpha_i = beta_i = i.
+It falls over 22 % of the projections and rises, up to 14 times as fast as they
+do, over the others. The label is drawn from softmax(g / noise), so that
+examples near a border are hard, and how hard each one is, is known. Tang et
+al. 2020 describe such data; their constants could not be read, these are this
+project's.
 """
 
 import dataclasses

@@ -310,14 +310,14 @@ def test_a_killed_study_goes_on_to_the_same_results(tmp_path):
     arguments = (*SMALL, "--log-dir", "study", *methods)
     results = tmp_path / "study" / "results.json"
     processes.kill_when(
-        lambda: results.exists() and "kd_sim" in results.read_text(),
+        lambda: results.exists() and "plain" in results.read_text(),
         "synthetic.py",
         tmp_path,
         *arguments,
     )
     before = processes.results(tmp_path / "study")
     output = processes.run("synthetic.py", tmp_path, *arguments).stdout
-    assert "kd_sim: done before, kept." in output
+    assert "plain: done before, kept." in output
     for number in (1, 2, 3, 4):
         assert f"({number}) " in output
     after = processes.results(tmp_path / "study")
@@ -334,7 +334,7 @@ def test_a_killed_study_goes_on_to_the_same_results(tmp_path):
     whole = (*SMALL, "--log-dir", "whole", "--method", "kd_pt_sim")
     processes.run("synthetic.py", tmp_path, *whole)
     unbroken = processes.results(tmp_path / "whole")
-    for name in ("teacher", "kd_pt_sim"):
+    for name in ("teacher", "plain", "kd_pt_sim"):
         assert unbroken[name]["accuracy"] == after[name]["accuracy"]
 
 
