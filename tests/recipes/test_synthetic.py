@@ -310,14 +310,14 @@ def test_a_killed_study_goes_on_to_the_same_results(tmp_path):
     arguments = (*SMALL, "--log-dir", "study", *methods)
     results = tmp_path / "study" / "results.json"
     processes.kill_when(
-        lambda: results.exists() and "plain" in results.read_text(),
+        lambda: results.exists() and "teacher" in results.read_text(),
         "synthetic.py",
         tmp_path,
         *arguments,
     )
     before = processes.results(tmp_path / "study")
     output = processes.run("synthetic.py", tmp_path, *arguments).stdout
-    assert "plain: done before, kept." in output
+    assert "teacher: done before, kept." in output
     for number in (1, 2, 3, 4):
         assert f"({number}) " in output
     after = processes.results(tmp_path / "study")
