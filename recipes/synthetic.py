@@ -36,16 +36,30 @@ _SETTINGS = {
     },
     "kd_topk": {"weight": 1.0, "temperature": 4.0, "k": 0.25},
     "kd": {"weight": 1.0, "temperature": 4.0},
+    # Prototypes are too much alike to tell classes apart at beta 1.
+    "rho_sim": {
+        "weight": 1.0,
+        "temperature": 1.0,
+        "label_mass": 0.25,
+        "beta": 16.0,
+    },
+    "rho_pt": {"weight": 1.0, "temperature": 1.0},
 }
+# What the confidence of the teacher that knows but difficulty is drawn from.
+_CONFIDENCES = (0.05, 0.45)
 # The controls, and the teachers that know one thing and know it exactly, use
-# the loss of a method with other knowledge.
+# the loss of a method with other knowledge; a control uses its settings too.
 _LOSS_OF = {
     "kd_sim_permuted": "kd_sim",
     "kd_pt_shuffled": "kd_pt",
     "rho_sim": "kd_sim",
     "rho_pt": "kd_pt",
 }
-METHODS = ("plain", *_SETTINGS, *_LOSS_OF)
+METHODS = (
+    "plain",
+    *("label_smoothing", "kd_sim", "kd_pt", "kd_pt_sim", "kd_topk", "kd"),
+    *_LOSS_OF,
+)
 _FULL = {
     "deltas": (0.0, 0.3, 0.6, 0.9),
     "seeds": 10,
@@ -138,7 +152,11 @@ def main(methods, quick, log_dir, **options):
     methods = [m for m in METHODS if m in methods or m == "plain"]
     with common.errors_as_messages():
         _check(options)
-        config = {**options, "settings": _SETTINGS}
+        config = {
+            **options,
+            "settings": _SETTINGS,
+            "confidences": _CONFIDENCES,
+        }
         run = common.RunFolder("synthetic", config, log_dir)
         click.echo(f"Run folder: {run.folder}")
         study = SyntheticStudy(run, options)
@@ -312,7 +330,7 @@ class SyntheticStudy:
         if method == "plain":
             return plain_loss()
         name = _LOSS_OF.get(method, method)
-        settings = settings or _SETTINGS[name]
+        settings = settings or _SETTINGS.get(method) or _SETTINGS[name]
         if name not in ("kd_sim", "kd_pt_sim"):
             return kd.losses.get(name, **settings)
         losses = [
@@ -466,11 +484,11 @@ def log_odds_by_difficulty(confidence, seed):
         seed: integer.
 
     Returns:
-        [examples] float32 log-odds of probabilities drawn from U(1/2, 1), the
-        larger the likelier the label is.
+        [examples] float32 log-odds of probabilities drawn evenly between
+        `_CONFIDENCES`, the larger the likelier the label is.
     """
     random = np.random.default_rng(seed)
-    drawn = np.sort(random.uniform(0.5, 1.0, len(confidence)))
+    drawn = np.sort(random.uniform(*_CONFIDENCES, len(confidence)))
     ranks = np.argsort(np.argsort(confidence, kind="stable"), kind="stable")
     return np.log(drawn / (1 - drawn))[ranks].astype("float32")
 

@@ -71,7 +71,9 @@ def test_a_teacher_of_difficulty_ranks_examples_as_the_truth_does():
     truth = np.random.default_rng(0).uniform(size=2000)
     p = 1 / (1 + np.exp(-synthetic.log_odds_by_difficulty(truth, 0)))
     assert scipy.stats.spearmanr(p, truth).statistic == pytest.approx(1)
-    assert scipy.stats.kstest(p, "uniform", (0.5, 0.5)).pvalue > 0.01
+    low, high = synthetic._CONFIDENCES
+    expected = ("uniform", (low, high - low))
+    assert scipy.stats.kstest(p, *expected).pvalue > 0.01
 
 
 # -- students side by side -----------------------------------------------------
