@@ -1,0 +1,812 @@
+"""Which part of a teacher's knowledge helps, where the truth is known?
+
+The synthetic study of Tang et al. 2020 ("Understanding and Improving Knowledge
+Distillation"): classes in superclasses whose correlation delta is chosen, a
+wide teacher, a narrow student, and each part of the teacher's knowledge alone.
+It ends with a figure and a verdict on each of the paper's four claims.
+
+    python recipes/synthetic.py
+
+The students of all seeds and deltas are trained side by side in one model, so
+that a method is compiled once. What a method gains is paired by seed: of one
+seed, all methods have the same data, teacher, initial student and batches.
+"""
+
+import dataclasses
+import time
+
+import click
+import common
+import numpy as np
+import synthetic_data
+from study import positive
+
+# Tuned on validation examples of seeds 100 to 103, which no run reports, for
+# the mean accuracy over deltas 0 and 0.9. So few examples want much smoothing:
+# each method's own amount, and not only label smoothing's, is part of that.
+_SETTINGS = {
+    "label_smoothing": {"smoothing": 0.8},
+    "kd_sim": {"weight": 1.0, "temperature": 1.0, "label_mass": 0.25},
+    "kd_pt": {"weight": 1.0, "temperature": 16.0},
+    "kd_pt_sim": {
+        "pt_weight": 0.3,
+        "sim_weight": 0.7,
+        "temperature": 4.0,
+        "label_mass": 0.2,
+    },
+    "kd_topk": {"weight": 1.0, "temperature": 4.0, "k": 0.25},
+    "kd": {"weight": 1.0, "temperature": 4.0},
+    # Prototypes are too much alike to tell classes apart at beta 1.
+    "rho_sim": {
+        "weight": 1.0,
+        "temperature": 1.0,
+        "label_mass": 0.25,
+        "beta": 16.0,
+    },
+    "rho_pt": {"weight": 1.0, "temperature": 1.0},
+}
+# What the confidence of the teacher that knows but difficulty is drawn from.
+_CONFIDENCES = (0.05, 0.45)
+# The controls, and the teachers that know one thing and know it exactly, use
+# the loss of a method with other knowledge; a control uses its settings too.
+_LOSS_OF = {
+    "kd_sim_permuted": "kd_sim",
+    "kd_pt_shuffled": "kd_pt",
+    "rho_sim": "kd_sim",
+    "rho_pt": "kd_pt",
+}
+METHODS = (
+    "plain",
+    *("label_smoothing", "kd_sim", "kd_pt", "kd_pt_sim", "kd_topk", "kd"),
+    *_LOSS_OF,
+)
+_FULL = {
+    "deltas": (0.0, 0.3, 0.6, 0.9),
+    "seeds": 10,
+    "train_examples": 2000,
+    "test_examples": 4000,
+    "epochs": 60,
+}
+_QUICK = {
+    "deltas": (0.0, 0.9),
+    "seeds": 3,
+    "train_examples": 1000,
+    "test_examples": 1000,
+    "epochs": 30,
+}
+_JUDGED = {"label_smoothing", "kd_sim", "kd_pt", "kd_pt_sim"}
+_SEEDS_FOR_A_VERDICT = 10
+
+
+def _sized(*flags, help, **kwargs):
+    """An option whose default depends on --quick."""
+    name = flags[-1].lstrip("-").replace("-", "_")
+    full, quick = _FULL[name], _QUICK[name]
+    if isinstance(full, tuple):
+        full, quick = (" ".join(map(str, v)) for v in (full, quick))
+    return click.option(
+        *flags, help=f"{help} [default: {full}; --quick: {quick}]", **kwargs
+    )
+
+
+@click.command(context_settings={"show_default": True})
+@_sized(
+    "--delta",
+    "deltas",
+    type=click.FloatRange(0, 1),
+    multiple=True,
+    help="Correlation of the classes in a superclass; may be given several "
+    "times.",
+)
+@_sized("--seeds", type=click.IntRange(min=2), help="How many.")
+@click.option("--first-seed", type=int, default=0)
+@click.option("--classes", type=positive, default=20)
+@click.option("--superclasses", type=positive, default=5, help="Of equal size.")
+@_sized("--train-examples", type=positive, help="A seed.")
+@_sized("--test-examples", type=positive, help="A seed; also for validation.")
+@click.option(
+    "--noise",
+    type=click.FloatRange(0, min_open=True),
+    default=0.4,
+    help="Temperature that labels are drawn at.",
+)
+@click.option("--teacher-units", type=positive, default=512)
+@click.option("--student-units", type=positive, default=32)
+@click.option("--teacher-epochs", type=positive, default=15)
+@_sized("--epochs", type=positive, help="Of the students.")
+@click.option("--batch-size", type=positive, default=200)
+@click.option("--teacher-learning-rate", type=float, default=0.003)
+@click.option("--learning-rate", type=float, default=0.01)
+@click.option(
+    "--teacher-weight-decay",
+    type=float,
+    default=0.4,
+    help="Keeps the teachers from being sure of every training example.",
+)
+@click.option(
+    "--part",
+    type=click.Choice(("validation", "test")),
+    default="test",
+    help="Examples that accuracies are of.",
+)
+@click.option(
+    "--method",
+    "methods",
+    type=click.Choice(METHODS),
+    multiple=True,
+    default=METHODS,
+    help="May be given several times.",
+)
+@click.option("--quick", is_flag=True, help="A small study, in a minute.")
+@click.option(
+    "--log-dir",
+    type=click.Path(),
+    help="Run folder. [default: a folder below runs/ named after the options]",
+)
+def main(methods, quick, log_dir, **options):
+    """Sweeps the correlation of classes, and judges the paper's claims."""
+    for name, value in (_QUICK if quick else _FULL).items():
+        options[name] = options[name] or value
+    options["deltas"] = sorted(set(options["deltas"]))
+    # Every gain is over plain.
+    methods = [m for m in METHODS if m in methods or m == "plain"]
+    with common.errors_as_messages():
+        _check(options)
+        config = {
+            **options,
+            "settings": _SETTINGS,
+            "confidences": _CONFIDENCES,
+        }
+        run = common.RunFolder("synthetic", config, log_dir)
+        click.echo(f"Run folder: {run.folder}")
+        study = SyntheticStudy(run, options)
+        study.train_all(methods)
+        report(run, study.scores(methods), options)
+
+
+def _check(options):
+    classes, superclasses = options["classes"], options["superclasses"]
+    if classes % superclasses:
+        raise ValueError(
+            "Superclasses have the same number of classes. Received: --classes "
+            f"{classes} --superclasses {superclasses}. Choose a multiple."
+        )
+    if options["batch_size"] > options["train_examples"]:
+        raise ValueError(
+            "There must be an example for each place of a batch. Received: "
+            f"--train-examples {options['train_examples']} --batch-size "
+            f"{options['batch_size']}. Lower --batch-size."
+        )
+
+
+# -- training ------------------------------------------------------------------
+
+
+class SyntheticStudy:
+    """Trains teachers, and students with each method.
+
+    Args:
+        run: a `common.RunFolder`.
+        options: dict of the command's options.
+    """
+
+    def __init__(self, run, options):
+        self.run = run
+        self.options = options
+        first = options["first_seed"]
+        self.pairs = [
+            (delta, seed)
+            for delta in options["deltas"]
+            for seed in range(first, first + options["seeds"])
+        ]
+        test = options["test_examples"]
+        self.problems = [
+            synthetic_data.make_problem(
+                delta,
+                seed,
+                options["classes"],
+                options["superclasses"],
+                (options["train_examples"], test, test),
+                options["noise"],
+            )
+            for delta, seed in self.pairs
+        ]
+        self.train = synthetic_data.side_by_side(self.problems, "train")
+        self.held_out = synthetic_data.side_by_side(
+            self.problems, options["part"]
+        )
+
+    def train_all(self, methods):
+        """Trains what is not there yet; results go to the run folder.
+
+        Args:
+            methods: names out of `METHODS`.
+        """
+        self.run.train_once("teacher", self._train_teachers)
+        self._read_teachers()
+        for method in methods:
+            self.run.train_once(method, lambda m=method: self._student(m))
+
+    def scores(self, methods):
+        """Dict by name, "teacher" too, of [deltas, seeds] accuracies."""
+        return {
+            name: np.array(self.run.results[name]["accuracy"])
+            for name in (*methods, "teacher")
+        }
+
+    def _train_teachers(self):
+        networks, result = self._fit("teacher", plain_loss(), {})
+        networks.save(self.run.model("teacher"))
+        return result
+
+    def _read_teachers(self):
+        """What a loss may ask of the teachers, once for all students."""
+        import keras
+
+        teachers = keras.models.load_model(self.run.model("teacher"))
+        self.teacher_logits = teachers.predict(
+            self.train.inputs, batch_size=1000, verbose=0
+        )
+        kernels = keras.ops.convert_to_numpy(
+            teachers.get_layer("logits").kernel
+        )
+        self.logit_rows = np.swapaxes(kernels, 1, 2)
+
+    def _student(self, method):
+        loss = self.loss(method)
+        _, result = self._fit("student", loss, self.statistics(method, loss))
+        return result
+
+    def _fit(self, role, loss, statistics):
+        """Trains all networks of a role; returns them and their result."""
+        import keras
+
+        import keras_kd as kd
+
+        options = self.options
+        prefix = "teacher_" if role == "teacher" else ""
+        epochs = options[f"{prefix}epochs"]
+        steps = options["train_examples"] // options["batch_size"]
+        keras.utils.set_random_seed(options["first_seed"])
+        networks = make_networks(
+            count=len(self.pairs),
+            features=self.train.inputs.shape[-1],
+            units=options[f"{role}_units"],
+            classes=options["classes"],
+            seed=options["first_seed"],
+        )
+        distiller = kd.Distiller(networks, gradient_scale=False)
+        distiller.compile(
+            optimizer=keras.optimizers.AdamW(
+                keras.optimizers.schedules.CosineDecay(
+                    options[f"{prefix}learning_rate"], epochs * steps
+                ),
+                weight_decay=options.get(f"{prefix}weight_decay", 0.0),
+            ),
+            loss=loss,
+            jit_compile=True,
+            steps_per_execution=steps,
+        )
+        began = time.perf_counter()
+        # Full batches alone: another shape would be compiled once more.
+        used = steps * options["batch_size"]
+        targets = {"labels": self.train.labels, **statistics}
+        distiller.fit(
+            self.train.inputs[:used],
+            {name: value[:used] for name, value in targets.items()},
+            batch_size=options["batch_size"],
+            epochs=epochs,
+            verbose=0,
+        )
+        accuracy = self._accuracy(networks)
+        seconds = time.perf_counter() - began
+        click.echo(f"  {accuracy.mean():.1%} in {seconds:.0f} s")
+        return networks, {
+            "accuracy": accuracy.tolist(),
+            "seconds": round(seconds, 1),
+        }
+
+    def _accuracy(self, networks):
+        logits = networks.predict(
+            self.held_out.inputs, batch_size=1000, verbose=0
+        )
+        correct = logits.argmax(-1) == self.held_out.labels
+        return correct.mean(0).reshape(-1, self.options["seeds"])
+
+    # -- knowledge ---------------------------------------------------------
+
+    def loss(self, method, **settings):
+        """The loss of a method, for all students at once.
+
+        Args:
+            method: name out of `METHODS`.
+            **settings: instead of the tuned ones.
+
+        Returns:
+            A `keras_kd.losses.DistillationLoss`.
+        """
+        import keras_kd as kd
+
+        if method == "plain":
+            return plain_loss()
+        name = _LOSS_OF.get(method, method)
+        settings = settings or _SETTINGS.get(method) or _SETTINGS[name]
+        if name not in ("kd_sim", "kd_pt_sim"):
+            return kd.losses.get(name, **settings)
+        losses = [
+            kd.losses.get(name, logit_layer=rows, **settings)
+            for rows in self._class_rows(method)
+        ]
+        loss = losses[0]
+        loss.class_similarity = ManyClassSimilarities(
+            [each.class_similarity for each in losses], self.options["classes"]
+        )
+        return loss
+
+    def _class_rows(self, method):
+        """For each student, the rows that class relations are read from."""
+        from keras_kd import attribute
+
+        if method == "rho_sim":
+            return [problem.prototypes for problem in self.problems]
+        if method == "kd_sim_permuted":
+            return [
+                attribute.permuted_logit_weights(rows, seed)
+                for rows, (_, seed) in zip(
+                    self.logit_rows, self.pairs, strict=True
+                )
+            ]
+        return self.logit_rows
+
+    def statistics(self, method, loss):
+        """What the loss needs of the teachers, for every training example.
+
+        Args:
+            method: name out of `METHODS`.
+            loss: its loss.
+
+        Returns:
+            Dict of arrays of shape [examples, students, ...].
+        """
+        if method == "rho_pt":
+            log_odds = [
+                log_odds_by_difficulty(confidence, seed)
+                for confidence, (_, seed) in zip(
+                    self.train.confidence.T, self.pairs, strict=True
+                )
+            ]
+            return {"label_log_odds": np.stack(log_odds, axis=1)}
+        statistics = loss.teacher_statistics(
+            self.train.labels, self.teacher_logits
+        )
+        statistics = {k: np.asarray(v) for k, v in statistics.items()}
+        if method == "kd_pt_shuffled":
+            statistics["label_log_odds"] = self._shuffled(
+                statistics["label_log_odds"]
+            )
+        return statistics
+
+    def _shuffled(self, values):
+        from keras_kd import attribute
+
+        columns = [
+            attribute.shuffle_within_labels(column, labels, seed)
+            for column, labels, (_, seed) in zip(
+                values.T, self.train.labels.T, self.pairs, strict=True
+            )
+        ]
+        return np.stack(columns, axis=1)
+
+
+def plain_loss():
+    """The cross-entropy on the labels alone."""
+    import keras_kd as kd
+
+    return kd.LabelSmoothing(weight=0.0)
+
+
+def make_networks(count, features, units, classes, seed):
+    """Independent classifiers side by side, trained in one step.
+
+    Args:
+        count: number of classifiers.
+        features: number of inputs.
+        units: width of the hidden layer.
+        classes: number of logits.
+        seed: of the initial weights.
+
+    Returns:
+        A `keras.Model` from [batch, count, features] to
+        [batch, count, classes].
+    """
+    import keras
+
+    def layer(inputs, outputs, gain, **kwargs):
+        return keras.layers.EinsumDense(
+            "bnf,nfu->bnu",
+            output_shape=(count, outputs),
+            bias_axes="nu",
+            kernel_initializer=keras.initializers.RandomNormal(
+                stddev=np.sqrt(gain / inputs), seed=seed
+            ),
+            **kwargs,
+        )
+
+    return keras.Sequential(
+        [
+            keras.Input((count, features)),
+            layer(features, units, 2.0, activation="relu"),
+            layer(units, classes, 1.0, name="logits"),
+        ]
+    )
+
+
+class ManyClassSimilarities:
+    """The class relations of several teachers, each for its own student.
+
+    It takes the place of a loss's one `ClassSimilarity`.
+
+    Args:
+        similarities: list of `ClassSimilarity`, one a student.
+        classes: integer.
+    """
+
+    def __init__(self, similarities, classes):
+        import keras
+
+        labels = np.arange(classes)
+        tables = [each.target(labels, classes) for each in similarities]
+        self._probabilities, self._off_label = (
+            keras.Variable(keras.ops.concatenate(parts), trainable=False)
+            for parts in zip(*tables, strict=True)
+        )
+        self._first_rows = np.arange(len(tables), dtype="int32") * classes
+
+    def bind_teacher(self, teacher):
+        """Does nothing: all is known."""
+
+    def target(self, labels, num_classes):
+        """See `ClassSimilarity.target`; labels are [batch, students]."""
+        from keras import ops
+
+        rows = ops.clip(labels, 0, num_classes - 1) + self._first_rows
+        return (
+            ops.take(self._probabilities, rows, axis=0),
+            ops.take(self._off_label, rows, axis=0),
+        )
+
+
+def log_odds_by_difficulty(confidence, seed):
+    """A teacher that knows nothing but how hard each example is.
+
+    Args:
+        confidence: [examples], the true probability of the label.
+        seed: integer.
+
+    Returns:
+        [examples] float32 log-odds of probabilities drawn evenly between
+        `_CONFIDENCES`, the larger the likelier the label is.
+    """
+    random = np.random.default_rng(seed)
+    drawn = np.sort(random.uniform(*_CONFIDENCES, len(confidence)))
+    ranks = np.argsort(np.argsort(confidence, kind="stable"), kind="stable")
+    return np.log(drawn / (1 - drawn))[ranks].astype("float32")
+
+
+# -- claims --------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Test:
+    """A difference between two methods, paired by seed.
+
+    Attributes:
+        words: what is measured.
+        interval: `keras_kd.attribute.Interval`.
+        claimed: whether the claim is a gain, or that there is none.
+    """
+
+    words: str
+    interval: object
+    claimed: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """One of the paper's claims.
+
+    Attributes:
+        words: the claim.
+        tests: list of `Test`, all of which must come out as claimed.
+    """
+
+    words: str
+    tests: list
+
+    @property
+    def verdict(self):
+        """Confirmed, refuted or inconclusive."""
+        outcomes = [(t.claimed, t.interval.verdict) for t in self.tests]
+        if {(True, "loss"), (False, "gain")} & set(outcomes):
+            return "refuted"
+        if (True, "inconclusive") in outcomes:
+            return "inconclusive"
+        return "confirmed"
+
+
+def judge(scores, deltas):
+    """The paper's four claims, each tested on pairs of methods by seed.
+
+    KD-sim and KD-pt are held against label smoothing: a gain that smoothing
+    without a teacher brings as well is no knowledge of the teacher.
+
+    Args:
+        scores: dict by method of [deltas, seeds] accuracies.
+        deltas: correlations.
+
+    Returns:
+        List of `Claim`.
+    """
+    from keras_kd.attribute import paired_interval
+
+    deltas = np.array(deltas)
+    low, high = deltas.argmin(), deltas.argmax()
+
+    def gain(method, baseline, at=None):
+        difference = scores[method] - scores[baseline]
+        return paired_interval(
+            difference.mean(0) if at is None else difference[at]
+        )
+
+    def slope(method, baseline):
+        difference = scores[method] - scores[baseline]
+        centred = deltas - deltas.mean()
+        return paired_interval(centred @ difference / (centred @ centred))
+
+    uncorrelated, correlated = f"delta {deltas[low]}", f"delta {deltas[high]}"
+    return [
+        Claim(
+            "With uncorrelated classes KD-pt gains and KD-sim does not",
+            [
+                Test(
+                    f"KD-pt over label smoothing, {uncorrelated}",
+                    gain("kd_pt", "label_smoothing", low),
+                ),
+                Test(
+                    f"KD-pt over KD-sim, {uncorrelated}",
+                    gain("kd_pt", "kd_sim", low),
+                ),
+                Test(
+                    f"KD-sim over label smoothing, {uncorrelated}",
+                    gain("kd_sim", "label_smoothing", low),
+                    claimed=False,
+                ),
+            ],
+        ),
+        Claim(
+            "KD-sim's gain grows with delta",
+            [
+                Test(
+                    "slope over delta of KD-sim over label smoothing",
+                    slope("kd_sim", "label_smoothing"),
+                )
+            ],
+        ),
+        Claim(
+            "KD-pt+sim gains more than either at high delta",
+            [
+                Test(
+                    f"KD-pt+sim over KD-pt, {correlated}",
+                    gain("kd_pt_sim", "kd_pt", high),
+                ),
+                Test(
+                    f"KD-pt+sim over KD-sim, {correlated}",
+                    gain("kd_pt_sim", "kd_sim", high),
+                ),
+            ],
+        ),
+        Claim(
+            "Re-weighting is worth more than class relations, and these more "
+            "than label smoothing",
+            [
+                Test("KD-pt over KD-sim, all deltas", gain("kd_pt", "kd_sim")),
+                Test(
+                    "KD-sim over label smoothing, all deltas",
+                    gain("kd_sim", "label_smoothing"),
+                ),
+            ],
+        ),
+    ]
+
+
+# -- what comes out ------------------------------------------------------------
+
+_PANELS = {
+    "What the teacher's knowledge gives": (
+        "label_smoothing",
+        "kd_sim",
+        "kd_pt",
+        "kd_pt_sim",
+        "kd_topk",
+        "kd",
+    ),
+    "Controls (dotted), teachers of one effect (dashed)": (
+        "kd_sim",
+        "kd_sim_permuted",
+        "rho_sim",
+        "kd_pt",
+        "kd_pt_shuffled",
+        "rho_pt",
+    ),
+}
+# One colour for each kind of knowledge, safe for the colour-blind.
+_COLOURS = {
+    "label_smoothing": "#777777",
+    "kd_sim": "#0072b2",
+    "kd_pt": "#d55e00",
+    "kd_pt_sim": "#009e73",
+    "kd_topk": "#cc79a7",
+    "kd": "#000000",
+}
+
+
+def report(run, scores, options):
+    """Prints the table and the verdicts; writes them, a figure and the runs.
+
+    Args:
+        run: a `common.RunFolder`.
+        scores: dict by method, "teacher" too, of [deltas, seeds] accuracies.
+        options: dict of the command's options.
+    """
+    deltas = options["deltas"]
+    rows = table_rows(scores, deltas)
+    title = (
+        f"Gain in {options['part']} accuracy over plain, in points "
+        f"({options['seeds']} seeds, 95 % intervals paired by seed)"
+    )
+    common.print_table(title, rows)
+    if _JUDGED <= set(scores) and len(deltas) > 1:
+        claims = judge(scores, deltas)
+        click.echo("\n".join(claim_lines(claims, options["seeds"])))
+    draw(scores, deltas, run.folder / "gains.png")
+    write_runs(run.tensorboard, scores, options)
+    click.echo(f"{run.folder / 'gains.png'}")
+    click.echo(f"tensorboard --logdir {run.tensorboard}")
+
+
+def table_rows(scores, deltas):
+    """List of dicts of strings, a row for each method.
+
+    Args:
+        scores: dict by method of [deltas, seeds] accuracies.
+        deltas: correlations.
+    """
+    from keras_kd.attribute import paired_interval
+
+    def cell(method, i):
+        if method in ("plain", "teacher"):
+            return f"{scores[method][i].mean():.1%}"
+        gain = paired_interval(100 * (scores[method] - scores["plain"])[i])
+        return f"{gain.mean:+.2f} ± {gain.high - gain.mean:.2f}"
+
+    return [
+        {
+            "method": method,
+            **{f"delta {d}": cell(method, i) for i, d in enumerate(deltas)},
+        }
+        for method in scores
+    ]
+
+
+def claim_lines(claims, seeds):
+    """The verdicts with their evidence, as lines of text.
+
+    Args:
+        claims: list of `Claim`.
+        seeds: how many there were.
+    """
+    lines = []
+    for number, claim in enumerate(claims, 1):
+        lines.append(f"({number}) {claim.words}: {claim.verdict.upper()}.")
+        for test in claim.tests:
+            mean, low, high = (
+                100 * value
+                for value in (
+                    test.interval.mean,
+                    test.interval.low,
+                    test.interval.high,
+                )
+            )
+            claimed = "" if test.claimed else " (claimed: none)"
+            lines.append(
+                f"    {test.words}: {mean:+.2f} points "
+                f"[{low:+.2f}, {high:+.2f}]{claimed}"
+            )
+    if seeds < _SEEDS_FOR_A_VERDICT:
+        lines.append(
+            f"Of {seeds} seeds; a verdict takes {_SEEDS_FOR_A_VERDICT}."
+        )
+    return lines
+
+
+def draw(scores, deltas, path):
+    """The figure of gains against delta, with intervals.
+
+    Args:
+        scores: dict by method of [deltas, seeds] accuracies.
+        deltas: correlations.
+        path: of the PNG.
+    """
+    from matplotlib import figure
+
+    from keras_kd.attribute import paired_interval
+
+    canvas = figure.Figure(figsize=(10, 5), layout="constrained")
+    axes = canvas.subplots(1, 2, sharey=True)
+    step = 0.006 * (max(deltas) - min(deltas) or 1)
+    for axis, (title, methods) in zip(axes, _PANELS.items(), strict=True):
+        methods = [m for m in methods if m in scores]
+        for i, method in enumerate(methods):
+            gains = [
+                paired_interval(100 * row)
+                for row in scores[method] - scores["plain"]
+            ]
+            mean = np.array([gain.mean for gain in gains])
+            # Side by side, so that the intervals can be told apart.
+            axis.errorbar(
+                np.array(deltas) + (i - len(methods) / 2) * step,
+                mean,
+                yerr=np.array([gain.high for gain in gains]) - mean,
+                label=method,
+                color=_COLOURS[_LOSS_OF.get(method, method)],
+                linestyle=_line_style(method),
+                marker="o",
+                markersize=4,
+                capsize=2,
+                linewidth=1.5,
+            )
+        axis.axhline(0, color="#999999", linewidth=0.8)
+        axis.set(title=title, xlabel="correlation delta in a superclass")
+        axis.set_xticks(deltas)
+        axis.legend(
+            frameon=False,
+            fontsize=9,
+            ncols=3,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.15),
+        )
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("gain over plain, points of accuracy")
+    canvas.savefig(path, dpi=150)
+
+
+def _line_style(method):
+    if method.startswith("rho"):
+        return "--"
+    return ":" if method in _LOSS_OF else "-"
+
+
+def write_runs(log_dir, scores, options):
+    """One row of TensorBoard's HParams for each student of each seed.
+
+    Args:
+        log_dir: path.
+        scores: dict by method of [deltas, seeds] accuracies.
+        options: dict of the command's options.
+    """
+    from keras_kd.attribute import write_hparams
+
+    runs = {}
+    for method, accuracies in scores.items():
+        for i, delta in enumerate(options["deltas"]):
+            for j, accuracy in enumerate(accuracies[i]):
+                seed = options["first_seed"] + j
+                runs[f"{method}-delta{delta}-seed{seed}"] = (
+                    {"method": method, "delta": delta, "seed": seed},
+                    {"accuracy": float(accuracy)},
+                )
+    write_hparams(log_dir, runs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,495 @@
+"""Attribution: controls, intervals, resuming, time budget, what it says."""
+
+import html.parser
+import json
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.util import tensor_util
+
+import keras_kd as kd
+from keras_kd import attribute as attribution
+from keras_kd.attribute import Attribution, attribute
+
+
+def flat(scores):
+    """A `train` that returns `scores[method]`, plus a share of the seed."""
+    calls = []
+
+    def train(method, seed):
+        calls.append((method, seed))
+        return scores[method] + seed * 10
+
+    train.calls = calls
+    return train
+
+
+EVEN = dict.fromkeys(attribution.METHODS, 1.0)
+
+
+# -- controls ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [2, 3, 50])
+def test_permuted_rows_are_the_rows_with_none_in_its_place(classes):
+    rows = np.random.default_rng(0).normal(size=(classes, 4))
+    for seed in range(20):
+        permuted = attribution.permuted_logit_weights(rows, seed)
+        source = [np.flatnonzero((rows == r).all(-1))[0] for r in permuted]
+        assert sorted(source) == list(range(classes))
+        assert all(a != b for a, b in enumerate(source))
+
+
+def test_permuted_classes_smooth_as_much_with_other_relations():
+    rows = np.random.default_rng(0).normal(size=(20, 4))
+    permuted = attribution.permuted_logit_weights(rows, 1)
+    labels = np.arange(20)
+    targets, controls = (
+        np.array(kd.KDSim(logit_layer=w).class_similarity.target(labels, 20)[0])
+        for w in (rows, permuted)
+    )
+    ordered = [
+        sorted(map(tuple, np.sort(t, axis=-1).round(5)))
+        for t in (targets, controls)
+    ]
+    np.testing.assert_allclose(*ordered, atol=2e-5)
+    off_diagonal = ~np.eye(20, dtype=bool)
+    correlation = np.corrcoef(targets[off_diagonal], controls[off_diagonal])
+    assert abs(correlation[0, 1]) < 0.3
+
+
+def test_a_shuffle_stays_in_the_class_and_loses_the_example():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 7, 700)
+    values = np.stack([np.arange(700), labels], axis=-1)
+    shuffled = attribution.shuffle_within_labels(values, labels, seed=3)
+    np.testing.assert_array_equal(shuffled[:, 1], labels)
+    np.testing.assert_array_equal(np.sort(shuffled[:, 0]), np.arange(700))
+    # Of a random permutation about one value a class stays where it was.
+    assert (shuffled[:, 0] == values[:, 0]).sum() < 30
+    again = attribution.shuffle_within_labels(values, labels, seed=3)
+    np.testing.assert_array_equal(shuffled, again)
+    other = attribution.shuffle_within_labels(values, labels, seed=4)
+    assert (shuffled != other).any()
+
+
+def test_a_shuffle_reaches_every_place_of_the_class():
+    labels = np.array([1, 0, 1, 0, 1])
+    seen = {
+        tuple(attribution.shuffle_within_labels(np.arange(5), labels, seed))
+        for seed in range(200)
+    }
+    assert len(seen) == math.factorial(3) * math.factorial(2)
+
+
+def test_bad_data_of_controls_are_refused():
+    with pytest.raises(ValueError, match=r"Received: shape \(3,\)"):
+        attribution.permuted_logit_weights(np.zeros(3))
+    with pytest.raises(ValueError, match=r"\(4,\) and labels of shape \(3,\)"):
+        attribution.shuffle_within_labels(np.zeros(4), np.zeros(3, int))
+
+
+# -- intervals -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 4, 9, 30, 300])
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
+def test_student_quantiles_are_those_of_scipy(confidence, freedom):
+    expected = scipy.stats.t.ppf((1 + confidence) / 2, freedom)
+    ours = attribution.t_quantile(confidence, freedom)
+    np.testing.assert_allclose(ours, expected, rtol=1e-7)
+
+
+def test_paired_intervals_are_those_of_scipy():
+    differences = np.random.default_rng(0).normal(0.3, 1, 8)
+    ours = attribution.paired_interval(differences)
+    theirs = scipy.stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    np.testing.assert_allclose(
+        (ours.mean, ours.low, ours.high),
+        (differences.mean(), theirs.low, theirs.high),
+        rtol=1e-7,
+    )
+    assert ours.seeds == 8
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    random = np.random.default_rng(0)
+    samples = random.normal(5, 2, (1000, 3))
+    intervals = [attribution.paired_interval(s) for s in samples]
+    covered = np.mean([i.low < 5 < i.high for i in intervals])
+    assert 0.93 < covered < 0.97
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ([1.0, 1.1, 0.9], "gain"),
+        ([-1.0, -1.1, -0.9], "loss"),
+        ([1.0, -1.1, 0.9], "inconclusive"),
+        ([0.0, 0.0, 0.0], "inconclusive"),
+        ([5.0], "inconclusive"),
+    ],
+)
+def test_verdicts(differences, verdict):
+    assert attribution.paired_interval(differences).verdict == verdict
+
+
+# -- running -------------------------------------------------------------------
+
+
+def test_gains_are_paired_by_seed():
+    # Seeds differ by 10, methods by 0.5: unpaired, nothing could be told.
+    outcome = attribute(flat({**EVEN, "kd": 1.5}), range(3), verbose=False)
+    gain = outcome.gain("kd")
+    assert (gain.mean, gain.low, gain.verdict) == (0.5, 0.5, "gain")
+
+
+def test_runs_go_seed_by_seed():
+    train = flat(EVEN)
+    attribute(train, [4, 2], methods=["plain", "kd"], verbose=False)
+    assert train.calls == [("plain", 4), ("kd", 4), ("plain", 2), ("kd", 2)]
+
+
+def test_a_killed_call_goes_on_without_repeating_a_run(tmp_path):
+    train = flat(EVEN)
+
+    def killed(method, seed):
+        if (method, seed) == ("kd_pt", 1):
+            raise KeyboardInterrupt
+        return train(method, seed)
+
+    with pytest.raises(KeyboardInterrupt):
+        attribute(killed, range(2), folder=tmp_path, verbose=False)
+    before = len(train.calls)
+    assert before == len(attribution.METHODS) + 3
+    outcome = attribute(train, range(2), folder=tmp_path, verbose=False)
+    assert len(train.calls) == len(set(train.calls)) == 18
+    unbroken = attribute(flat(EVEN), range(2), verbose=False)
+    assert outcome.to_dict() == unbroken.to_dict()
+
+
+def test_seeds_and_methods_can_be_added(tmp_path):
+    first, second = flat(EVEN), flat(EVEN)
+    attribute(first, range(2), ["plain"], folder=tmp_path, verbose=False)
+    attribute(second, range(3), ["plain", "kd"], tmp_path, verbose=False)
+    assert set(second.calls) == {("plain", 2), ("kd", 0), ("kd", 1), ("kd", 2)}
+
+
+def test_a_half_written_result_does_not_count(tmp_path):
+    attribute(flat(EVEN), range(2), folder=tmp_path, verbose=False)
+    (tmp_path / "run-kd-1.json").rename(tmp_path / "run-kd-1.unfinished")
+    (tmp_path / "run-kd-1.unfinished").write_text('{"method": "kd", "se')
+    train = flat(EVEN)
+    attribute(train, range(2), folder=tmp_path, verbose=False)
+    assert train.calls == [("kd", 1)]
+
+
+def test_a_folder_of_another_study_is_refused(tmp_path):
+    train = flat(EVEN)
+    attribute(
+        train, range(2), folder=tmp_path, study={"epochs": 3}, verbose=False
+    )
+    for other in (
+        {"study": {"epochs": 4}},
+        {"study": {"epochs": 3}, "metric": "loss"},
+        {"study": {"epochs": 3}, "higher_is_better": False},
+    ):
+        with pytest.raises(ValueError, match="another study"):
+            attribute(train, range(2), folder=tmp_path, **other)
+    assert len(train.calls) == 18
+
+
+def test_a_folder_of_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match="other files"):
+        attribute(flat(EVEN), range(2), folder=tmp_path)
+
+
+class Time:
+    """A clock that training moves."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+def test_a_time_budget_ends_with_whole_seeds(monkeypatch, tmp_path, capsys):
+    clock = Time()
+    monkeypatch.setattr(attribution, "time", clock)
+    done = []
+
+    def train(method, seed):
+        clock.now += 10
+        done.append((method, seed))
+        return 1.0
+
+    def run(budget):
+        return attribute(
+            train, range(5), ["plain", "kd"], tmp_path, time_budget=budget
+        )
+
+    # Of 20 seconds a seed, two whole ones fit into 59.
+    run(59)
+    assert done == [("plain", 0), ("kd", 0), ("plain", 1), ("kd", 1)]
+    assert "6 runs early" in capsys.readouterr().out
+    outcome = run(1000)
+    assert len(done) == len(set(done)) == 10
+    assert outcome.gain("kd").seeds == 5
+
+
+def test_nothing_is_started_after_a_run_that_does_not_fit(monkeypatch):
+    clock = Time()
+    monkeypatch.setattr(attribution, "time", clock)
+    done = []
+
+    def train(method, seed):
+        clock.now += 50 if method == "kd" else 1
+        done.append((method, seed))
+        return 1.0
+
+    # Without experience the first seed starts, and stops on the way.
+    attribute(train, range(3), ["plain", "kd"], time_budget=1.5)
+    assert done == [("plain", 0)]
+
+
+def test_an_unfinished_seed_is_left_out_of_the_pairs():
+    outcome = Attribution({"plain": {0: 1.0, 1: 2.0}, "kd": {0: 3.0}})
+    assert outcome.gain("kd").seeds == 1
+    assert outcome.gain("kd").verdict == "inconclusive"
+    assert "inconclusive, 1 paired seeds" in str(outcome)
+
+
+def test_a_dict_of_scores_needs_the_metric():
+    outcome = attribute(
+        lambda method, seed: {"accuracy": 0.5, "loss": 9},
+        range(2),
+        ["plain"],
+        metric="accuracy",
+        verbose=False,
+    )
+    assert outcome.scores == {"plain": {0: 0.5, 1: 0.5}}
+    with pytest.raises(ValueError, match=r"Received: \['loss'\] for 'plain'"):
+        attribute(lambda *_: {"loss": 9}, range(2), metric="accuracy")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seeds": [1]}, "at least two"),
+        ({"seeds": [1, 1]}, "different seeds"),
+        ({"methods": ["kd"]}, '"plain" among them'),
+        ({"methods": ["plain", "kd", "kd"]}, "different names"),
+        ({"methods": ["plain", "a/b"]}, r"Received: \['a/b'\]"),
+        ({"time_budget": 0}, "above 0"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_trained(arguments, message):
+    train = flat(EVEN)
+    with pytest.raises(ValueError, match=message):
+        attribute(train, **{"seeds": range(2), **arguments})
+    assert not train.calls
+
+
+def test_a_diverged_run_is_refused_and_not_kept(tmp_path):
+    with pytest.raises(ValueError, match="nan for method 'plain' with seed 0"):
+        attribute(lambda *_: math.nan, range(2), folder=tmp_path)
+    assert not list(tmp_path.glob("run-*"))
+
+
+# -- what it says --------------------------------------------------------------
+
+
+def outcome_of(means, seeds=5, noise=0.01, **kwargs):
+    random = np.random.default_rng(0)
+    return Attribution(
+        {
+            method: {s: mean + random.normal(0, noise) for s in range(seeds)}
+            for method, mean in {**EVEN, **means}.items()
+        },
+        **kwargs,
+    )
+
+
+def comparison(outcome, method, baseline):
+    (found,) = [
+        c
+        for c in outcome.levels
+        if (c.level.method, c.baseline) == (method, baseline)
+    ]
+    return found
+
+
+def test_each_level_is_the_difference_that_defines_it():
+    outcome = outcome_of(
+        {
+            "plain": 0.0,
+            "label_smoothing": 1.0,
+            "kd_sim_permuted": 2.0,
+            "kd_sim": 4.0,
+            "kd_pt_shuffled": 8.0,
+            "kd_pt": 16.0,
+            "kd_pt_sim": 32.0,
+            "kd_topk": 64.0,
+            "kd": 128.0,
+        },
+        noise=0.0,
+    )
+    found = {
+        (c.level.name, c.baseline): c.interval.mean for c in outcome.levels
+    }
+    assert found == {
+        ("regularisation", "plain"): 1.0,
+        ("class relations", "label_smoothing"): 3.0,
+        ("class relations", "kd_sim_permuted"): 2.0,
+        ("rescaling", "label_smoothing"): 15.0,
+        ("rescaling", "kd_pt_shuffled"): 8.0,
+        ("both together", "kd_pt"): 16.0,
+        ("the tail", "kd_topk"): 64.0,
+        ("all", "plain"): 128.0,
+    }
+
+
+def test_both_together_is_held_against_the_better_of_the_two():
+    better = outcome_of({"kd_sim": 2.0, "kd_pt": 1.5, "kd_pt_sim": 1.8})
+    found = comparison(better, "kd_pt_sim", "kd_sim")
+    assert found.interval.verdict == "loss"
+
+
+def test_a_gain_of_a_control_too_is_not_laid_to_the_knowledge():
+    outcome = outcome_of(
+        {"kd_sim": 2.0, "kd_sim_permuted": 2.0, "kd_pt": 2.0}, noise=0.001
+    )
+    relations = next(f for f in outcome.findings if "Class rel" in f)
+    rescaling = next(f for f in outcome.findings if "Rescal" in f)
+    assert "whether by the knowledge is inconclusive" in relations
+    assert "says that it is the knowledge" in rescaling
+
+
+def test_a_lower_score_can_be_better():
+    means = {"plain": 100.0, "kd": 90.0}
+    lower = outcome_of(means, metric="perplexity", higher_is_better=False)
+    assert lower.gain("kd").mean == pytest.approx(10, abs=0.1)
+    assert lower.gain("kd").verdict == "gain"
+    assert outcome_of(means).gain("kd").verdict == "loss"
+
+
+def test_levels_without_their_methods_are_left_out():
+    outcome = Attribution({"plain": {0: 1.0, 1: 2.0}, "kd": {0: 2.0, 1: 3.0}})
+    assert [c.level.name for c in outcome.levels] == ["all"]
+
+
+def test_the_text_has_every_method_and_the_word_inconclusive():
+    text = str(outcome_of({"kd": 3.0}))
+    for method in attribution.METHODS:
+        assert method in text
+    assert "inconclusive" in text
+    assert "All: kd against plain: +" in text
+    lengths = {
+        len(line) for line in text.splitlines() if line.startswith("| kd")
+    }
+    assert len(lengths) == 1
+
+
+def test_the_dict_is_json_and_has_no_nan():
+    whole = outcome_of({"kd": 2.0}).to_dict()
+    assert json.loads(json.dumps(whole, allow_nan=False)) == whole
+    lonely = Attribution({"plain": {0: 1.0}, "kd": {0: 2.0}}).to_dict()
+    json.dumps(lonely, allow_nan=False)
+    assert lonely["gains"]["kd"]["low"] is None
+
+
+def test_tensorboard_gets_a_row_for_each_run_and_the_levels(tmp_path):
+    outcome = outcome_of({"kd": 2.0}, seeds=2, metric="accuracy")
+    for _ in range(2):  # The second table replaces the first.
+        outcome.to_tensorboard(tmp_path)
+    runs = [p for p in (tmp_path / "hparams").iterdir() if p.is_dir()]
+    assert len(runs) == 2 * len(attribution.METHODS) + 1
+    events = read_events(tmp_path / "hparams" / "kd-1")
+    score = outcome.scores["kd"][1]
+    assert scalars(events, "accuracy") == [pytest.approx(score)]
+    metadata = events.SummaryMetadata("_hparams_/session_start_info")
+    content = metadata.plugin_data.content
+    row = plugin_data_pb2.HParamsPluginData.FromString(content)
+    hparams = row.session_start_info.hparams
+    assert hparams["method"].string_value == "kd"
+    assert hparams["seed"].number_value == 1
+    levels = read_events(tmp_path / "hparams" / "levels")
+    low = outcome.gain("kd").low
+    tag = "all/kd_over_plain/low"
+    assert scalars(levels, tag) == [pytest.approx(low, rel=1e-4)]
+
+
+def test_the_levels_are_pictures_in_tensorboard(tmp_path):
+    outcome_of({"kd": 2.0}, seeds=2).to_tensorboard(tmp_path)
+    events = read_events(tmp_path / "hparams" / "levels")
+    for name in ("gains_by_level", "gains_by_method"):
+        width, height, png = tensor_util.make_ndarray(
+            events.Tensors(name)[0].tensor_proto
+        )
+        assert int(width) > 100 and int(height) > 100
+        assert png.startswith(b"\x89PNG")
+
+
+class Reader(html.parser.HTMLParser):
+    """The words of a page, and the addresses that it would load."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.words, self.addresses, self.open = [], [], []
+        self.feed(page)
+        self.words = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attributes):
+        self.open.append(tag)
+        self.addresses += [
+            value
+            for name, value in attributes
+            if name in ("src", "href", "xlink:href") and value[:1] != "#"
+        ]
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_the_report_is_one_page_with_findings_tables_and_pictures(tmp_path):
+    path = tmp_path / "report.html"
+    outcome = outcome_of({"kd": 2.0, "kd_sim": 1.5}, metric="accuracy")
+    outcome.save(path)
+    page = Reader(path.read_text())
+    assert not page.addresses
+    assert page.open.count("figure") == 2
+    assert page.words.index("Regularisation:") < page.words.index("Methods")
+    for finding in outcome.findings:
+        assert " ".join(finding.split()) in page.words
+    for row in (*outcome.level_rows(), *outcome.method_rows()):
+        for cell in row.values():
+            assert cell in page.words
+    with pytest.raises(FileExistsError):
+        outcome.save(path)
+
+
+def test_a_report_of_one_seed_says_so(tmp_path):
+    outcome = Attribution({"plain": {0: 1.0}, "kd": {0: 2.0}})
+    outcome.save(tmp_path / "report.html")
+    page = Reader((tmp_path / "report.html").read_text())
+    assert "inconclusive" in page.words
+    assert "figure" not in page.open
+
+
+def read_events(folder):
+    assert len(list(folder.glob("events*"))) == 1
+    events = event_accumulator.EventAccumulator(str(folder), {"tensors": 0})
+    return events.Reload()
+
+
+def scalars(events, tag):
+    """TensorFlow 2 writes scalars as tensors."""
+    return [
+        float(tensor_util.make_ndarray(event.tensor_proto))
+        for event in events.Tensors(tag)
+    ]
