@@ -1,7 +1,9 @@
 """Knowledge distillation for Keras 3 that says why it helped."""
 
 from keras_kd import callbacks, losses, metrics, similarity
+from keras_kd.attribution import Attribution, attribute
 from keras_kd.cache import TeacherCache
+from keras_kd.diagnosis import Diagnosis, diagnose
 from keras_kd.distiller import Distiller
 from keras_kd.losses import KD, KDPt, KDPtSim, KDSim, KDTopK, LabelSmoothing
 
@@ -9,6 +11,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "KD",
+    "Attribution",
+    "Diagnosis",
     "Distiller",
     "KDPt",
     "KDPtSim",
@@ -16,7 +20,9 @@ __all__ = [
     "KDTopK",
     "LabelSmoothing",
     "TeacherCache",
+    "attribute",
     "callbacks",
+    "diagnose",
     "losses",
     "metrics",
     "similarity",

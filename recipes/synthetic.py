@@ -345,13 +345,11 @@ class SyntheticStudy:
 
     def _class_rows(self, method):
         """For each student, the rows that class relations are read from."""
-        from keras_kd import attribute
-
         if method == "rho_sim":
             return [problem.prototypes for problem in self.problems]
         if method == "kd_sim_permuted":
             return [
-                attribute.permuted_logit_weights(rows, seed)
+                attribution.permuted_logit_weights(rows, seed)
                 for rows, (_, seed) in zip(
                     self.logit_rows, self.pairs, strict=True
                 )
@@ -387,10 +385,9 @@ class SyntheticStudy:
         return statistics
 
     def _shuffled(self, values):
-        from keras_kd import attribute
 
         columns = [
-            attribute.shuffle_within_labels(column, labels, seed)
+            attribution.shuffle_within_labels(column, labels, seed)
             for column, labels, (_, seed) in zip(
                 values.T, self.train.labels.T, self.pairs, strict=True
             )
@@ -502,7 +499,7 @@ class Test:
 
     Attributes:
         words: what is measured.
-        interval: `keras_kd.attribute.Interval`.
+        interval: `keras_kd.attribution.Interval`.
         claimed: whether the claim is a gain, or that there is none.
     """
 
@@ -547,7 +544,7 @@ def judge(scores, deltas):
     Returns:
         List of `Claim`.
     """
-    from keras_kd.attribute import paired_interval
+    from keras_kd.attribution import paired_interval
 
     deltas = np.array(deltas)
     low, high = deltas.argmin(), deltas.argmax()
@@ -681,7 +678,7 @@ def table_rows(scores, deltas):
         scores: dict by method of [deltas, seeds] accuracies.
         deltas: correlations.
     """
-    from keras_kd.attribute import paired_interval
+    from keras_kd.attribution import paired_interval
 
     def cell(method, i):
         if method in ("plain", "teacher"):
@@ -739,7 +736,7 @@ def draw(scores, deltas, path):
     """
     from matplotlib import figure
 
-    from keras_kd.attribute import paired_interval
+    from keras_kd.attribution import paired_interval
 
     canvas = figure.Figure(figsize=(10, 5), layout="constrained")
     axes = canvas.subplots(1, 2, sharey=True)
@@ -794,7 +791,7 @@ def write_runs(log_dir, scores, options):
         scores: dict by method of [deltas, seeds] accuracies.
         options: dict of the command's options.
     """
-    from keras_kd.attribute import write_hparams
+    from keras_kd.attribution import write_hparams
 
     runs = {}
     for method, accuracies in scores.items():

@@ -12,8 +12,8 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.util import tensor_util
 
 import keras_kd as kd
-from keras_kd import attribute as attribution
-from keras_kd.attribute import Attribution, attribute
+from keras_kd import attribution
+from keras_kd.attribution import Attribution, attribute
 
 
 def flat(scores):

@@ -13,8 +13,7 @@ from keras import layers
 from models import CLASSES, FEATURES, data, mlp, weights_of
 
 import keras_kd as kd
-from keras_kd import measures, survey
-from keras_kd.diagnose import diagnose
+from keras_kd.diagnosis import diagnose, measures, survey
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "tools"))
 import study_failures  # noqa: E402

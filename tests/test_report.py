@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 from models import CLASSES, data, mlp
 
-from keras_kd import figures
-from keras_kd.diagnose import diagnose
-from keras_kd.report import Page
+from keras_kd.diagnosis import diagnose
+from keras_kd.reports import figures
+from keras_kd.reports.page import Page
 
 
 @pytest.fixture(scope="module")

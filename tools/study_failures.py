@@ -217,7 +217,7 @@ CASES = {
 def named_cause(teacher, data, temperature):
     """The code of the first problem that `diagnose` finds, or `None`."""
     import keras_kd as kd
-    from keras_kd.diagnose import diagnose
+    from keras_kd.diagnosis import diagnose
 
     loss = kd.KD(weight=0.7, temperature=temperature)
     problems = diagnose(teacher, data.batches(), loss=loss).problems

@@ -26,7 +26,7 @@ def main(teacher, examples, batch_size, turns):
     import numpy as np
     import tensorflow as tf
 
-    from keras_kd.diagnose import diagnose
+    from keras_kd.diagnosis import diagnose
 
     model = keras.models.load_model(teacher)
     random = np.random.default_rng(0)

@@ -5,8 +5,8 @@ thresholds are stated first, with their reasons; where they had to be set by
 trial it was on seeds 0 to 2 of `tools/study_failures.py`, which reports others.
 """
 
-from keras_kd.finding import INFO, PROBLEM, Finding
-from keras_kd.measures import LABEL_SMOOTHING_NATS, RELATED_SHARE
+from keras_kd.diagnosis.finding import INFO, PROBLEM, Finding
+from keras_kd.diagnosis.measures import LABEL_SMOOTHING_NATS, RELATED_SHARE
 
 # A teacher that is all but certain, on all but a tenth of the examples; and a
 # rescaling that hardly varies: at temperature 1, weight 1/2 and a student half-

@@ -629,7 +629,7 @@ class Attribution:
         """
         import tensorflow as tf
 
-        from keras_kd import figures
+        from keras_kd.reports import figures
 
         write_hparams(
             log_dir,
@@ -664,7 +664,7 @@ class Attribution:
         Raises:
             FileExistsError: if it does.
         """
-        from keras_kd.report import Page
+        from keras_kd.reports.page import Page
 
         page = Page("What each level of the teacher's knowledge was worth")
         for finding in self.findings:
@@ -695,7 +695,7 @@ class Attribution:
 
     def _figures(self):
         """Matplotlib figures by name; without what has fewer than two pairs."""
-        from keras_kd.figures import bars
+        from keras_kd.reports.figures import bars
 
         label = f"gain in {self.metric}"
         groups = {

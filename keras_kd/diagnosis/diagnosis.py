@@ -8,13 +8,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_kd import losses, measures
+from keras_kd import losses
+from keras_kd.diagnosis import measures
+from keras_kd.diagnosis.finding import PROBLEM, Finding
+from keras_kd.diagnosis.findings import find
+from keras_kd.diagnosis.survey import Survey
 from keras_kd.distillation_loss import LABELS
-from keras_kd.finding import PROBLEM, Finding
-from keras_kd.findings import find
 from keras_kd.outputs import check_class_counts
 from keras_kd.similarity import logit_weights
-from keras_kd.survey import Survey
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +54,10 @@ class Diagnosis:
             FileExistsError: if it does.
             ImportError: without matplotlib, which draws the pictures.
         """
-        from keras_kd import pictures, report
+        from keras_kd.diagnosis import pictures
+        from keras_kd.reports import page
 
-        report.check_new(path)
+        page.check_new(path)
         pictures.page(self).save(path)
 
     def to_tensorboard(self, log_dir):
@@ -67,7 +69,7 @@ class Diagnosis:
         Raises:
             ImportError: without matplotlib, which draws the pictures.
         """
-        from keras_kd import pictures
+        from keras_kd.diagnosis import pictures
 
         images = pictures.images(self)
         with tf.summary.create_file_writer(str(log_dir)).as_default():

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from keras_kd.diagnosis.survey import CONFIDENCE_BINS, SCALE_EDGES, TEMPERATURES
 from keras_kd.similarity import class_similarity
-from keras_kd.survey import CONFIDENCE_BINS, SCALE_EDGES, TEMPERATURES
 
 # Below this many nats between the soft targets and the best label smoothing,
 # their total variation distance is at most 10 % (Pinsker's inequality).

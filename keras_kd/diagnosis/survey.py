@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_kd.diagnosis.relations import Relations
 from keras_kd.distillation_loss import LABELS, check_labels, expand_weights
 from keras_kd.outputs import to_logits
-from keras_kd.relations import Relations
 from keras_kd.softmax import label_softmax
 
 TEMPERATURES = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)

@@ -3,8 +3,8 @@
 Rules as those of `keras_kd.causes`, for what is no problem by itself.
 """
 
-from keras_kd.causes import UNDER_CONFIDENT_GAP
-from keras_kd.finding import INFO, Finding
+from keras_kd.diagnosis.causes import UNDER_CONFIDENT_GAP
+from keras_kd.diagnosis.finding import INFO, Finding
 
 # More turned around than that, and KD works against the labels.
 _REVERSED_SHARE = 0.25

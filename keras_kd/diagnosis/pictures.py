@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from keras_kd import figures
-from keras_kd.report import Page
+from keras_kd.reports import figures
+from keras_kd.reports.page import Page
 
 # Ranks beyond these would be a line along the axis.
 _PICTURED_RANKS = 200

@@ -7,7 +7,7 @@ of `keras_kd.figures`, whose colours follow the page's light and dark scheme.
 import html
 import pathlib
 
-from keras_kd.figures import to_svg
+from keras_kd.reports.figures import to_svg
 
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --ink: #1b1f24;

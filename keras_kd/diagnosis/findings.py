@@ -1,7 +1,7 @@
 """From the numbers of a diagnosis to its findings."""
 
-from keras_kd import causes, hints
-from keras_kd.finding import INFO
+from keras_kd.diagnosis import causes, hints
+from keras_kd.diagnosis.finding import INFO
 
 # The surer a rule is of its cause, the earlier it comes.
 _RULES = (
