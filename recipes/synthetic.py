@@ -348,6 +348,8 @@ class SyntheticStudy:
         if method == "rho_sim":
             return [problem.prototypes for problem in self.problems]
         if method == "kd_sim_permuted":
+            from keras_kd import attribution
+
             return [
                 attribution.permuted_logit_weights(rows, seed)
                 for rows, (_, seed) in zip(
@@ -385,6 +387,7 @@ class SyntheticStudy:
         return statistics
 
     def _shuffled(self, values):
+        from keras_kd import attribution
 
         columns = [
             attribution.shuffle_within_labels(column, labels, seed)

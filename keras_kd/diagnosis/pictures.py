@@ -18,7 +18,7 @@ def page(diagnosis):
         diagnosis: a `keras_kd.Diagnosis`.
 
     Returns:
-        A `keras_kd.report.Page`.
+        A `keras_kd.reports.page.Page`.
     """
     report = Page("What the teacher has to offer")
     report.add_text(str(diagnosis).split("\n\n", 1)[0])
