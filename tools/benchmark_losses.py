@@ -36,10 +36,18 @@ PEER = "keras.distillation, KL"
     "--classes", multiple=True, type=int, default=(10_000, 50_000), help="V."
 )
 @click.option("--examples", default=128, help="N, at 50,000 classes.")
+@click.option(
+    "--loss",
+    "names",
+    multiple=True,
+    type=click.Choice((*LOSSES, PEER)),
+    default=(*LOSSES, PEER),
+    help="May be given several times.",
+)
 @click.option("--rounds", default=15)
 @click.option("--markdown", is_flag=True, help="Print the table in Markdown.")
 @click.option("--memory-of", hidden=True, help="Only the peak of one loss.")
-def main(classes, examples, rounds, markdown, memory_of):
+def main(classes, examples, names, rounds, markdown, memory_of):
     """Prints a table of times and peaks, relative to sparse cross-entropy."""
     if memory_of:
         click.echo(json.dumps(peak_arrays(memory_of, classes[0], examples)))
@@ -48,7 +56,7 @@ def main(classes, examples, rounds, markdown, memory_of):
     for num_classes in classes:
         # As many numbers whatever the number of classes.
         count = max(1, examples * max(classes) // num_classes)
-        times = time_in_turns(num_classes, count, rounds)
+        times = time_in_turns((PLAIN, *names), num_classes, count, rounds)
         for name, values in times.items():
             ratios = [a / b for a, b in zip(values, times[PLAIN], strict=True)]
             quartiles = statistics.quantiles(ratios, n=4)
@@ -66,12 +74,9 @@ def main(classes, examples, rounds, markdown, memory_of):
     print_rows(rows, markdown)
 
 
-def time_in_turns(num_classes, count, rounds):
+def time_in_turns(names, num_classes, count, rounds):
     """Seconds of loss and gradient by name, one list entry per round."""
-    steps = {
-        name: make_step(name, num_classes, count)
-        for name in (PLAIN, *LOSSES, PEER)
-    }
+    steps = {name: make_step(name, num_classes, count) for name in names}
     for step in steps.values():
         step()
         step()

@@ -1,4 +1,4 @@
-"""The benchmarks of cache and pipeline, small, as a maintainer starts them."""
+"""The benchmarks, small, as a maintainer starts them."""
 
 import os
 import pathlib
@@ -23,6 +23,21 @@ TOOLS = pathlib.Path(__file__).parents[2] / "tools"
             "--depth 8 --images 64 --batch-size 8 --rounds 2 "
             "--pipeline-batches 2 --steps 1",
             ("pipeline with a cache", "ResNet-8 step", "1.0"),
+        ),
+        (
+            "benchmark_losses.py",
+            "--classes 50 --examples 4 --rounds 2 --loss kd_pt --markdown",
+            ("| kd_pt | 50 | 4 |", "Keras sparse cross-entropy", "1.00"),
+        ),
+        (
+            "benchmark_steps.py",
+            "--pair mlp --small --rounds 2 --steps 1 --markdown",
+            (
+                "cached kd_topk",
+                "online kd |",
+                "keras.distillation",
+                "histogram",
+            ),
         ),
     ],
 )
