@@ -78,7 +78,7 @@ class Faults(keras.metrics.Metric):
 
     def __init__(self):
         super().__init__(name="faults")
-        # Number of bad labels, one of them, number of examples for which the
+        # Number of bad labels, one of them (if there are any), number of examples for which the
         # teacher's logits were not finite, and of those whose statistics are
         # of another temperature.
         self.state = self.add_variable((4,), "zeros", name="state")
@@ -132,9 +132,8 @@ class Faults(keras.metrics.Metric):
         # gives, would mix up the labels that two of them saw.
         local = distiller.distribute_strategy.experimental_local_results
         for state in local(self.state.value):
-            state = np.asarray(state)
-            if state.any():
-                count, label, teacher, stale = state
+            count, label, teacher, stale = np.asarray(state)
+            if count or teacher or stale:
                 break
         else:
             return
