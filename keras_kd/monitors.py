@@ -78,9 +78,9 @@ class Faults(keras.metrics.Metric):
 
     def __init__(self):
         super().__init__(name="faults")
-        # Number of bad labels, one of them (if there are any), number of examples for which the
-        # teacher's logits were not finite, and of those whose statistics are
-        # of another temperature.
+        # Number of bad labels, one of them (if there are any), number of
+        # examples for which the teacher's logits were not finite, and of those
+        # whose statistics are of another temperature.
         self.state = self.add_variable((4,), "zeros", name="state")
 
     def update_state(self, labels, in_range, teacher_finite, current):
