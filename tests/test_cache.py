@@ -643,3 +643,15 @@ def test_the_manifest_names_what_is_in_the_cache(tmp_path):
     assert manifest["stores"] == [{"kind": "log_odds", "temperature": 2.0}]
     assert manifest["examples"] == 30 and manifest["batches"] == 4
     assert len(manifest["teacher"]["weights"]) == 64
+
+
+def test_a_path_that_is_no_local_folder():
+    """TensorFlow's file system in memory stands for a remote one."""
+    teacher, dataset = mlp(12, seed=5), batches()
+    path = "ram://caches/one"
+    write(path, dataset, teacher, kd.KDPt(), checkpoint_seconds=0)
+    y = [y for _, y, _ in kd.TeacherCache(path).attach(dataset)]
+    found = np.concatenate([part["label_log_odds"] for part in y])
+    x, labels, _ = data(30)
+    p = reference.kd_target(np.array(teacher(x)), 2.0)[np.arange(30), labels]
+    np.testing.assert_allclose(found, np.log(p / (1 - p)), rtol=1e-3, atol=1e-3)

@@ -1,7 +1,8 @@
 """A report: one HTML page with its pictures in it, for a screen and for print.
 
 A `Page` takes headings, text, tables and figures in order. Figures are those
-of `keras_kd.reports.figures`, whose colours follow the page's light and dark scheme.
+of `keras_kd.reports.figures`, whose colours follow the page's light and dark
+scheme.
 """
 
 import html
