@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd.cache import fingerprint, records
+from keras_kd.distiller import TEACHER_RIGHT
 from keras_kd.outputs import to_logits
 
 
@@ -120,7 +121,7 @@ class TeacherPass:
             def gather(value):
                 return np.concatenate([np.asarray(v) for v in local(value)])
 
-        arrays["teacher_right"] = right
+        arrays[TEACHER_RIGHT] = right
         arrays = {name: gather(array)[:rows] for name, array in arrays.items()}
         return arrays, finite
 

@@ -11,6 +11,7 @@ from keras_kd.cache.teacher_pass import (
     read_states,
     reset_states,
 )
+from keras_kd.distiller import TEACHER_RIGHT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,7 @@ def verify(reader, stores, dataset, teacher, batches, augment):
                     break
                 continue
             arrays, _ = teacher_pass.run(*element[:2])
-            right.append(arrays["teacher_right"])
+            right.append(arrays[TEACHER_RIGHT])
             rows = slice(number * size, number * size + len(right[-1]))
             for name in errors:
                 error = _largest_error(kept[name][rows], arrays[name])

@@ -15,9 +15,9 @@ from keras_kd.cache.teacher_pass import (
     read_states,
     reset_states,
 )
+from keras_kd.distiller import TEACHER_RIGHT
 from keras_kd.outputs import to_logits
 
-TEACHER_RIGHT_FIELD = stores.Field("teacher_right", "uint8", ())
 _LARGEST_PART = 64 * 2**20
 
 
@@ -74,15 +74,15 @@ class CacheWriter:
         self.label_shape = tuple(label_shape)
         self.classes = self._count_classes(x)
         self.stores = stores.plan(losses, self.classes, dtype)
-        self.own_fields = [
-            stores.Field(f.name, f.dtype, self.label_shape)
-            for f in ([TEACHER_RIGHT_FIELD] if teacher_right else [])
-        ]
         self.fields = [
             field
             for store in self.stores
             for field in store.fields(self.label_shape)
-        ] + self.own_fields
+        ]
+        if teacher_right:
+            self.fields.append(
+                stores.Field(TEACHER_RIGHT, "uint8", self.label_shape)
+            )
         self.identity = self._identity(dtype, augment)
         self._pass = TeacherPass(
             dataset,
@@ -233,7 +233,7 @@ class CacheWriter:
                 f"{number} of the data set. Check its weights, its input's "
                 "preprocessing and its dtype (float16 overflows at 65504)."
             )
-        right = arrays["teacher_right"]
+        right = arrays[TEACHER_RIGHT]
         counted = np.ones(right.shape)
         if weight:
             weight = np.asarray(weight[0]) != 0
