@@ -176,6 +176,8 @@ class ImageNetStudy(study.Study):
         """The validation images, whose centre is used."""
         import tensorflow as tf
 
+        from keras_kd import distribution
+
         size = self.options["image_size"]
         dataset = self._encoded("validation", shuffle=False).map(
             lambda encoded, label: (centre_crop(encoded, size), label),
@@ -187,7 +189,7 @@ class ImageNetStudy(study.Study):
             self.options["batch_size"],
         )
         # Else files are dealt out, and the filling once per worker.
-        return {"valid": images.shard_by_example(batches)}
+        return {"valid": distribution.shard_by_example(batches)}
 
     def _encoded(self, split, shuffle):
         """(JPEG bytes, label); a crop need not decode the whole image."""

@@ -162,6 +162,8 @@ def training_stream(images, size, batch_size, seed, first_epoch, augment):
     """
     import tensorflow as tf
 
+    from keras_kd import distribution
+
     pixels, labels = (tf.constant(array[:size]) for array in images.train)
     used = size // batch_size * batch_size
     view = view_function(images, augment)
@@ -184,7 +186,8 @@ def training_stream(images, size, batch_size, seed, first_epoch, augment):
     dataset = epochs.flat_map(order_of_epoch)
     dataset = dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.batch(batch_size, drop_remainder=True)
-    return shard_by_example(dataset.prefetch(tf.data.AUTOTUNE))
+    dataset = dataset.prefetch(tf.data.AUTOTUNE)
+    return distribution.shard_by_example(dataset)
 
 
 def view_function(images, augment):
@@ -226,11 +229,14 @@ def evaluation_batches(arrays, batch_size):
     """
     import tensorflow as tf
 
+    from keras_kd import distribution
+
     def example(image, label):
         return tf.cast(image, tf.float32), label
 
     dataset = tf.data.Dataset.from_tensor_slices(arrays).map(example)
-    return shard_by_example(full_batches(dataset, len(arrays[0]), batch_size))
+    dataset = full_batches(dataset, len(arrays[0]), batch_size)
+    return distribution.shard_by_example(dataset)
 
 
 def full_batches(dataset, size, batch_size):
@@ -255,20 +261,6 @@ def full_batches(dataset, size, batch_size):
     filling = dataset.take(1).repeat(-size % batch_size).map(weighted(0.0))
     dataset = dataset.map(weighted(1.0)).concatenate(filling)
     return dataset.batch(batch_size, drop_remainder=True).prefetch(2)
-
-
-def shard_by_example(dataset):
-    """Lets each of several workers take its part of every global batch.
-
-    By default TensorFlow deals out files, and the batches would depend on the
-    number of workers.
-    """
-    import tensorflow as tf
-
-    options = tf.data.Options()
-    policy = tf.data.experimental.AutoShardPolicy.DATA
-    options.experimental_distribute.auto_shard_policy = policy
-    return dataset.with_options(options)
 
 
 def accuracies():

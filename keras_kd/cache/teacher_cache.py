@@ -20,6 +20,7 @@ from keras_kd.cache.reader import RecordReader
 from keras_kd.cache.writer import CacheWriter, identity_differences, pack
 from keras_kd.distillation_loss import LABELS
 from keras_kd.distiller import STATISTICS_TEMPERATURE, TEACHER_RIGHT
+from keras_kd.distribution import shard_by_example
 
 
 class TeacherCache:
@@ -246,7 +247,7 @@ class TeacherCache:
         kept = self._manifest
         size = kept["batches"] if kept["batched"] else kept["examples"]
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(size))
-        return _with_whole_sharding(dataset)
+        return shard_by_example(dataset)
 
     def epochs(
         self,
@@ -302,7 +303,7 @@ class TeacherCache:
             lambda element, record: self._merge(element, record, store, wanted),
             num_parallel_calls=_autotune(),
         )
-        return _with_whole_sharding(stream.prefetch(_autotune()))
+        return shard_by_example(stream.prefetch(_autotune()))
 
     def verify(self, dataset, teacher, batches=8, losses=(), augment=None):
         """Computes a sample anew and compares it with what is kept.
@@ -511,16 +512,6 @@ def _read_manifest(path):
         f"There must be a whole teacher cache at {path}. Received: {found}. "
         "Write it with `TeacherCache.write`, which goes on where it stood."
     )
-
-
-def _with_whole_sharding(dataset):
-    """Lets workers share examples: files of data and statistics differ."""
-    import tensorflow as tf
-
-    options = tf.data.Options()
-    policy = tf.data.experimental.AutoShardPolicy.DATA
-    options.experimental_distribute.auto_shard_policy = policy
-    return dataset.with_options(options)
 
 
 def _autotune():
