@@ -580,7 +580,9 @@ class Attribution:
             {
                 "method": method,
                 f"mean {self.metric}": _mean(scores),
-                "gain over plain": _span(self.gain(method)),
+                "gain over plain": "-"
+                if method == "plain"
+                else _span(self.gain(method)),
                 "seeds": str(len(scores)),
             }
             for method, scores in self.scores.items()

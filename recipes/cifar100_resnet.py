@@ -141,6 +141,7 @@ class ImageStudy(study.Study):
         ("top-1 %", "test_accuracy", 100, ".2f"),
         ("top-5 %", "test_top5_accuracy", 100, ".2f"),
     )
+    score = "test_accuracy"
 
     def __init__(self, data, run, strategy, options):
         super().__init__(run, strategy, options)
@@ -175,6 +176,14 @@ class ImageStudy(study.Study):
         return tf.data.Dataset.from_tensor_slices(
             tuple(array[: self.train_size] for array in self.images.train)
         )
+
+    def diagnosed_data(self):
+        """The images as they are, in batches."""
+        return self.cached_data().batch(4 * self.options["batch_size"])
+
+    def superclasses(self):
+        """CIFAR-100's own."""
+        return self.images.superclasses
 
     def augment(self):
         """The crops and flips, which the cache repeats."""

@@ -105,6 +105,7 @@ class ImageNetStudy(study.Study):
         ("top-1 %", "valid_accuracy", 100, ".2f"),
         ("top-5 %", "valid_top5_accuracy", 100, ".2f"),
     )
+    score = "valid_accuracy"
     # The paper keeps half of ImageNet's classes.
     loss_arguments = {"kd_topk": {"k": 0.5}}
 
@@ -149,6 +150,15 @@ class ImageNetStudy(study.Study):
     def cached_data(self):
         """JPEGs and labels in order."""
         return self._encoded(f"train[:{self.train_size}]", shuffle=False)
+
+    def diagnosed_data(self):
+        """The centres of the training images."""
+        size = self.options["image_size"]
+        return (
+            self.cached_data()
+            .map(lambda encoded, label: (centre_crop(encoded, size), label))
+            .batch(self.options["batch_size"])
+        )
 
     def augment(self):
         """The random crops, which the cache repeats."""

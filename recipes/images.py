@@ -20,7 +20,8 @@ class Images:
         classes: number of classes.
         mean: [channels] means of the training pixels, in [0, 255].
         deviation: [channels] standard deviations.
-        class_order: list of class ids in which related ones are neighbours.
+        superclasses: [classes] integers, the superclass of each class, or
+            `None`.
         flips: whether an image and its mirror image are of one class.
     """
 
@@ -29,13 +30,20 @@ class Images:
     classes: int
     mean: np.ndarray
     deviation: np.ndarray
-    class_order: list
+    superclasses: np.ndarray | None
     flips: bool
 
     @property
     def shape(self):
         """(height, width, channels)."""
         return self.train[0].shape[1:]
+
+    @property
+    def class_order(self):
+        """List of class ids in which related ones are neighbours."""
+        if self.superclasses is None:
+            return list(range(self.classes))
+        return np.argsort(self.superclasses, kind="stable").tolist()
 
 
 def digits():
@@ -55,7 +63,7 @@ def digits():
         classes=10,
         mean=np.array([pixels.mean()]),
         deviation=np.array([pixels.std()]),
-        class_order=list(range(10)),
+        superclasses=None,
         flips=False,
     )
 
@@ -87,14 +95,15 @@ def cifar100(data_dir=None):
         tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
         for split in ("train", "test")
     )
-    superclass = dict(zip(train["label"], train["coarse_label"], strict=True))
+    superclasses = np.zeros(100, dtype="int32")
+    superclasses[train["label"]] = train["coarse_label"]
     return Images(
         train=(train["image"], train["label"].astype("int32")),
         test=(test["image"], test["label"].astype("int32")),
         classes=100,
         mean=CIFAR100_MEAN,
         deviation=CIFAR100_DEVIATION,
-        class_order=sorted(range(100), key=lambda c: (superclass[c], c)),
+        superclasses=superclasses,
         flips=True,
     )
 

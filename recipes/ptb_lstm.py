@@ -114,6 +114,7 @@ class LanguageModelStudy(study.Study):
         ("valid", "valid_perplexity", 1, ".2f"),
         ("test", "test_perplexity", 1, ".2f"),
     )
+    score, higher_is_better = "test_perplexity", False
 
     def __init__(self, corpus, run, strategy, options):
         super().__init__(run, strategy, options)

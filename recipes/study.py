@@ -20,6 +20,11 @@ LOSSES = (
     "kd_topk",
     "kd",
 )
+# Losses without the knowledge of another: of permuted class relations, and of
+# confidences shuffled within each class.
+PERMUTED, SHUFFLED = "kd_sim_permuted", "kd_pt_shuffled"
+CONTROLS = {PERMUTED: "kd_sim", SHUFFLED: "kd_pt"}
+METHODS = (*LOSSES, *CONTROLS)
 positive = click.IntRange(min=1)
 share = click.FloatRange(0, 1)
 
@@ -38,10 +43,29 @@ def shared_options(default_losses):
             "--loss",
             "losses",
             multiple=True,
-            type=click.Choice(LOSSES),
+            type=click.Choice(METHODS),
             default=default_losses,
             help="A loss to train the student with; may be given several "
-            "times.",
+            "times. With --attribute all, unless it is given.",
+        ),
+        click.option(
+            "--attribute",
+            is_flag=True,
+            help="Say what each part of the teacher's knowledge was worth: "
+            "diagnose the teacher, then train the student with every loss "
+            "over several seeds, all from one teacher cache.",
+        ),
+        click.option(
+            "--seeds",
+            type=click.IntRange(min=2),
+            default=3,
+            help="Of --attribute: how many, from --seed on.",
+        ),
+        click.option(
+            "--time-budget",
+            type=click.FloatRange(0, min_open=True),
+            help="Of --attribute, in minutes: no run is started that would "
+            "not fit; the same command goes on. [default: none]",
         ),
         click.option(
             "--teacher",
@@ -112,7 +136,7 @@ def run_config(options):
     """The options that decide the results, for the run folder.
 
     Where the cache is does not, but that there is one does: its views are
-    other crops.
+    other crops. `--attribute` always has one.
 
     Args:
         options: dict of a command's options.
@@ -120,8 +144,11 @@ def run_config(options):
     Returns:
         A dict.
     """
-    config = {**options, "cache": options["cache"] is not None}
-    if not config["cache"]:
+    cached = options["cache"] is not None or options["attribute"]
+    config = {**options, "cache": cached}
+    for name in ("attribute", "seeds", "time_budget"):
+        config.pop(name)  # Runs can be added to a folder.
+    if not cached:
         config.pop("views", None)
     return config
 
@@ -141,6 +168,8 @@ class Study:
     reduction = "mean_with_sample_weight"
     # Columns of the table: heading, key of the result, factor and format.
     columns = ()
+    # Which result tells how good a student is, and whether more is better.
+    score, higher_is_better = None, True
 
     def __init__(self, run, strategy, options):
         import keras
@@ -186,6 +215,14 @@ class Study:
         """What makes a view of an example for the cache, or `None`."""
         return None
 
+    def diagnosed_data(self):
+        """Batches of (x, labels) that tell what the teacher has to offer."""
+        return self.cached_data()
+
+    def superclasses(self):
+        """The superclass of each class, or `None` where there are none."""
+        return None
+
     def evaluation_data(self):
         """Dict of data sets by part; `fit` reports the first of them."""
         raise NotImplementedError
@@ -217,11 +254,28 @@ class Study:
     def train_all(self, losses):
         """Trains the teacher and a student per loss, and prints the table.
 
+        With `--attribute` it says what each part of the knowledge was worth.
+
         Args:
-            losses: names out of `LOSSES`.
+            losses: names out of `METHODS`.
         """
+        options = self.options
+        if options["attribute"]:
+            import attribution_study
+
+            return attribution_study.attribute(
+                self,
+                attribution_study.methods_of(losses),
+                options["seeds"],
+                options["time_budget"],
+            )
         for name in losses:
             self.loss(name)  # Refuses a bad weight before anything is trained.
+        if SHUFFLED in losses and self.cache_path() is None:
+            raise ValueError(
+                f"{SHUFFLED} shuffles what a teacher cache holds. Received: "
+                "no --cache. Pass a folder for it."
+            )
         teacher = self.teacher()
         cache = self.cache(losses, teacher)
         for name in losses:
@@ -256,7 +310,7 @@ class Study:
         """The teacher cache of `--cache`, written if it is not there.
 
         Args:
-            loss_names: names out of `LOSSES`, which it shall serve.
+            loss_names: names out of `METHODS`, which it shall serve.
             teacher: a `keras.Model`.
 
         Returns:
@@ -267,7 +321,7 @@ class Study:
 
         losses = [self.loss(name) for name in loss_names]
         losses = [loss for loss in losses if loss.statistics]
-        path = self.options["cache"]
+        path = self.cache_path()
         if not (path and losses):
             return None
         if self.run.writes:
@@ -291,24 +345,56 @@ class Study:
         )
         return cache
 
-    def student(self, loss_name, teacher, cache=None):
-        """Trains a student with a loss, unless it is done."""
-        self.run.train_once(
-            f"student-{loss_name}",
-            lambda: self._train_student(loss_name, teacher, cache),
+    def cache_path(self):
+        """The folder of the teacher cache, or `None`."""
+        if self.options["attribute"] and self.options["cache"] is None:
+            return self.run.folder / "cache"
+        return self.options["cache"]
+
+    def shuffled_cache(self, cache):
+        """The cache with the examples of each class in another order."""
+        import numpy as np
+
+        from keras_kd.attribution import shuffle_within_labels
+
+        def order(labels):
+            return shuffle_within_labels(np.arange(len(labels)), labels)
+
+        return cache.shuffled(
+            f"{self.cache_path()}-shuffled", self.cached_data(), order
         )
+
+    def student(self, loss_name, teacher, cache=None, suffix=""):
+        """Trains a student with a loss, unless it is done.
+
+        Args:
+            loss_name: out of `METHODS`.
+            teacher: a `keras.Model`.
+            cache: optional `keras_kd.TeacherCache`.
+            suffix: of the student's name in the run folder.
+
+        Returns:
+            The student's name.
+        """
+        name = f"student-{loss_name}{suffix}"
+        self.run.train_once(
+            name, lambda: self._train_student(name, loss_name, teacher, cache)
+        )
+        return name
 
     def _train_teacher(self):
         with self._seeded_scope():
             distiller = self._distiller("teacher", self.build("teacher"))
         return self._fit("teacher", "teacher", distiller)
 
-    def _train_student(self, loss_name, teacher, cache):
+    def _train_student(self, name, loss_name, teacher, cache):
         with self._seeded_scope():
             distiller = self._distiller(
                 "student", self.build("student"), loss_name, teacher
             )
-        result = self._fit(f"student-{loss_name}", "student", distiller, cache)
+        if loss_name == SHUFFLED:
+            cache = self.shuffled_cache(cache)
+        result = self._fit(name, "student", distiller, cache)
         if loss_name != PLAIN:
             summary = distiller.gradient_scales["all"].summary()
             result["median_gradient_scale"] = summary["median"]
@@ -328,22 +414,36 @@ class Study:
             )
             distiller.compile(
                 optimizer=self.optimizer(role),
-                loss=self.loss(loss_name),
+                loss=self.loss(loss_name, teacher),
                 weighted_metrics=self.metrics(),
                 steps_per_execution=self.options["steps_per_execution"],
             )
         return distiller
 
-    def loss(self, name):
+    def loss(self, name, teacher=None):
         """A loss with the weight and temperature asked for.
 
-        One weight for two terms is shared between them as by default.
+        One weight for two terms is shared between them as by default. A
+        control has what the loss has that it belongs to.
+
+        Args:
+            name: out of `METHODS`.
+            teacher: `keras.Model` whose class relations are permuted in the
+                control of class relations.
+
+        Returns:
+            A `keras_kd.losses.DistillationLoss`.
         """
         import keras_kd as kd
 
         if name == PLAIN:
             return kd.LabelSmoothing(weight=0.0, reduction=self.reduction)
-        arguments = self.loss_arguments.get(name, {})
+        arguments = dict(self.loss_arguments.get(CONTROLS.get(name, name), {}))
+        if name == PERMUTED and teacher is not None:
+            arguments["logit_layer"] = kd.attribution.permuted_logit_weights(
+                kd.similarity.logit_weights(teacher)
+            )
+        name = CONTROLS.get(name, name)
         loss = kd.losses.get(name, reduction=self.reduction, **arguments)
         weight = self.options["weight"]
         temperature = self.options["temperature"]

@@ -584,6 +584,10 @@ def test_a_shuffled_cache_has_the_same_statistics_on_other_examples(
     flat = kept.reshape(60, *kept.shape[2:])
     np.testing.assert_array_equal(found, flat[::-1].reshape(kept.shape))
     np.testing.assert_array_equal(found, found_again)
+    teacher.layers[-1].kernel.assign_add(teacher.layers[-1].kernel)
+    other = write(tmp_path / "other", dataset, teacher, LOSSES[name]())
+    with pytest.raises(ValueError, match="teacher"):
+        other.shuffled(tmp_path / "control", dataset, None)
 
 
 # -- distribution --------------------------------------------------------------

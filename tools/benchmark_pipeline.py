@@ -64,7 +64,7 @@ def load(data_dir, count):
         classes=100,
         mean=images.CIFAR100_MEAN,
         deviation=images.CIFAR100_DEVIATION,
-        class_order=list(range(100)),
+        superclasses=None,
         flips=True,
     )
 

@@ -348,6 +348,10 @@ class TeacherCache:
         Returns:
             A `TeacherCache`.
 
+        Raises:
+            ValueError: if the data set is not the cache's, or what is at
+                `path` was made of another cache.
+
         Example:
         >>> def order(labels):
         ...     return shuffle_within_labels(np.arange(len(labels)), labels)
@@ -358,6 +362,8 @@ class TeacherCache:
             self.check(dataset)
             self._write_shuffled(path, dataset, order)
         control = TeacherCache(path)
+        mine = {k: v for k, v in self._manifest.items() if k != "parts"}
+        control._refuse(identity_differences(control._manifest, mine))
         control._augment = self._augment
         return control
 

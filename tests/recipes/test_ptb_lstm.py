@@ -21,22 +21,6 @@ run = functools.partial(processes.run, RECIPE)
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    """A folder in Mikolov's form, of a language that can be learnt."""
-    folder = tmp_path_factory.mktemp("text")
-    random = np.random.default_rng(0)
-    for part, lines in (("train", 300), ("valid", 40), ("test", 40)):
-        starts = random.integers(0, 40, lines)
-        (folder / f"ptb.{part}.txt").write_text(
-            "".join(
-                " " + " ".join(f"w{(s + i) % 50}" for i in range(7)) + " \n"
-                for s in starts
-            )
-        )
-    return folder
-
-
-@pytest.fixture(scope="module")
 def finished(text, tmp_path_factory):
     """A run with every loss."""
     folder = tmp_path_factory.mktemp("work")

@@ -1,0 +1,121 @@
+"""`--attribute`: what each part of the teacher's knowledge was worth.
+
+The teacher is diagnosed, then runs once over the data for a cache; every loss
+and control trains a student from it with each seed.
+"""
+
+import contextlib
+import time
+
+import click
+import study as studies
+
+from keras_kd import distribution
+
+
+def attribute(study, methods, seeds, time_budget=None):
+    """Trains the students and prints what each level of knowledge was worth.
+
+    Args:
+        study: a `study.Study`.
+        methods: names out of `study.METHODS`, "plain" among them.
+        seeds: how many, from the option `seed` on.
+        time_budget: optional minutes for all of it.
+
+    Raises:
+        ValueError: if several workers train together, or without "plain".
+    """
+    import keras_kd as kd
+
+    began = time.monotonic()
+    if distribution.spans_workers(study.strategy):
+        raise ValueError(
+            "--attribute runs in one process, which decides what there is time "
+            "for. Received: --strategy multiworker. Use --strategy mirrored."
+        )
+    for name in methods:
+        study.loss(name)  # Refuses a bad weight before anything is trained.
+    teacher = study.teacher()
+    diagnose(study, teacher)
+    cache = study.cache(methods, teacher)
+
+    def train(method, seed):
+        with at_seed(study, seed):
+            name = study.student(method, teacher, cache, f"-seed{seed}")
+        return study.run.results[name]
+
+    if time_budget is not None:
+        spent = time.monotonic() - began
+        time_budget = max(60 * time_budget - spent, 1e-3)
+    first = study.options["seed"]
+    attribution = kd.attribute(
+        train,
+        range(first, first + seeds),
+        methods,
+        folder=study.run.folder / "attribution",
+        time_budget=time_budget,
+        metric=study.score,
+        higher_is_better=study.higher_is_better,
+    )
+    click.echo(f"\n{attribution}\n")
+    attribution.to_tensorboard(study.run.tensorboard)
+    _save(attribution, study.run.folder, "attribution")
+    click.echo(f"tensorboard --logdir {study.run.tensorboard}")
+
+
+def diagnose(study, teacher):
+    """Prints and saves what the teacher has to offer, once in a run folder.
+
+    Args:
+        study: a `study.Study`.
+        teacher: a `keras.Model`.
+    """
+    import keras_kd as kd
+
+    if list(study.run.folder.glob("diagnosis*.html")):
+        return
+    # Statefully trained teachers start from the state zero.
+    for callback in study.callbacks(teacher):
+        callback.on_epoch_begin(0)
+    diagnosis = kd.diagnose(
+        teacher, study.diagnosed_data(), superclasses=study.superclasses()
+    )
+    click.echo(f"\n{diagnosis}\n")
+    diagnosis.to_tensorboard(study.run.tensorboard / "diagnosis")
+    _save(diagnosis, study.run.folder, "diagnosis")
+
+
+@contextlib.contextmanager
+def at_seed(study, seed):
+    """A study whose option `seed` is another one."""
+    before = study.options
+    study.options = {**before, "seed": seed}
+    try:
+        yield
+    finally:
+        study.options = before
+
+
+def methods_of(losses):
+    """The methods to compare: all, unless the user named some.
+
+    Args:
+        losses: what `--loss` gave.
+
+    Returns:
+        Names out of `study.METHODS`, "plain" the first of them.
+    """
+    source = click.get_current_context().get_parameter_source("losses")
+    if source is click.core.ParameterSource.DEFAULT:
+        return studies.METHODS
+    return dict.fromkeys((studies.PLAIN, *losses))
+
+
+def _save(report, folder, name):
+    """Saves a report beside those of earlier calls."""
+    number, path = 1, folder / f"{name}.html"
+    while path.exists():
+        number += 1
+        path = folder / f"{name}-{number}.html"
+    report.save(path)
+    click.echo(f"Report: {path}")
