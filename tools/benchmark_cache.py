@@ -10,32 +10,24 @@ two cores.
 
 import pathlib
 import statistics
-import sys
 import tempfile
 import time
 
 import click
+import pairs as benchmark_pairs
 
-sys.path.append(str(pathlib.Path(__file__).parents[1] / "recipes"))
-
-PAIRS = ("mlp", "resnet", "lstm")
+# Batch size, and batches at scale 1.
+SIZES = {"mlp": (128, 128), "resnet": (64, 32), "lstm": (20, 16)}
 
 
 @click.command(context_settings={"show_default": True})
-@click.option(
-    "--pair",
-    "pairs",
-    type=click.Choice(PAIRS),
-    multiple=True,
-    default=PAIRS,
-    help="May be given several times.",
-)
+@benchmark_pairs.option
 @click.option("--rounds", default=7)
 @click.option("--scale", default=1.0, help="Of the amount of data.")
-def main(pairs, rounds, scale):
+@benchmark_pairs.clock_option
+@benchmark_pairs.markdown_option
+def main(pairs, rounds, scale, clock, markdown):
     """Compares writing a cache with the teacher's bare predict."""
-    import common
-
     import keras_kd as kd
 
     losses = {
@@ -45,15 +37,18 @@ def main(pairs, rounds, scale):
     }
     rows = []
     for pair in pairs:
-        teacher, dataset, batches = PAIR_MAKERS[pair](scale)
-        dataset = dataset.take(batches)
+        batch_size, batches = SIZES[pair]
+        batches = max(int(batches * scale), 2)
+        teacher = benchmark_pairs.make_model(pair, "teacher")
+        dataset = benchmark_pairs.make_data(pair, batches, batch_size)
         for name, loss in losses.items():
-            found = measure(teacher, dataset, loss, rounds)
+            clocked = benchmark_pairs.CLOCKS[clock]
+            found = measure(teacher, dataset, loss, rounds, clocked)
             rows.append({"teacher": pair, "loss": name, **found})
-    common.print_table("Teacher cache", rows)
+    benchmark_pairs.print_rows("Teacher cache", rows, markdown)
 
 
-def measure(teacher, dataset, loss, rounds):
+def measure(teacher, dataset, loss, rounds, clock):
     """One row of the table."""
     import keras_kd as kd
 
@@ -61,14 +56,14 @@ def measure(teacher, dataset, loss, rounds):
     folder = pathlib.Path(tempfile.mkdtemp())
     ratios, reads = [], []
     for number in range(rounds):
-        began = time.perf_counter()
+        began = clock()
         teacher.make_predict_function(force=True)
         teacher.predict(inputs, verbose=0)
-        predicted = time.perf_counter()
+        predicted = clock()
         cache = kd.TeacherCache.write(
             folder / str(number), dataset, teacher, loss, verbose=0
         )
-        written = time.perf_counter()
+        written = clock()
         ratios.append((written - predicted) / (predicted - began))
         reads.append(read_rate(cache, dataset, loss))
     quartiles = statistics.quantiles(ratios, n=4)
@@ -87,66 +82,6 @@ def read_rate(cache, dataset, loss):
     for _ in attached:
         pass
     return cache.examples / (time.perf_counter() - began)
-
-
-def mlp_pair(scale):
-    """A 3 x 2048 perceptron on vectors of 784 numbers, 100 classes."""
-    import keras
-    from keras import layers
-
-    teacher = keras.Sequential(
-        [
-            keras.Input((784,)),
-            *(layers.Dense(2048, "relu") for _ in range(3)),
-            layers.Dense(100),
-        ]
-    )
-    count = max(int(16_384 * scale), 256)
-    return teacher, random_batches((count, 784), 100, 128), -(-count // 128)
-
-
-def resnet_pair(scale):
-    """A ResNet-56 on images of 32 x 32 pixels, 100 classes."""
-    import resnet
-
-    teacher = resnet.cifar_resnet(56, (32, 32, 3), 100, [127.0], [64.0])
-    count = max(int(2_048 * scale), 128)
-    return teacher, random_batches((count, 32, 32, 3), 100, 64), count // 64
-
-
-def lstm_pair(scale):
-    """A 2 x 650 LSTM on segments of 35 words of 10,000."""
-    import keras
-    import numpy as np
-    import tensorflow as tf
-    from keras import layers
-
-    inputs = keras.Input(batch_shape=(20, 35), dtype="int32")
-    x = layers.Embedding(10_000, 650)(inputs)
-    for _ in range(2):
-        x = layers.LSTM(650, return_sequences=True, stateful=True)(x)
-    teacher = keras.Model(inputs, layers.Dense(10_000)(x))
-    count = max(int(16 * scale), 2)
-    tokens = np.random.default_rng(0).integers(0, 10_000, (20 * count, 36))
-    tokens = tokens.astype("int32")
-    dataset = tf.data.Dataset.from_tensor_slices(
-        (tokens[:, :-1], tokens[:, 1:])
-    )
-    return teacher, dataset.batch(20), count
-
-
-def random_batches(shape, classes, batch_size):
-    """Batches of random numbers and labels."""
-    import numpy as np
-    import tensorflow as tf
-
-    random = np.random.default_rng(0)
-    x = random.normal(size=shape).astype("float32")
-    labels = random.integers(0, classes, shape[0]).astype("int32")
-    return tf.data.Dataset.from_tensor_slices((x, labels)).batch(batch_size)
-
-
-PAIR_MAKERS = {"mlp": mlp_pair, "resnet": resnet_pair, "lstm": lstm_pair}
 
 
 if __name__ == "__main__":

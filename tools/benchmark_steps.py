@@ -10,56 +10,42 @@ cores; `--pair mlp` takes two.
 
 import pathlib
 import statistics
-import sys
 import tempfile
-import time
 
 import click
+import pairs as benchmark_pairs
 
-sys.path.append(str(pathlib.Path(__file__).parents[1] / "recipes"))
-
-PAIRS = ("mlp", "resnet", "lstm")
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+# Batch size, batches, and steps of a round.
+SIZES = {"mlp": (512, 4, 40), "resnet": (64, 2, 4), "lstm": (20, 2, 5)}
 PLAIN, TEACHER, PEER = "student alone", "teacher alone", "keras.distillation"
 NO_HISTOGRAM = "cached kd_pt, no histogram"
+# By the name of the row, the name of the loss and its arguments.
 LOSSES = {
-    "label_smoothing": {},
-    "kd_pt": {},
-    "kd_sim": {},
-    "kd_pt_sim": {},
-    "kd_topk": {"k": 25},
-    "kd": {},
+    "label_smoothing": ("label_smoothing", {}),
+    "kd_pt": ("kd_pt", {}),
+    "kd_pt, T = 1": ("kd_pt", {"temperature": 1.0}),
+    "kd_sim": ("kd_sim", {}),
+    "kd_pt_sim": ("kd_pt_sim", {}),
+    "kd_topk": ("kd_topk", {"k": 25}),
+    "kd_topk, T = 1": ("kd_topk", {"k": 25, "temperature": 1.0}),
+    "kd": ("kd", {}),
 }
 
 
 @click.command(context_settings={"show_default": True})
-@click.option(
-    "--pair",
-    "pairs",
-    type=click.Choice(PAIRS),
-    multiple=True,
-    default=PAIRS,
-    help="May be given several times.",
-)
+@benchmark_pairs.option
 @click.option("--rounds", default=9)
 @click.option("--steps", type=int, help="In a round. [default: by the pair]")
 @click.option("--small", is_flag=True, help="Tiny models, to try the tool.")
-@click.option(
-    "--clock",
-    type=click.Choice(tuple(CLOCKS)),
-    default="wall",
-    help="`cpu` counts processor seconds, for a machine that is busy.",
-)
-@click.option("--markdown", is_flag=True, help="Print tables in Markdown.")
+@benchmark_pairs.clock_option
+@benchmark_pairs.markdown_option
 def main(pairs, rounds, steps, small, clock, markdown):
     """Prints a table of step times and ratios for each pair of models."""
+    clock = benchmark_pairs.CLOCKS[clock]
     for pair in pairs:
-        make = {"mlp": mlp_pair, "resnet": resnet_pair, "lstm": lstm_pair}
-        make_model, dataset, usual_steps = make[pair](small)
-        timers = make_timers(
-            make_model, dataset, steps or usual_steps, CLOCKS[clock]
-        )
-        print_rows(pair, rows(in_turns(timers, rounds)), markdown)
+        timers = make_timers(pair, small, steps or SIZES[pair][2], clock)
+        table = rows(in_turns(timers, rounds))
+        benchmark_pairs.print_rows(pair, table, markdown)
 
 
 def in_turns(timers, rounds):
@@ -73,12 +59,18 @@ def in_turns(timers, rounds):
     return times
 
 
-def make_timers(make_model, dataset, steps, clock):
+def make_timers(pair, small, steps, clock):
     """Functions by name that run some steps and return seconds a step."""
     import keras
 
     import keras_kd as kd
 
+    def make_model(role):
+        return benchmark_pairs.make_model(pair, role, small)
+
+    batch_size, batches, _ = SIZES[pair]
+    dataset = benchmark_pairs.make_data(pair, batches, batch_size, small)
+    dataset = dataset.cache().prefetch(2)
     plain_loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     teacher = make_model("teacher")
     stream = dataset.repeat()
@@ -109,8 +101,8 @@ def make_timers(make_model, dataset, steps, clock):
             clock,
         ),
     }
-    for name, arguments in LOSSES.items():
-        loss = kd.losses.get(name, **arguments)
+    for name, (kind, arguments) in LOSSES.items():
+        loss = kd.losses.get(kind, **arguments)
         data = stream
         if loss.statistics:
             data = cached(dataset, teacher, loss).repeat()
@@ -121,10 +113,10 @@ def make_timers(make_model, dataset, steps, clock):
             bare = kd.Distiller(
                 make_model("student"), teacher, gradient_scale=False
             )
-            loss = kd.losses.get(name, **arguments)
+            loss = kd.losses.get(kind, **arguments)
             timers[NO_HISTOGRAM] = fit_timer(bare, loss, data)
         if loss.statistics:
-            loss = kd.losses.get(name, **arguments)
+            loss = kd.losses.get(kind, **arguments)
             distiller = kd.Distiller(make_model("student"), teacher)
             timers[f"online {name}"] = fit_timer(distiller, loss, stream)
     timers[PEER] = fit_timer(peer(), plain_loss, stream)
@@ -179,90 +171,6 @@ def ratio_row(name, values, base, against):
         "ratio": f"{statistics.median(ratios):.2f}",
         "quartiles": f"{quartiles[0]:.2f} to {quartiles[2]:.2f}",
     }
-
-
-def print_rows(title, table, markdown):
-    """Prints rows, dicts of strings."""
-    import common
-
-    if not markdown:
-        common.print_table(title, table)
-        return
-    click.echo(f"\n{title}\n")
-    lines = [table[0].keys(), ["---"] * len(table[0])]
-    for line in [*lines, *(row.values() for row in table)]:
-        click.echo(f"| {' | '.join(line)} |")
-
-
-# -- pairs ---------------------------------------------------------------------
-
-
-def mlp_pair(small):
-    """A 3 x 2048 teacher and a 2 x 512 student on 784 numbers, batch 512."""
-    import keras
-    from keras import layers
-
-    scale = 32 if small else 1
-
-    def make_model(role):
-        depth, width = (3, 2048) if role == "teacher" else (2, 512)
-        hidden = [layers.Dense(width // scale, "relu") for _ in range(depth)]
-        return keras.Sequential(
-            [keras.Input((784,)), *hidden, layers.Dense(100)]
-        )
-
-    return make_model, random_batches((2048, 784), 100, 512), 20
-
-
-def resnet_pair(small):
-    """A ResNet-56 teacher and a ResNet-20 student, batch 64."""
-    import resnet
-
-    depths = {"teacher": 8, "student": 8} if small else {}
-    shape = (8, 8, 3) if small else (32, 32, 3)
-
-    def make_model(role):
-        depth = depths.get(role, 56 if role == "teacher" else 20)
-        return resnet.cifar_resnet(depth, shape, 100, [127.0], [64.0])
-
-    return make_model, random_batches((128, *shape), 100, 64), 5
-
-
-def lstm_pair(small):
-    """A 2 x 650 teacher and a 2 x 200 student, 10,000 words, 20 x 35."""
-    import keras
-    import numpy as np
-    import tensorflow as tf
-    from keras import layers
-
-    words, scale = (100, 50) if small else (10_000, 1)
-
-    def make_model(role):
-        units = (650 if role == "teacher" else 200) // scale
-        inputs = keras.Input(batch_shape=(20, 35), dtype="int32")
-        x = layers.Embedding(words, units)(inputs)
-        for _ in range(2):
-            x = layers.LSTM(units, return_sequences=True, stateful=True)(x)
-        return keras.Model(inputs, layers.Dense(words)(x))
-
-    tokens = np.random.default_rng(0).integers(0, words, (40, 36))
-    tokens = tokens.astype("int32")
-    dataset = tf.data.Dataset.from_tensor_slices(
-        (tokens[:, :-1], tokens[:, 1:])
-    )
-    return make_model, dataset.batch(20).cache().prefetch(2), 3
-
-
-def random_batches(shape, classes, batch_size):
-    """Batches of random numbers and labels, held in memory."""
-    import numpy as np
-    import tensorflow as tf
-
-    random = np.random.default_rng(0)
-    x = random.normal(size=shape).astype("float32")
-    labels = random.integers(0, classes, shape[0]).astype("int32")
-    dataset = tf.data.Dataset.from_tensor_slices((x, labels))
-    return dataset.batch(batch_size).cache().prefetch(2)
 
 
 if __name__ == "__main__":
