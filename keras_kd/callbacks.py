@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd.distribution import is_chief
+from keras_kd import distribution
 from keras_kd.similarity import class_similarity, logit_weights
 
 
@@ -99,7 +99,7 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
     def set_model(self, model):
         """Opens the event files, on the chief alone of several workers."""
         self._silent_writer = None
-        if not is_chief(model.distribute_strategy):
+        if not distribution.is_chief(distribution.strategy_of(model)):
             import tensorflow as tf
 
             self._silent_writer = tf.summary.create_noop_writer()
@@ -150,7 +150,7 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
         )
         self.summary.write(
             tag=name,
-            tensor=ops.convert_to_tensor(buckets, "float64"),
+            tensor=buckets.astype("float64"),
             step=step,
             metadata=metadata.create_summary_metadata(
                 display_name=None,

@@ -219,6 +219,15 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
     # -- numbers that may change while training ------------------------------
 
     @property
+    def variables(self):
+        """List of the `keras.Variable`s that the loss reads.
+
+        A subclass that has its own adds them: on JAX what is not listed is
+        compiled into the training step as it was at the first step.
+        """
+        return list(self._tunables.values())
+
+    @property
     def tunables(self):
         """Dict of the current values of what may change, by name."""
         # A variable of several replicas is no number to Python; its array is.

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 from keras.src.backend import get_keras_mask, set_keras_mask
 
-from keras_kd import distribution, losses
+from keras_kd import backend, distribution, losses
 from keras_kd.distillation_loss import (
     LABELS,
     check_labels,
@@ -44,7 +44,7 @@ class _Untracked:
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class Distiller(keras.Model):
+class Distiller(backend.Trainer):
     """Trains a student on labels and on a teacher's knowledge.
 
     It is a `keras.Model`: `compile` it with a distillation loss and `fit` it
@@ -130,7 +130,7 @@ class Distiller(keras.Model):
         self._teacher = _Untracked(teacher)
         self._teacher_classes = None
         if self.compiled:
-            with self.distribute_strategy.scope():
+            with self._scope():
                 self.loss.bind_teacher(teacher)
             self.train_function = None
 
@@ -190,7 +190,7 @@ class Distiller(keras.Model):
                 f"loss_weights={loss_weights}. Pass them to the loss, as in "
                 "KDPt(weight=0.3)."
             )
-        with self.distribute_strategy.scope():
+        with self._scope():
             loss = losses.get(loss)
             loss.bind_teacher(self.teacher)
             optimizer = keras.optimizers.get(optimizer)
@@ -240,7 +240,15 @@ class Distiller(keras.Model):
         the teacher's largest logit is the label's; empty where the teacher
         did not run).
         """
-        return dict(self._monitors.value.scales) if self.compiled else {}
+        if not self.compiled:
+            return {}
+        self.bring_up_to_date()
+        return dict(self._monitors.value.scales)
+
+    @property
+    def faults(self):
+        """The `Faults` that a step notes, for the host to look at after it."""
+        return self._monitors.value.faults
 
     @property
     def metrics(self):
@@ -253,35 +261,25 @@ class Distiller(keras.Model):
     def get_metrics_result(self):
         """Current metrics; of the gradient scales, the mean over all."""
         results = super().get_metrics_result()
-        for group, metric in self.gradient_scales.items():
-            if group != "all":
-                results.pop(metric.name, None)
+        if self.compiled:
+            for group, metric in self._monitors.value.scales.items():
+                if group != "all":
+                    results.pop(metric.name, None)
         return results
 
     # -- one step ------------------------------------------------------------
 
-    def train_step(self, data):
-        """One step: the teacher, outside the gradient, then the student.
+    def with_teacher(self, data):
+        """Adds to a batch what the loss needs from the teacher.
 
         Args:
             data: (x, labels) or (x, labels, sample_weight).
 
         Returns:
-            Dict of metric results.
+            (x, y, sample_weight), with y a dict.
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        y = self._with_statistics(x, _as_dict(y))
-        # The rest of the step (forward pass, loss scaling, regularisation,
-        # update, metrics) is Keras's own, on the targets made here.
-        logs = super().train_step((x, y, sample_weight))
-        return distribution.step_logs(logs, self.distribute_strategy)
-
-    def test_step(self, data):
-        """One step of evaluation: the student alone, on the labels."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        with self._evaluation():
-            logs = super().test_step((x, _as_dict(y), sample_weight))
-        return distribution.step_logs(logs, self.distribute_strategy)
+        return x, self._with_statistics(x, _as_dict(y)), sample_weight
 
     def _with_statistics(self, x, y):
         """Adds to the labels what the loss needs from the teacher."""
@@ -367,14 +365,12 @@ class Distiller(keras.Model):
         of many; this divides by what all replicas counted.
         """
         reduced = self.loss.reduce(values, mask, sample_weight)
-        replicas = self.distribute_strategy.num_replicas_in_sync
+        strategy = distribution.strategy_of(self)
+        replicas = distribution.num_replicas(strategy)
         if replicas == 1 or self.loss.reduction in ("sum", "none", None):
             return reduced
-        import tensorflow as tf
-
         count = self.loss.divisor(values, mask, sample_weight)
-        context = tf.distribute.get_replica_context()
-        total = context.all_reduce(tf.distribute.ReduceOp.SUM, count)
+        total = distribution.sum_over_replicas(count, strategy)
         return reduced * ops.divide_no_nan(count * replicas, total)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
@@ -401,7 +397,7 @@ class Distiller(keras.Model):
         return logits
 
     def _usable(self, y, logits, record=True):
-        """Puts out-of-range labels aside, and notes them for `_check_faults`.
+        """Puts out-of-range labels aside, and notes them in `faults`.
 
         Returns:
             y with every label inside [0, classes) or the ignored one, and
@@ -416,8 +412,7 @@ class Distiller(keras.Model):
         finite = y.get(_TEACHER_FINITE, ops.ones_like(in_range))
         current = self._at_current_temperature(y, in_range)
         if record:
-            faults = self._monitors.value.faults
-            faults.update_state(labels, in_range, finite, current)
+            self.faults.update_state(labels, in_range, finite, current)
         labels = ops.where(in_range, labels, 0)
         usable = ops.logical_and(in_range, ops.logical_and(finite, current))
         return {**y, LABELS: labels}, usable
@@ -495,7 +490,7 @@ class Distiller(keras.Model):
         if class_weight != self._class_weight:
             self._class_weight = class_weight
             self.train_function = None
-        strategy = self.distribute_strategy
+        strategy = distribution.strategy_of(self)
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = distribution.worker_callbacks(callbacks, strategy)
         with distribution.lost_worker_as_message(strategy):
@@ -505,25 +500,35 @@ class Distiller(keras.Model):
 
     def evaluate(self, *args, **kwargs):
         """Plain cross-entropy and metrics; as `keras.Model.evaluate`."""
-        strategy = self.distribute_strategy
+        strategy = distribution.strategy_of(self)
         with (
-            self._evaluation(),
+            self.evaluation(),
             distribution.lost_worker_as_message(strategy),
         ):
             return super().evaluate(*args, **kwargs)
 
     def predict(self, *args, **kwargs):
         """The student's outputs; as `keras.Model.predict`."""
-        with distribution.lost_worker_as_message(self.distribute_strategy):
+        strategy = distribution.strategy_of(self)
+        with distribution.lost_worker_as_message(strategy):
             return super().predict(*args, **kwargs)
 
+    def test_on_batch(self, *args, **kwargs):
+        """As `keras.Model.test_on_batch`, of the student alone."""
+        with self.evaluation():
+            return super().test_on_batch(*args, **kwargs)
+
     @contextlib.contextmanager
-    def _evaluation(self):
+    def evaluation(self):
+        """A context in which the student is evaluated, not trained."""
         before, self._evaluating = self._evaluating, True
         try:
             yield
         finally:
             self._evaluating = before
+
+    def _scope(self):
+        return distribution.scope(distribution.strategy_of(self))
 
     def _build_student(self, x):
         """Builds the student before callbacks such as BackupAndRestore ask."""
@@ -539,64 +544,19 @@ class Distiller(keras.Model):
                 ),
                 spec,
             )
-            with self.distribute_strategy.scope():
+            with self._scope():
                 self(inputs)
-
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Learns the shapes of a batch from one replica's share of it.
-
-        Keras averages the replicas' shares, and class ids become floats.
-        """
-        if iterator is not None and self._distribute_strategy is not None:
-            local = self._distribute_strategy.experimental_local_results
-            for _, _, batches in iterator:
-                data_batch = keras.tree.map_structure(
-                    lambda value: local(value)[0], next(batches)
-                )
-                break
-            iterator = None
-        super()._maybe_symbolic_build(iterator, data_batch)
-
-    def make_train_function(self, force=False):
-        """Makes the training step, followed by the check of its data."""
-        if self.train_function is None or force:
-            super().make_train_function(force=True)
-            self.train_function = self._checked(self.train_function)
-        return self.train_function
-
-    def make_test_function(self, force=False):
-        """Makes the evaluation step, followed by the check of its data."""
-        if self.test_function is None or force:
-            super().make_test_function(force=True)
-            self.test_function = self._checked(self.test_function)
-        return self.test_function
-
-    def _checked(self, step):
-        strategy = self.distribute_strategy
-        spans_workers = distribution.spans_workers(strategy)
-        replicas = strategy.num_replicas_in_sync
-
-        def checked_step(iterator):
-            if spans_workers or (replicas > 1 and self.steps_per_execution > 1):
-                iterator = distribution.local_iterator(
-                    iterator, self.steps_per_execution
-                )
-            logs = step(iterator)
-            self._monitors.value.faults.check(self)
-            return logs
-
-        return checked_step
 
     # -- saving --------------------------------------------------------------
 
     def save(self, *args, **kwargs):
         """As `keras.Model.save`; of several workers only the chief writes."""
-        if distribution.is_chief(self.distribute_strategy):
+        if distribution.is_chief(distribution.strategy_of(self)):
             super().save(*args, **kwargs)
 
     def save_weights(self, *args, **kwargs):
         """As `keras.Model.save_weights`; only the chief writes."""
-        if distribution.is_chief(self.distribute_strategy):
+        if distribution.is_chief(distribution.strategy_of(self)):
             super().save_weights(*args, **kwargs)
 
     def get_config(self):

@@ -1,6 +1,7 @@
-"""Several machines: what Keras 3 leaves to do under a multi-worker strategy.
+"""Several devices and machines: what Keras 3 leaves to do under `tf.distribute`.
 
-TensorFlow is imported where it is used: nothing here runs on other backends.
+Other backends have no such strategy, which is `None` here; then a process is
+alone with one device, as far as this package is concerned.
 """
 
 import contextlib
@@ -13,29 +14,98 @@ from keras import ops
 _CHIEF_ONLY = (keras.callbacks.CSVLogger, keras.callbacks.TensorBoard)
 
 
+def strategy_of(model):
+    """The strategy that a model belongs to.
+
+    Args:
+        model: a `keras.Model`.
+
+    Returns:
+        A `tf.distribute.Strategy`; `None` on backends other than TensorFlow.
+    """
+    return getattr(model, "distribute_strategy", None)
+
+
+def scope(strategy):
+    """The scope in which variables of a strategy are made.
+
+    Args:
+        strategy: a `tf.distribute.Strategy`, or `None`.
+
+    Returns:
+        A context manager.
+    """
+    return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+
+def num_replicas(strategy):
+    """How many replicas of a model are trained in sync.
+
+    Args:
+        strategy: a `tf.distribute.Strategy`, or `None`.
+
+    Returns:
+        An integer.
+    """
+    return 1 if strategy is None else strategy.num_replicas_in_sync
+
+
+def local_values(value, strategy):
+    """The values that a variable or a result has on this process's replicas.
+
+    Args:
+        value: a tensor or variable of the backend.
+        strategy: a `tf.distribute.Strategy`, or `None`.
+
+    Returns:
+        A sequence with one of them for each replica.
+    """
+    if strategy is None:
+        return (value,)
+    return strategy.experimental_local_results(value)
+
+
+def sum_over_replicas(value, strategy):
+    """The sum of what all replicas have, inside of a step.
+
+    Args:
+        value: a tensor.
+        strategy: a `tf.distribute.Strategy`, or `None`.
+
+    Returns:
+        A tensor of the same shape.
+    """
+    if num_replicas(strategy) == 1:
+        return value
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
 def spans_workers(strategy):
     """Whether a strategy trains in several processes.
 
     Args:
-        strategy: a `tf.distribute.Strategy`.
+        strategy: a `tf.distribute.Strategy`, or `None`.
 
     Returns:
         A boolean.
     """
-    return strategy.extended._in_multi_worker_mode()
+    return strategy is not None and strategy.extended._in_multi_worker_mode()
 
 
 def is_chief(strategy):
     """Whether this process is the one that writes files.
 
     Args:
-        strategy: a `tf.distribute.Strategy`.
+        strategy: a `tf.distribute.Strategy`, or `None`.
 
     Returns:
         `True` for worker 0 (or a task called chief), and always where there
         is one process.
     """
-    return strategy.extended.should_checkpoint
+    return strategy is None or strategy.extended.should_checkpoint
 
 
 def step_logs(logs, strategy):
@@ -65,9 +135,11 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
     def check_finite(self, grads):
         """Whether the gradients of every replica are finite."""
+        finite = super().check_finite(grads)
+        if keras.backend.backend() != "tensorflow":
+            return finite
         import tensorflow as tf
 
-        finite = super().check_finite(grads)
         context = tf.distribute.get_replica_context()
         if context is None or context.num_replicas_in_sync == 1:
             return finite
@@ -84,7 +156,7 @@ def worker_callbacks(callbacks, strategy):
 
     Args:
         callbacks: list of Keras callbacks, or `None`.
-        strategy: a `tf.distribute.Strategy`.
+        strategy: a `tf.distribute.Strategy`, or `None`.
 
     Returns:
         List of callbacks. On workers other than the chief those that only
@@ -165,12 +237,15 @@ def lost_worker_as_message(strategy):
     """Says clearly that another worker is gone.
 
     Args:
-        strategy: a `tf.distribute.Strategy`.
+        strategy: a `tf.distribute.Strategy`, or `None`.
 
     Raises:
         RuntimeError: instead of what TensorFlow raises in a step when a
             worker does not answer.
     """
+    if not spans_workers(strategy):
+        yield
+        return
     import tensorflow as tf
 
     lost = (
@@ -182,8 +257,6 @@ def lost_worker_as_message(strategy):
     try:
         yield
     except lost as error:
-        if not spans_workers(strategy):
-            raise
         raise RuntimeError(
             "Another worker does not answer: it ended, or was ended. See its "
             "output, then start all workers again; with BackupAndRestore they "

@@ -130,6 +130,11 @@ class _ClassRelationLoss(DistillationLoss):
         """Reads the teacher's logit layer; see `DistillationLoss`."""
         self.class_similarity.bind_teacher(teacher)
 
+    @property
+    def variables(self):
+        """The targets by class beside the numbers; see `DistillationLoss`."""
+        return [*super().variables, *self.class_similarity.variables]
+
     def get_config(self):
         """The arguments of the constructor."""
         return {**super().get_config(), **self.class_similarity.get_config()}

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_kd import distribution
 from keras_kd.distillation_loss import expand_weights
 from keras_kd.metrics import GradientScale
 
@@ -130,9 +131,9 @@ class Faults(keras.metrics.Metric):
         """
         # Replica by replica: their sum, which is what a metric's variable
         # gives, would mix up the labels that two of them saw.
-        local = distiller.distribute_strategy.experimental_local_results
-        for state in local(self.state.value):
-            count, label, teacher, stale = np.asarray(state)
+        strategy = distribution.strategy_of(distiller)
+        for state in distribution.local_values(self.state.value, strategy):
+            count, label, teacher, stale = ops.convert_to_numpy(state)
             if count or teacher or stale:
                 break
         else:

@@ -205,9 +205,15 @@ class ClassSimilarity:
         self.dtype = dtype
         self.weights = None
         self.fitted_alpha = None
-        self._table = None
+        self._table = self._unit = None
         if logit_layer is not None and not isinstance(logit_layer, str):
             self._use(self._given_weights())
+
+    @property
+    def variables(self):
+        """List of the variables that `target` reads."""
+        kept = [*(self._table or ()), self._unit]
+        return [variable for variable in kept if variable is not None]
 
     def bind_teacher(self, teacher):
         """Reads the teacher's logit layer, unless a matrix was given.

@@ -16,6 +16,8 @@ import dataclasses
 
 from keras import ops
 
+from keras_kd import backend
+
 # Below every logit that means anything, also when it is divided by a small
 # temperature.
 _BOTTOM = -1e30
@@ -95,12 +97,11 @@ class LabelSoftmax:
             [ops.repeat(rows, k), ops.reshape(classes, (-1,))], axis=-1
         )
 
-        @ops.custom_gradient
+        @backend.custom_gradient
         def picked(logits):
             value = ops.take_along_axis(logits, classes, axis=-1)
 
-            def gradient(*args, upstream=None):
-                (up,) = args if upstream is None else (upstream,)
+            def gradient(up):
                 # The classes are distinct: nothing need be added up.
                 return ops.scatter_update(
                     ops.zeros_like(logits), at, ops.reshape(up, (-1,))
@@ -123,12 +124,11 @@ class LabelSoftmax:
         """
         shift = self.shift
 
-        @ops.custom_gradient
+        @backend.custom_gradient
         def expected(logits):
             value = ops.sum(probabilities * (shift - logits), axis=-1)
 
-            def gradient(*args, upstream=None):
-                (up,) = args if upstream is None else (upstream,)
+            def gradient(up):
                 return -probabilities * ops.expand_dims(up, -1)
 
             return value, gradient
@@ -218,7 +218,7 @@ def _numbers(logits, labels, shift, temperature, with_plain):
     def put(values, at):
         return ops.scatter_update(values, at_label, at)
 
-    @ops.custom_gradient
+    @backend.custom_gradient
     def numbers(logits):
         scaled = logits - shift
         gap_sum = -ops.sum(scaled, axis=-1)
@@ -243,8 +243,7 @@ def _numbers(logits, labels, shift, temperature, with_plain):
         if with_plain:
             others = [top - ops.log(ops.max(plain, axis=-1)), *others]
 
-        def gradient(*args, upstream=None):
-            ups = args if upstream is None else upstream
+        def gradient(*ups):
             *up_others, up_label, up_sum = ups
             up = ops.expand_dims(up_others[-1] / temperature, -1)
             if with_plain:

@@ -1,0 +1,191 @@
+"""The Distiller's step on JAX, one compiled function.
+
+JAX compiles what a function reads into it as constants, unless it comes as an
+argument. Keras passes the student's variables; what else the step reads and
+may change between steps (the teacher's variables, the loss's) comes beside the
+data, so that it is neither given back nor overwritten.
+"""
+
+import contextlib
+
+import jax
+import keras
+import numpy as np
+from keras.src.backend import get_keras_mask, set_keras_mask
+
+
+def custom_gradient(function):
+    """As `tf.custom_gradient`: results' gradients come one by one.
+
+    Args:
+        function: function of a tensor that returns its results, and a function
+            from their gradients to that of the tensor.
+
+    Returns:
+        A function of a tensor.
+    """
+
+    def with_gradient_of_all(tensor):
+        results, gradient = function(tensor)
+        if not isinstance(results, tuple):
+            return results, gradient
+        return results, lambda gradients: gradient(*gradients)
+
+    return jax.custom_gradient(with_gradient_of_all)
+
+
+def compiled(function, variables=()):
+    """A compiled function outside the gradient.
+
+    Args:
+        function: function of tensors, or of nested structures of them.
+        variables: the `keras.Variable`s that it reads or changes.
+
+    Returns:
+        A function of the same arguments.
+    """
+
+    @jax.jit
+    def pure(values, *arguments):
+        with _standing_for(variables, values):
+            return function(*arguments), _changed(variables, values)
+
+    def run(*arguments):
+        result, changed = pure([v.value for v in variables], *arguments)
+        _assign(variables, changed)
+        return result
+
+    return run
+
+
+@contextlib.contextmanager
+def _standing_for(variables, values):
+    """Lets variables have other values, such as the arguments of a trace."""
+    before = [variable._value for variable in variables]
+    try:
+        for variable, value in zip(variables, values, strict=True):
+            variable._value = value
+        yield
+    finally:
+        for variable, value in zip(variables, before, strict=True):
+            variable._value = value
+
+
+def _changed(variables, values):
+    """Dict by position of the variables that were assigned other values."""
+    pairs = zip(variables, values, strict=True)
+    return {
+        i: variable._value
+        for i, (variable, value) in enumerate(pairs)
+        if variable._value is not value
+    }
+
+
+def _assign(variables, changed):
+    for i, value in changed.items():
+        variables[i].assign(value)
+
+
+class Trainer(keras.Model):
+    """The part of a Distiller that runs a step."""
+
+    def train_step(self, state, data):
+        """One step: the teacher, outside the gradient, then the student.
+
+        Args:
+            state: tuple of lists of the values of the trainable and the other
+                variables, the optimizer's and the metrics'.
+            data: what the step reads beside these, by `_step_variables`; and
+                (x, labels) or (x, labels, sample_weight).
+
+        Returns:
+            A pair of the dict of metric results and of what changed of the
+            teacher's carried states; and the new state.
+        """
+        values, batch = data
+        variables = self._step_variables()
+        with _standing_for(variables, values):
+            batch = self.with_teacher(batch)
+            changed = _changed(variables, values)
+            logs, state = super().train_step(state, batch)
+        return (logs, changed), state
+
+    def test_step(self, state, data):
+        """One step of evaluation: the student alone, on the labels."""
+        values, batch = data
+        with _standing_for(self._step_variables(), values), self.evaluation():
+            logs, state = super().test_step(state, batch)
+        return (logs, {}), state
+
+    def bring_up_to_date(self):
+        """Gives variables their current values, which Keras keeps elsewhere."""
+        self.jax_state_sync()
+
+    def _step_variables(self):
+        """What a step reads beside the student, optimizer and metrics."""
+        teacher = [] if self.teacher is None else self.teacher.variables
+        return [*teacher, *self.loss.variables]
+
+    def _make_function(self, step_function, concatenate_outputs=False):
+        # Of the three functions that Keras makes, `predict` alone has outputs.
+        if not concatenate_outputs:
+            step_function = self._checked(step_function)
+        return super()._make_function(step_function, concatenate_outputs)
+
+    def _checked(self, step):
+        """A step with all it reads, followed by the check of its data."""
+
+        def checked_step(state, batch):
+            variables = self._step_variables()
+            values = [variable.value for variable in variables]
+            try:
+                (logs, changed), state = step(state, (values, batch))
+                _assign(variables, changed)
+                if np.any(state[-1][-1]):
+                    self._give_back(state)
+                    self.faults.check(self)
+            except Exception:
+                self._give_back(state)
+                raise
+            return logs, state
+
+        return checked_step
+
+    def _give_back(self, state):
+        """Gives the variables their values, which Keras took from them.
+
+        It would do so at the end of an epoch, which a step that raises does
+        not reach.
+        """
+        names = ("trainable_variables", "non_trainable_variables")
+        if len(state) == 4:
+            names += ("optimizer_variables",)
+        names += ("metrics_variables",)
+        self._jax_state = dict(zip(names, state, strict=True))
+        self._jax_state_synced = False
+        self.jax_state_sync()
+
+    @property
+    def metrics_variables(self):
+        """Those of the metrics; the last one is that of the faults."""
+        variables = super().metrics_variables
+        return [*variables, self.faults.state] if self.compiled else variables
+
+    # Keras loses a mask where it takes the outputs out of the gradient.
+
+    def compute_loss_and_updates(self, *args, **kwargs):
+        """As Keras's, with the outputs' mask beside the outputs."""
+        loss, (unscaled, y_pred, *rest) = super().compute_loss_and_updates(
+            *args, **kwargs
+        )
+        return loss, (unscaled, (y_pred, get_keras_mask(y_pred)), *rest)
+
+    def _update_metrics_variables(
+        self, metrics_variables, loss, x, y, y_pred, sample_weight
+    ):
+        y_pred, mask = y_pred
+        if mask is not None:
+            set_keras_mask(y_pred, mask)
+        return super()._update_metrics_variables(
+            metrics_variables, loss, x, y, y_pred, sample_weight
+        )

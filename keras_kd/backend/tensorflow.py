@@ -1,0 +1,94 @@
+"""The Distiller's step on TensorFlow, on one device and under tf.distribute."""
+
+import keras
+import tensorflow as tf
+
+from keras_kd import distribution
+
+custom_gradient = tf.custom_gradient
+
+
+def compiled(function, variables=()):
+    """A compiled function outside the gradient.
+
+    Args:
+        function: function of tensors, or of nested structures of them.
+        variables: not used; TensorFlow knows what a function reads.
+
+    Returns:
+        A function of the same arguments.
+    """
+    del variables
+    return tf.function(function, autograph=False)
+
+
+class Trainer(keras.Model):
+    """The part of a Distiller that runs a step."""
+
+    def train_step(self, data):
+        """One step: the teacher, outside the gradient, then the student.
+
+        Args:
+            data: (x, labels) or (x, labels, sample_weight).
+
+        Returns:
+            Dict of metric results.
+        """
+        # The rest of the step (forward pass, loss scaling, regularisation,
+        # update, metrics) is Keras's own, on the targets made here.
+        logs = super().train_step(self.with_teacher(data))
+        return distribution.step_logs(logs, self.distribute_strategy)
+
+    def test_step(self, data):
+        """One step of evaluation: the student alone, on the labels."""
+        with self.evaluation():
+            logs = super().test_step(data)
+        return distribution.step_logs(logs, self.distribute_strategy)
+
+    def bring_up_to_date(self):
+        """Nothing: variables have their current values."""
+
+    def make_train_function(self, force=False):
+        """Makes the training step, followed by the check of its data."""
+        if self.train_function is None or force:
+            super().make_train_function(force=True)
+            self.train_function = self._checked(self.train_function)
+        return self.train_function
+
+    def make_test_function(self, force=False):
+        """Makes the evaluation step, followed by the check of its data."""
+        if self.test_function is None or force:
+            super().make_test_function(force=True)
+            self.test_function = self._checked(self.test_function)
+        return self.test_function
+
+    def _checked(self, step):
+        strategy = self.distribute_strategy
+        spans_workers = distribution.spans_workers(strategy)
+        replicas = strategy.num_replicas_in_sync
+
+        def checked_step(iterator):
+            if spans_workers or (replicas > 1 and self.steps_per_execution > 1):
+                iterator = distribution.local_iterator(
+                    iterator, self.steps_per_execution
+                )
+            logs = step(iterator)
+            self.faults.check(self)
+            return logs
+
+        return checked_step
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Learns the shapes of a batch from one replica's share of it.
+
+        Keras averages the replicas' shares, and class ids become floats.
+        """
+        if iterator is not None and self._distribute_strategy is not None:
+            local = self._distribute_strategy.experimental_local_results
+            for _, _, batches in iterator:
+                data_batch = keras.tree.map_structure(
+                    lambda value: local(value)[0], next(batches)
+                )
+                break
+            iterator = None
+        super()._maybe_symbolic_build(iterator, data_batch)

@@ -1,0 +1,91 @@
+"""The Distiller's step on PyTorch."""
+
+import keras
+import torch
+
+
+def custom_gradient(function):
+    """A function with a gradient of its own.
+
+    Keras's has one result; this has any number.
+
+    Args:
+        function: function of a tensor that returns its results, and a function
+            from their gradients to that of the tensor.
+
+    Returns:
+        A function of a tensor.
+    """
+    return lambda tensor: _CustomGradient.apply(function, tensor)
+
+
+class _CustomGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(context, function, tensor):
+        results, context.gradient = function(tensor)
+        return results
+
+    @staticmethod
+    def backward(context, *gradients):
+        return None, context.gradient(*gradients)
+
+
+def compiled(function, variables=()):
+    """A function outside the gradient; PyTorch runs it as it is.
+
+    Args:
+        function: function of tensors, or of nested structures of them.
+        variables: not used; a function reads what they are when it runs.
+
+    Returns:
+        A function of the same arguments.
+    """
+    del variables
+    return torch.no_grad()(function)
+
+
+class Trainer(keras.Model):
+    """The part of a Distiller that runs a step."""
+
+    def train_step(self, data):
+        """One step: the teacher, outside the gradient, then the student.
+
+        Args:
+            data: (x, labels) or (x, labels, sample_weight).
+
+        Returns:
+            Dict of metric results.
+        """
+        with torch.no_grad():
+            data = self.with_teacher(data)
+        return super().train_step(data)
+
+    def test_step(self, data):
+        """One step of evaluation: the student alone, on the labels."""
+        with self.evaluation():
+            return super().test_step(data)
+
+    def bring_up_to_date(self):
+        """Nothing: variables have their current values."""
+
+    def make_train_function(self, force=False):
+        """Makes the training step, followed by the check of its data."""
+        if self.train_function is None or force:
+            super().make_train_function(force=True)
+            self.train_function = self._checked(self.train_function)
+        return self.train_function
+
+    def make_test_function(self, force=False):
+        """Makes the evaluation step, followed by the check of its data."""
+        if self.test_function is None or force:
+            super().make_test_function(force=True)
+            self.test_function = self._checked(self.test_function)
+        return self.test_function
+
+    def _checked(self, step):
+        def checked_step(data):
+            logs = step(data)
+            self.faults.check(self)
+            return logs
+
+        return checked_step

@@ -1,0 +1,48 @@
+"""Values and gradients by the backend's own automatic differentiation."""
+
+import keras
+import numpy as np
+
+
+def value_and_gradient(function, array):
+    """A function's value and its gradient.
+
+    Args:
+        function: from a tensor to a scalar.
+        array: NumPy array, where to take them.
+
+    Returns:
+        Two NumPy arrays.
+    """
+    backend = keras.backend.backend()
+    value, gradient = _BY_BACKEND[backend](function, np.asarray(array))
+    numpy = keras.ops.convert_to_numpy
+    return numpy(value), numpy(gradient)
+
+
+def _tensorflow(function, array):
+    import tensorflow as tf
+
+    tensor = tf.constant(array)
+    with tf.GradientTape() as tape:
+        tape.watch(tensor)
+        value = function(tensor)
+    return value, tape.gradient(value, tensor)
+
+
+def _jax(function, array):
+    import jax
+
+    return jax.value_and_grad(function)(jax.numpy.asarray(array))
+
+
+def _torch(function, array):
+    import torch
+
+    tensor = torch.tensor(array, requires_grad=True)
+    value = function(tensor)
+    (gradient,) = torch.autograd.grad(value, tensor)
+    return value, gradient
+
+
+_BY_BACKEND = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}
