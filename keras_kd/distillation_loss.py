@@ -23,6 +23,7 @@ from keras.src.backend import get_keras_mask, set_keras_mask
 from keras.src.losses.loss import reduce_weighted_values
 
 from keras_kd.softmax import plain_and_tempered
+from keras_kd.targets import DenseTarget, SparseTarget
 
 LABELS = "labels"
 
@@ -330,9 +331,22 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
         logits = ops.cast(y_pred, self.dtype)
         labels = check_labels(labels, logits.shape)
         valid = self.valid_labels(labels)
-        plain, tempered = plain_and_tempered(logits, labels, self.temperature)
         targets = self.targets(labels, statistics, logits.shape[-1])
-
+        plain, tempered = plain_and_tempered(
+            logits,
+            labels,
+            self.temperature,
+            classes=[
+                target.classes
+                for target in targets.values()
+                if isinstance(target, SparseTarget)
+            ],
+            mixtures=[
+                target.probabilities
+                for target in targets.values()
+                if isinstance(target, DenseTarget)
+            ],
+        )
         terms = {k: t.cross_entropy(tempered) for k, t in targets.items()}
         factor = self._term_factor()
         loss = self._hard_weight() * plain.cross_entropy

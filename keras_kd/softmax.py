@@ -6,6 +6,10 @@ and the sum of all. They are taken together here, because each alone would read
 the [..., classes] array again, and with a gradient of their own, because
 automatic differentiation of the parts costs several times as much.
 
+What targets ask beyond the label (the gaps of some classes, the mean gap under
+a distribution) is taken in the same pass where it is known beforehand: its
+gradient is then added to the one array that there is anyway.
+
 The label is taken out of the others' sum, not subtracted from it: 1 - q_t then
 keeps its digits where q_t is close to 1. It is taken out by putting its logit
 to the bottom, after which the framework's softmax, which is fused, does the
@@ -36,6 +40,8 @@ class LabelSoftmax:
         logits: [..., classes], z as given.
         shift: [..., 1], max z, a constant to the gradient.
         temperature: scalar.
+        known: list of pairs, a tensor of classes or of probabilities that was
+            asked about beforehand, and its gaps at temperature 1.
     """
 
     others: object
@@ -44,6 +50,7 @@ class LabelSoftmax:
     logits: object
     shift: object
     temperature: object
+    known: list
 
     @property
     def num_classes(self):
@@ -88,30 +95,7 @@ class LabelSoftmax:
         Returns:
             [..., k].
         """
-        shape = ops.shape(classes)
-        k, num_classes = shape[-1], self.num_classes
-        flat = ops.reshape(self.logits, (-1, num_classes))
-        classes = ops.reshape(ops.cast(classes, "int32"), (-1, k))
-        rows = ops.arange(ops.shape(classes)[0], dtype="int32")
-        at = ops.stack(
-            [ops.repeat(rows, k), ops.reshape(classes, (-1,))], axis=-1
-        )
-
-        @backend.custom_gradient
-        def picked(logits):
-            value = ops.take_along_axis(logits, classes, axis=-1)
-
-            def gradient(up):
-                # The classes are distinct: nothing need be added up.
-                return ops.scatter_update(
-                    ops.zeros_like(logits), at, ops.reshape(up, (-1,))
-                )
-
-            return value, gradient
-
-        return (self.shift - ops.reshape(picked(flat), shape)) / (
-            self.temperature
-        )
+        return self._gaps(classes, _gaps_of)
 
     def expected_gap(self, probabilities):
         """Mean of (max z - z_i) / temperature under a distribution.
@@ -122,18 +106,13 @@ class LabelSoftmax:
         Returns:
             [...].
         """
-        shift = self.shift
+        return self._gaps(probabilities, _expected_gap)
 
-        @backend.custom_gradient
-        def expected(logits):
-            value = ops.sum(probabilities * (shift - logits), axis=-1)
-
-            def gradient(up):
-                return -probabilities * ops.expand_dims(up, -1)
-
-            return value, gradient
-
-        return expected(self.logits) / self.temperature
+    def _gaps(self, asked, compute):
+        for known, gaps in self.known:
+            if known is asked:
+                return gaps / self.temperature
+        return compute(self.logits, self.shift, asked) / self.temperature
 
 
 def label_softmax(logits, labels, temperature=1.0):
@@ -156,7 +135,7 @@ def label_softmax(logits, labels, temperature=1.0):
     return _softmaxes(logits, labels, temperature, with_plain=False)[-1]
 
 
-def plain_and_tempered(logits, labels, temperature):
+def plain_and_tempered(logits, labels, temperature, classes=(), mixtures=()):
     """`label_softmax` at temperature 1 and at another, for little more.
 
     Args:
@@ -164,40 +143,59 @@ def plain_and_tempered(logits, labels, temperature):
         labels: [...], integer class ids.
         temperature: scalar above 0; where it is 1 when this runs, one softmax
             serves both.
+        classes: list of [..., k] class ids, of which `gaps` will be asked.
+        mixtures: list of [..., classes] probabilities, of which
+            `expected_gap` will be asked.
 
     Returns:
         Two `LabelSoftmax`.
     """
-    return _softmaxes(logits, labels, temperature, with_plain=True)
+    return _softmaxes(logits, labels, temperature, True, classes, mixtures)
 
 
-def _softmaxes(logits, labels, temperature, with_plain):
+def _softmaxes(
+    logits, labels, temperature, with_plain, classes=(), mixtures=()
+):
     logits = ops.convert_to_tensor(logits)
     num_classes = logits.shape[-1]
     labels = ops.clip(ops.cast(labels, "int32"), 0, num_classes - 1)
     temperature = ops.convert_to_tensor(temperature, dtype=logits.dtype)
     shift = ops.stop_gradient(ops.max(logits, axis=-1, keepdims=True))
 
-    flat = ops.reshape(logits, (-1, num_classes))
-    numbers = _numbers(
-        flat,
-        ops.reshape(labels, (-1,)),
-        ops.reshape(shift, (-1, 1)),
-        temperature,
-        with_plain,
-    )
-    numbers = [ops.reshape(number, ops.shape(labels)) for number in numbers]
-    *others, label_gap, gap_sum = numbers
-    one = ops.ones((), dtype=logits.dtype)
-    return [
-        LabelSoftmax(each, label_gap / t, gap_sum / t, logits, shift, t)
-        for each, t in zip(
-            others, (one, temperature)[-len(others) :], strict=True
+    numbers = list(
+        _numbers(
+            _flat(logits),
+            ops.reshape(labels, (-1,)),
+            _flat(shift),
+            temperature,
+            with_plain,
+            [_flat(ops.cast(each, "int32")) for each in classes],
+            [_flat(each) for each in mixtures],
         )
+    )
+    temperatures = [ops.ones((), dtype=logits.dtype)] if with_plain else []
+    temperatures.append(temperature)
+    others = [_like(numbers.pop(0), labels) for _ in temperatures]
+    label_gap = _like(numbers.pop(0), labels)
+    gap_sum = _like(numbers.pop(0), labels)
+    known = [(each, _like(numbers.pop(0), each)) for each in classes]
+    known += [(each, _like(numbers.pop(0), labels)) for each in mixtures]
+    return [
+        LabelSoftmax(each, label_gap / t, gap_sum / t, logits, shift, t, known)
+        for each, t in zip(others, temperatures, strict=True)
     ]
 
 
-def _numbers(logits, labels, shift, temperature, with_plain):
+def _flat(values):
+    """[examples, ...] of [..., n]."""
+    return ops.reshape(values, (-1, values.shape[-1]))
+
+
+def _like(values, other):
+    return ops.reshape(values, ops.shape(other))
+
+
+def _numbers(logits, labels, shift, temperature, with_plain, classes, mixtures):
     """What a `LabelSoftmax` is made of, differentiable in the logits.
 
     Args:
@@ -206,10 +204,13 @@ def _numbers(logits, labels, shift, temperature, with_plain):
         shift: [examples, 1].
         temperature: scalar tensor.
         with_plain: whether temperature 1 is wanted as well.
+        classes: list of [examples, k].
+        mixtures: list of [examples, classes].
 
     Returns:
         [examples] tensors: `others` at temperature 1 (if wanted) and at the
-        temperature, then `label_gap` and `gap_sum` at temperature 1.
+        temperature, then `label_gap` and `gap_sum` at temperature 1; the gaps
+        of `classes` and the expected gaps of `mixtures`.
     """
     at_label = ops.stack(
         [ops.arange(ops.shape(labels)[0], dtype="int32"), labels], axis=-1
@@ -223,9 +224,10 @@ def _numbers(logits, labels, shift, temperature, with_plain):
         scaled = logits - shift
         gap_sum = -ops.sum(scaled, axis=-1)
         label_scaled = ops.squeeze(
-            ops.take_along_axis(scaled, ops.expand_dims(labels, -1), axis=-1),
-            -1,
+            backend.take_classes(scaled, ops.expand_dims(labels, -1)), -1
         )
+        gaps = [-backend.take_classes(scaled, each) for each in classes]
+        gaps += [-ops.sum(each * scaled, axis=-1) for each in mixtures]
         scaled = put(scaled, ops.full_like(label_scaled, _BOTTOM))
         top = ops.max(scaled, axis=-1)
         is_one = ops.equal(temperature, 1.0)
@@ -244,7 +246,9 @@ def _numbers(logits, labels, shift, temperature, with_plain):
             others = [top - ops.log(ops.max(plain, axis=-1)), *others]
 
         def gradient(*ups):
-            *up_others, up_label, up_sum = ups
+            count = len(others)
+            up_others, (up_label, up_sum) = ups[:count], ups[count : count + 2]
+            up_gaps = list(ups[count + 2 :])
             up = ops.expand_dims(up_others[-1] / temperature, -1)
             if with_plain:
                 up_plain = ops.expand_dims(up_others[0], -1)
@@ -257,8 +261,44 @@ def _numbers(logits, labels, shift, temperature, with_plain):
                 result = tempered * up
             result = result - ops.expand_dims(up_sum, -1)
             # The probabilities leave the label out, and so do these sums.
-            return put(result, -up_sum - up_label)
+            result = put(result, -up_sum - up_label)
+            for each in classes:
+                result = backend.add_to_classes(result, each, -up_gaps.pop(0))
+            for each in mixtures:
+                result = result - each * ops.expand_dims(up_gaps.pop(0), -1)
+            return result
 
-        return (*others, -label_scaled, gap_sum), gradient
+        return (*others, -label_scaled, gap_sum, *gaps), gradient
 
     return numbers(logits)
+
+
+def _gaps_of(logits, shift, classes):
+    """Gaps max z - z_i of [..., k] classes, differentiable in the logits."""
+    flat = _flat(ops.cast(classes, "int32"))
+
+    @backend.custom_gradient
+    def picked(logits):
+        value = backend.take_classes(logits, flat)
+
+        def gradient(up):
+            return backend.add_to_classes(ops.zeros_like(logits), flat, up)
+
+        return value, gradient
+
+    return shift - _like(picked(_flat(logits)), classes)
+
+
+def _expected_gap(logits, shift, probabilities):
+    """Mean of max z - z_i under probabilities, constant to the gradient."""
+
+    @backend.custom_gradient
+    def expected(logits):
+        value = ops.sum(probabilities * (shift - logits), axis=-1)
+
+        def gradient(up):
+            return -probabilities * ops.expand_dims(up, -1)
+
+        return value, gradient
+
+    return expected(logits)

@@ -51,13 +51,12 @@ class SparseTarget:
 
     def cross_entropy(self, softmax):
         """[...], H(target, softmax), with no [..., classes] target."""
-        classes = ops.cast(self.classes, "int32")
-        gaps = softmax.gaps(classes)
+        gaps = softmax.gaps(self.classes)
         normaliser = softmax.log_normaliser
         named = ops.sum(
             self.masses * (ops.expand_dims(normaliser, -1) + gaps), axis=-1
         )
-        others = max(softmax.num_classes - classes.shape[-1], 1)
+        others = max(softmax.num_classes - self.classes.shape[-1], 1)
         mean_gap = (softmax.gap_sum - ops.sum(gaps, axis=-1)) / others
         return named + self.rest * (normaliser + ops.maximum(mean_gap, 0.0))
 

@@ -1,19 +1,39 @@
 """What differs between TensorFlow, JAX and PyTorch, a module a backend.
 
-Each has a `Trainer`, the part of the Distiller that runs a step, and two
-functions: `custom_gradient`, as `tf.custom_gradient`, and `compiled`, which
-runs models outside the gradient. Keras's own choice of backend decides which
-module is used; the rest of the package knows none of them.
+Each has a `Trainer`, the part of the Distiller that runs a step, and functions:
+`custom_gradient`, as `tf.custom_gradient`; `compiled`, which runs models
+outside the gradient; and `take_classes` and `add_to_classes`, for which
+`keras.ops` has nothing that is fast on TensorFlow. Keras's own choice of
+backend decides which module is used; the rest of the package knows none of
+them.
 """
 
 import keras
 
 if keras.backend.backend() == "tensorflow":
-    from keras_kd.backend.tensorflow import Trainer, compiled, custom_gradient
+    from keras_kd.backend.tensorflow import (
+        Trainer,
+        add_to_classes,
+        compiled,
+        custom_gradient,
+        take_classes,
+    )
 elif keras.backend.backend() == "jax":
-    from keras_kd.backend.jax import Trainer, compiled, custom_gradient
+    from keras_kd.backend.jax import (
+        Trainer,
+        add_to_classes,
+        compiled,
+        custom_gradient,
+        take_classes,
+    )
 elif keras.backend.backend() == "torch":
-    from keras_kd.backend.torch import Trainer, compiled, custom_gradient
+    from keras_kd.backend.torch import (
+        Trainer,
+        add_to_classes,
+        compiled,
+        custom_gradient,
+        take_classes,
+    )
 else:
     raise ImportError(
         "keras_kd trains on TensorFlow, JAX and PyTorch. Received: Keras "
@@ -21,4 +41,10 @@ else:
         "KERAS_BACKEND to tensorflow, jax or torch before Keras is imported."
     )
 
-__all__ = ["Trainer", "compiled", "custom_gradient"]
+__all__ = [
+    "Trainer",
+    "add_to_classes",
+    "compiled",
+    "custom_gradient",
+    "take_classes",
+]

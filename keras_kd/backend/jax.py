@@ -86,6 +86,34 @@ def _assign(variables, changed):
         variables[i].assign(value)
 
 
+def take_classes(values, classes):
+    """The values of some classes of each example.
+
+    Args:
+        values: [examples, classes].
+        classes: [examples, k] class ids.
+
+    Returns:
+        [examples, k].
+    """
+    return keras.ops.take_along_axis(values, classes, axis=-1)
+
+
+def add_to_classes(values, classes, added):
+    """Adds something to the values of some classes of each example.
+
+    Args:
+        values: [examples, classes].
+        classes: [examples, k] class ids, those of an example distinct.
+        added: [examples, k].
+
+    Returns:
+        [examples, classes].
+    """
+    rows = jax.numpy.arange(len(values))[:, None]
+    return values.at[rows, classes].add(added, unique_indices=True)
+
+
 class Trainer(keras.Model):
     """The part of a Distiller that runs a step."""
 

@@ -44,6 +44,33 @@ def compiled(function, variables=()):
     return torch.no_grad()(function)
 
 
+def take_classes(values, classes):
+    """The values of some classes of each example.
+
+    Args:
+        values: [examples, classes].
+        classes: [examples, k] class ids.
+
+    Returns:
+        [examples, k].
+    """
+    return keras.ops.take_along_axis(values, classes, axis=-1)
+
+
+def add_to_classes(values, classes, added):
+    """Adds something to the values of some classes of each example.
+
+    Args:
+        values: [examples, classes].
+        classes: [examples, k] class ids, those of an example distinct.
+        added: [examples, k].
+
+    Returns:
+        [examples, classes].
+    """
+    return values.scatter_add(-1, classes.long(), added)
+
+
 class Trainer(keras.Model):
     """The part of a Distiller that runs a step."""
 
