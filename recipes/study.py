@@ -100,12 +100,22 @@ def shared_options(default_losses):
         ),
     ]
 
-    def decorate(command):
-        for option in reversed(options):
-            command = option(command)
-        return command
+    return lambda command: with_options(command, options)
 
-    return decorate
+
+def with_options(command, options):
+    """A command with more options, listed in their order.
+
+    Args:
+        command: what click decorates.
+        options: list of click's decorators.
+
+    Returns:
+        The decorated command.
+    """
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def run_config(options):
