@@ -216,9 +216,8 @@ class Study:
 
     def teacher_of_one_process(self, teacher):
         """A copy of the teacher that one of several workers can run alone."""
-        import keras
-
-        copy = keras.models.clone_model(teacher)
+        # Keras's `clone_model` would untie weights that layers share.
+        copy = type(teacher).from_config(teacher.get_config())
         copy.set_weights(teacher.get_weights())
         return copy
 
@@ -250,7 +249,9 @@ class Study:
             self.run.train_once("teacher", self._train_teacher)
             self._wait_for_chief()
         with self.strategy.scope():
-            teacher = self.fitted_teacher(keras.models.load_model(path))
+            # It is not trained on, so that how it was does not matter.
+            model = keras.models.load_model(path, compile=False)
+            teacher = self.fitted_teacher(model)
         if self.options["teacher"]:
             self.evaluate_teacher(teacher)
         return teacher
