@@ -10,6 +10,7 @@ Knowledge Distillation", the ImageNet study).
 needs `imagenet2012` as TFDS prepares it, and GPUs.
 """
 
+import batches
 import click
 import common
 import images
@@ -193,13 +194,13 @@ class ImageNetStudy(study.Study):
             lambda encoded, label: (centre_crop(encoded, size), label),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
-        batches = images.full_batches(
+        dataset = batches.full_batches(
             dataset,
             self.builder.info.splits["validation"].num_examples,
             self.options["batch_size"],
         )
         # Else files are dealt out, and the filling once per worker.
-        return {"valid": distribution.shard_by_example(batches)}
+        return {"valid": distribution.shard_by_example(dataset)}
 
     def _encoded(self, split, shuffle):
         """(JPEG bytes, label); a crop need not decode the whole image."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import batches
 import numpy as np
 
 # Of the channels of CIFAR-100's training images.
@@ -174,25 +175,16 @@ def training_stream(images, size, batch_size, seed, first_epoch, augment):
     from keras_kd import distribution
 
     pixels, labels = (tf.constant(array[:size]) for array in images.train)
-    used = size // batch_size * batch_size
     view = view_function(images, augment)
     # Of the seed's two parts the second is the position, so that no two
     # images of any epoch get the same.
     order_seed, image_seed = np.random.default_rng(seed).integers(2**31, size=2)
 
-    def order_of_epoch(epoch):
-        order = tf.random.experimental.stateless_shuffle(
-            tf.range(size), seed=[order_seed, epoch]
-        )
-        positions = epoch * used + tf.range(used, dtype=tf.int64)
-        return tf.data.Dataset.from_tensor_slices((order[:used], positions))
-
     def example(index, position):
         seed = tf.stack([image_seed, position])
         return view(pixels[index], seed), labels[index]
 
-    epochs = tf.data.Dataset.range(first_epoch, np.iinfo("int64").max)
-    dataset = epochs.flat_map(order_of_epoch)
+    dataset = batches.epoch_orders(size, batch_size, order_seed, first_epoch)
     dataset = dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.batch(batch_size, drop_remainder=True)
     dataset = dataset.prefetch(tf.data.AUTOTUNE)
@@ -234,7 +226,8 @@ def evaluation_batches(arrays, batch_size):
         batch_size: integer.
 
     Returns:
-        A `tf.data.Dataset` of (x, labels, sample_weight); see `full_batches`.
+        A `tf.data.Dataset` of (x, labels, sample_weight); see
+        `batches.full_batches`.
     """
     import tensorflow as tf
 
@@ -244,32 +237,8 @@ def evaluation_batches(arrays, batch_size):
         return tf.cast(image, tf.float32), label
 
     dataset = tf.data.Dataset.from_tensor_slices(arrays).map(example)
-    dataset = full_batches(dataset, len(arrays[0]), batch_size)
+    dataset = batches.full_batches(dataset, len(arrays[0]), batch_size)
     return distribution.shard_by_example(dataset)
-
-
-def full_batches(dataset, size, batch_size):
-    """Batches that are all full, so that no replica has an empty share.
-
-    Not every kernel takes an empty batch (convolutions on processors do not).
-
-    Args:
-        dataset: `tf.data.Dataset` of (image, label).
-        size: how many examples it has.
-        batch_size: integer.
-
-    Returns:
-        A `tf.data.Dataset` of (x, labels, sample_weight), with weight 1 for
-        each example and 0 for what fills up the last batch.
-    """
-    import tensorflow as tf
-
-    def weighted(weight):
-        return lambda image, label: (image, label, tf.constant(weight))
-
-    filling = dataset.take(1).repeat(-size % batch_size).map(weighted(0.0))
-    dataset = dataset.map(weighted(1.0)).concatenate(filling)
-    return dataset.batch(batch_size, drop_remainder=True).prefetch(2)
 
 
 def accuracies():

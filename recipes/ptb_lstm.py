@@ -18,32 +18,15 @@ is the paper's size, for a machine with a GPU.
 
 import click
 import common
+import language_model
 import strategies
 import study
 import text_data
 from study import positive, share
 
-# Chosen on the validation part of CPython's text, with one seed. Spread over
-# thousands of words the even share of KD-pt costs perplexity, hence its small
-# weight.
-LOSS_ARGUMENTS = {
-    # Its weight is then the usual smoothing.
-    "label_smoothing": {"smoothing": 1.0, "weight": 0.1},
-    "kd_pt": {"weight": 0.1, "temperature": 4.0},
-    "kd_sim": {"weight": 1.0, "temperature": 1.0},
-    "kd_pt_sim": {"pt_weight": 0.1, "sim_weight": 0.5, "temperature": 1.0},
-    "kd_topk": {"weight": 0.5, "temperature": 1.0},
-    "kd": {"weight": 0.5, "temperature": 1.0},
-}
-
 
 @click.command(context_settings={"show_default": True})
-@click.option(
-    "--data-dir",
-    type=click.Path(exists=True, file_okay=False),
-    help="Folder with {train,valid,test}.txt, or with ptb. before the names.",
-)
-@click.option("--download", is_flag=True, help="Fetch PTB, once.")
+@language_model.text_options
 @click.option(
     "--tokens",
     type=positive,
@@ -61,16 +44,7 @@ LOSS_ARGUMENTS = {
 @click.option("--epochs", type=positive, default=14, help="Of the student.")
 @click.option("--batch-size", type=positive, default=16, help="Global.")
 @click.option("--time-steps", type=positive, default=35, help="Per segment.")
-@click.option("--optimizer", type=click.Choice(("adam", "sgd")), default="adam")
-@click.option("--learning-rate", type=float, default=1e-2)
-@click.option("--teacher-learning-rate", type=float, default=5e-3)
-@click.option(
-    "--decay",
-    type=click.Choice(("cosine", "none")),
-    default="cosine",
-    help="Of the learning rate, over all steps.",
-)
-@click.option("--clip-norm", type=float, default=5.0, help="Global norm.")
+@language_model.optimizer_options(1e-2, 5e-3)
 @study.shared_options(("plain", "kd_pt", "kd_pt_sim", "kd"))
 def main(losses, log_dir, **options):
     """Compares distillation losses on an LSTM language model."""
@@ -89,7 +63,7 @@ def main(losses, log_dir, **options):
             f"tokens, {len(corpus.vocabulary):,} words. Run folder: "
             f"{run.folder}"
         )
-        LanguageModelStudy(corpus, run, strategy, options).train_all(losses)
+        LSTMStudy(corpus, run, strategy, options).train_all(losses)
 
 
 def read_corpus(data_dir, download, tokens, vocabulary, **_):
@@ -99,7 +73,7 @@ def read_corpus(data_dir, download, tokens, vocabulary, **_):
     return text_data.load(data_dir, download, tokens, vocabulary)
 
 
-class LanguageModelStudy(study.Study):
+class LSTMStudy(language_model.LanguageModelStudy):
     """Stateful LSTMs on text cut into streams; see `study.Study`.
 
     Args:
@@ -109,7 +83,6 @@ class LanguageModelStudy(study.Study):
         options: dict of the command's options.
     """
 
-    loss_arguments = LOSS_ARGUMENTS
     columns = (
         ("valid", "valid_perplexity", 1, ".2f"),
         ("test", "test_perplexity", 1, ".2f"),
@@ -142,12 +115,6 @@ class LanguageModelStudy(study.Study):
         """Validation text, which `fit` reports, and test text."""
         return {part: self.data[part] for part in ("valid", "test")}
 
-    def metrics(self):
-        """Perplexity."""
-        import keras_nlp
-
-        return [keras_nlp.metrics.Perplexity(from_logits=True)]
-
     def callbacks(self, *models):
         """Starts each text from the state zero."""
         return [make_state_reset(*models)]
@@ -159,7 +126,7 @@ class LanguageModelStudy(study.Study):
 
         units = self.options[f"{role}_units"]
         dropout = self.options[f"{role}_dropout"]
-        words = len(self.corpus.vocabulary)
+        words = self.classes()
         inputs = keras.Input(batch_shape=self.input_shape, dtype="int32")
         x = layers.Embedding(words, units)(inputs)
         x = layers.Dropout(dropout)(x)
@@ -169,35 +136,16 @@ class LanguageModelStudy(study.Study):
         logits = layers.Dense(words, dtype="float32", name="logits")(x)
         return keras.Model(inputs, logits, name=role)
 
-    def optimizer(self, role):
-        """Adam or SGD with clipped gradients and a falling rate."""
-        import keras
-
-        options = self.options
-        prefix = "teacher_" if role == "teacher" else ""
-        rate = options[f"{prefix}learning_rate"]
-        if options["decay"] == "cosine":
-            rate = keras.optimizers.schedules.CosineDecay(
-                rate, self.epochs(role) * self.steps_per_epoch(role)
-            )
-        make = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}
-        return make[options["optimizer"]](
-            rate, global_clipnorm=options["clip_norm"]
-        )
+    def classes(self):
+        """Number of words."""
+        return len(self.corpus.vocabulary)
 
     def fitted_teacher(self, model):
         """A loaded model, for this run's vocabulary and batch size.
 
         A stateful model is bound to the batch size that it was built with.
         """
-        words = len(self.corpus.vocabulary)
-        if model.output_shape[-1] != words:
-            raise ValueError(
-                "The teacher must have been trained with this vocabulary. "
-                f"Received: a teacher of {model.output_shape[-1]} words for a "
-                f"text of {words}. Use the teacher's text, --tokens and "
-                "--vocabulary, or leave --teacher out."
-            )
+        model = super().fitted_teacher(model)
         if tuple(model.input_shape) == self.input_shape:
             return model
         return with_input_shape(model, self.input_shape)

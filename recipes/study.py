@@ -124,12 +124,22 @@ def shared_options(default_losses):
         ),
     ]
 
-    def decorate(command):
-        for option in reversed(options):
-            command = option(command)
-        return command
+    return lambda command: with_options(command, options)
 
-    return decorate
+
+def with_options(command, options):
+    """A command with more options, listed in their order.
+
+    Args:
+        command: what click decorates.
+        options: list of click's decorators.
+
+    Returns:
+        The decorated command.
+    """
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def run_config(options):
@@ -243,9 +253,8 @@ class Study:
 
     def teacher_of_one_process(self, teacher):
         """A copy of the teacher that one of several workers can run alone."""
-        import keras
-
-        copy = keras.models.clone_model(teacher)
+        # Keras's `clone_model` would untie weights that layers share.
+        copy = type(teacher).from_config(teacher.get_config())
         copy.set_weights(teacher.get_weights())
         return copy
 
@@ -294,7 +303,9 @@ class Study:
             self.run.train_once("teacher", self._train_teacher)
             self._wait_for_chief()
         with self.strategy.scope():
-            teacher = self.fitted_teacher(keras.models.load_model(path))
+            # It is not trained on, so that how it was does not matter.
+            model = keras.models.load_model(path, compile=False)
+            teacher = self.fitted_teacher(model)
         if self.options["teacher"]:
             self.evaluate_teacher(teacher)
         return teacher

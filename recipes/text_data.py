@@ -13,6 +13,7 @@ import os
 import pathlib
 import re
 import sysconfig
+from collections.abc import Callable
 
 import numpy as np
 
@@ -45,6 +46,36 @@ _SKIPPED_PACKAGES = {
     "turtledemo",
     "ensurepip",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Documents:
+    """Text as it was written, a sentence or paragraph a document.
+
+    Attributes:
+        source: one line that says where the text is from.
+        split: function from a document to its list of words.
+        train: list of strings.
+        valid: list of strings.
+        test: list of strings.
+    """
+
+    source: str
+    split: Callable
+    train: list
+    valid: list
+    test: list
+
+    def words(self):
+        """Dict by part of lists of words, `<eos>` after each document."""
+        return {
+            part: [
+                word
+                for document in getattr(self, part)
+                for word in (*self.split(document), EOS)
+            ]
+            for part in PARTS
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +120,34 @@ def load(
         A `Corpus`.
 
     Raises:
-        ValueError: if both `data_dir` and `download` are given, or the text
-            is too short.
+        ValueError: if both `data_dir` and `download` are given.
         FileNotFoundError: if a file is missing.
         OSError: if the download fails, with the ways on.
+    """
+    documents = load_documents(data_dir, download, ptb_url)
+    words = documents.words()
+    if tokens is not None:
+        words["train"] = words["train"][:tokens]
+    vocabulary = make_vocabulary(words["train"], vocabulary_size)
+    ids = {part: encode(words[part], vocabulary) for part in PARTS}
+    return Corpus(source=documents.source, vocabulary=vocabulary, **ids)
+
+
+def load_documents(data_dir=None, download=False, ptb_url=PTB_URL):
+    """Reads text without encoding it.
+
+    Args:
+        data_dir: see `load`, as the following.
+        download: boolean.
+        ptb_url: string.
+
+    Returns:
+        `Documents`.
+
+    Raises:
+        ValueError: see `load`, as the following.
+        FileNotFoundError: if a file is missing.
+        OSError: if the download fails.
     """
     if data_dir and download:
         raise ValueError(
@@ -103,21 +158,7 @@ def load(
         folder = download_ptb(ptb_url)
     else:
         folder = data_dir or _downloaded_ptb()
-    if folder:
-        source = f"Text: the files in {folder}."
-        words = read_folder(folder)
-    else:
-        source = (
-            "Text: English that CPython ships (the reference manual's topics "
-            "and the standard library's docstrings); --data-dir or --download "
-            "for PTB."
-        )
-        words = python_text()
-    if tokens is not None:
-        words["train"] = words["train"][:tokens]
-    vocabulary = make_vocabulary(words["train"], vocabulary_size)
-    ids = {part: encode(words[part], vocabulary) for part in PARTS}
-    return Corpus(source=source, vocabulary=vocabulary, **ids)
+    return read_folder(folder) if folder else python_text()
 
 
 # -- sources -------------------------------------------------------------------
@@ -131,16 +172,18 @@ def read_folder(folder):
             without "ptb." before its name.
 
     Returns:
-        Dict from "train", "valid" and "test" to lists of words, with `<eos>`
-        at the end of each line.
+        `Documents`, each a line.
 
     Raises:
         FileNotFoundError: if a file is missing, with what was found.
     """
-    return {
-        part: _words_of_lines(_find_file(pathlib.Path(folder), part))
-        for part in PARTS
-    }
+    lines = {}
+    for part in PARTS:
+        path = _find_file(pathlib.Path(folder), part)
+        with open(path, encoding="utf-8") as file:
+            lines[part] = list(file)
+    source = f"Text: the files in {folder}."
+    return Documents(source=source, split=str.split, **lines)
 
 
 def _find_file(folder, part):
@@ -158,14 +201,6 @@ def _find_file(folder, part):
         f"{folder}. Received: {found}. Put train, valid and test text there, "
         "or leave --data-dir out."
     )
-
-
-def _words_of_lines(path):
-    words = []
-    with open(path, encoding="utf-8") as lines:
-        for line in lines:
-            words += [*line.split(), EOS]
-    return words
 
 
 def _ptb_cache():
@@ -222,31 +257,39 @@ def download_ptb(url=PTB_URL):
 def python_text():
     """English text that comes with every CPython.
 
-    The reference manual's topics and the standard library's docstrings, in
-    lower case, digits as "N", as in PTB. Paragraphs that occur twice are kept
-    once, and each goes whole to one part by a hash of its words: text can't
-    leak from train to test, and a paragraph's part is the same everywhere.
+    The reference manual's topics and the standard library's docstrings. Words
+    are in lower case, numbers "N", as in PTB. Paragraphs whose words occur
+    twice are kept once, and each goes whole to one part by a hash of its
+    words: text can't leak from train to test, and a paragraph's part is the
+    same everywhere.
 
     Returns:
-        Dict from "train", "valid" and "test" to lists of words.
+        `Documents`, each a paragraph.
     """
     paragraphs = {}
     for text in _python_documents():
         for paragraph in re.split(r"\n\s*\n", text):
             words = _words(paragraph)
             if _is_prose(words):
-                paragraphs.setdefault(" ".join(words), words)
+                paragraphs.setdefault(" ".join(words), paragraph)
     ordered = sorted(paragraphs, key=_hash)
     parts, position = {}, 0
     for part in ("test", "valid", "train"):
-        words = []
+        documents, tokens = [], 0
         while position < len(ordered) and (
-            part == "train" or len(words) < _HELD_OUT_TOKENS
+            part == "train" or tokens < _HELD_OUT_TOKENS
         ):
-            words += [*paragraphs[ordered[position]], EOS]
+            key = ordered[position]
+            documents.append(paragraphs[key])
+            tokens += len(key.split()) + 1  # With <eos>.
             position += 1
-        parts[part] = words
-    return parts
+        parts[part] = documents
+    source = (
+        "Text: English that CPython ships (the reference manual's topics "
+        "and the standard library's docstrings); --data-dir or --download "
+        "for PTB."
+    )
+    return Documents(source=source, split=_words, **parts)
 
 
 def _python_documents():

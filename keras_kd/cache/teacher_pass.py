@@ -149,6 +149,26 @@ class TeacherPass:
         )
 
 
+def count_right(right, sample_weight=None):
+    """How many labels a teacher gets right, and of how many.
+
+    Args:
+        right: [examples, ...] booleans.
+        sample_weight: optional, [examples] or [examples, ...]; what has
+            weight 0, such as padding, does not count.
+
+    Returns:
+        Two floats.
+    """
+    counted = np.ones(right.shape)
+    if sample_weight is not None:
+        weighted = np.asarray(sample_weight) != 0
+        counted *= weighted.reshape(
+            weighted.shape + (1,) * (right.ndim - weighted.ndim)
+        )
+    return float((right * counted).sum()), float(counted.sum())
+
+
 def read_states(teacher):
     """A teacher's carried states.
 

@@ -8,6 +8,7 @@ from keras_kd.cache.stores import EXACT, OwnStore, make_store, read_store
 from keras_kd.cache.teacher_pass import (
     TeacherPass,
     assign_states,
+    count_right,
     read_states,
     reset_states,
 )
@@ -78,7 +79,7 @@ def verify(reader, stores, dataset, teacher, batches, augment):
     if not before:
         chosen = {round(p) for p in np.linspace(0, last, batches)}
     errors = {field.name: 0.0 for field in reader.fields}
-    right = []
+    examples, right, labels = 0, 0.0, 0.0
     for view in sorted({0, manifest["views"] - 1}):
         kept = reader.arrays(view)
         reset_states(teacher)
@@ -88,16 +89,19 @@ def verify(reader, stores, dataset, teacher, batches, augment):
                     break
                 continue
             arrays, _ = teacher_pass.run(*element[:2])
-            right.append(arrays[TEACHER_RIGHT])
-            rows = slice(number * size, number * size + len(right[-1]))
+            found = arrays[TEACHER_RIGHT]
+            examples += len(found)
+            counts = count_right(found, *element[2:])
+            right, labels = right + counts[0], labels + counts[1]
+            rows = slice(number * size, number * size + len(found))
             for name in errors:
                 error = _largest_error(kept[name][rows], arrays[name])
                 errors[name] = max(errors[name], error)
     assign_states(teacher, before)
     return Verification(
-        examples=sum(len(batch) for batch in right),
+        examples=examples,
         largest_errors=errors,
-        teacher_accuracy=float(np.concatenate(right).mean()),
+        teacher_accuracy=right / max(labels, 1),
         cached_accuracy=manifest["teacher_accuracy"],
     )
 

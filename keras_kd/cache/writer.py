@@ -12,6 +12,7 @@ from keras_kd.cache import fingerprint, records, stores
 from keras_kd.cache.teacher_pass import (
     TeacherPass,
     assign_states,
+    count_right,
     read_states,
     reset_states,
 )
@@ -233,15 +234,9 @@ class CacheWriter:
                 f"{number} of the data set. Check its weights, its input's "
                 "preprocessing and its dtype (float16 overflows at 65504)."
             )
-        right = arrays[TEACHER_RIGHT]
-        counted = np.ones(right.shape)
-        if weight:
-            weight = np.asarray(weight[0]) != 0
-            counted *= weight.reshape(
-                weight.shape + (1,) * (right.ndim - weight.ndim)
-            )
-        part.right += float((right * counted).sum())
-        part.labels += float(counted.sum())
+        right, labels = count_right(arrays[TEACHER_RIGHT], *weight)
+        part.right += right
+        part.labels += labels
         part.add(pack(arrays, self.fields), rows)
         return rows
 

@@ -17,7 +17,7 @@ def write_folder(folder, prefix="ptb.", parts=text_data.PARTS):
 
 @pytest.mark.parametrize("prefix", ["ptb.", ""])
 def test_a_folder_is_read_in_mikolovs_form(tmp_path, prefix):
-    words = text_data.read_folder(write_folder(tmp_path, prefix))
+    words = text_data.read_folder(write_folder(tmp_path, prefix)).words()
     assert (
         words["valid"] == "the valid cat sat <eos> on the N mat <eos>".split()
     )
@@ -36,7 +36,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 @pytest.fixture(scope="module")
 def python_text():
-    return text_data.python_text()
+    return text_data.python_text().words()
 
 
 def paragraphs(words):
@@ -59,7 +59,7 @@ def test_the_python_text_is_large_enough_and_lower_case(python_text):
 
 
 def test_the_python_text_is_the_same_each_time(python_text):
-    assert text_data.python_text() == python_text
+    assert text_data.python_text().words() == python_text
 
 
 def test_the_vocabulary_is_of_the_training_text_by_frequency():

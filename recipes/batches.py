@@ -1,0 +1,58 @@
+"""Order and batches of examples that are in memory."""
+
+import numpy as np
+
+
+def epoch_orders(size, batch_size, seed, first_epoch):
+    """Endless epochs, each a new order of the examples.
+
+    Args:
+        size: number of examples.
+        batch_size: integer; examples that fill no batch are left out, others
+            in each epoch.
+        seed: integer; the order is a function of it and of the epoch.
+        first_epoch: epoch to start with, so that interrupted training sees
+            what it would have seen.
+
+    Returns:
+        A `tf.data.Dataset` of (index of an example, position in the stream
+        from epoch 0 on), two integers.
+    """
+    import tensorflow as tf
+
+    used = size // batch_size * batch_size
+
+    def order_of_epoch(epoch):
+        order = tf.random.experimental.stateless_shuffle(
+            tf.range(size), seed=[seed, epoch]
+        )
+        positions = epoch * used + tf.range(used, dtype=tf.int64)
+        return tf.data.Dataset.from_tensor_slices((order[:used], positions))
+
+    epochs = tf.data.Dataset.range(first_epoch, np.iinfo("int64").max)
+    return epochs.flat_map(order_of_epoch)
+
+
+def full_batches(dataset, size, batch_size):
+    """Batches that are all full, so that no replica has an empty share.
+
+    Not every kernel takes an empty batch (convolutions on processors do not).
+
+    Args:
+        dataset: `tf.data.Dataset` of (x, label) or (x, labels,
+            sample_weight), one example each.
+        size: how many examples it has.
+        batch_size: integer.
+
+    Returns:
+        A `tf.data.Dataset` of (x, labels, sample_weight), with weight 0 for
+        what fills up the last batch; for other examples it is their own, or
+        1.
+    """
+
+    def weighted(factor):
+        return lambda x, labels, weight=1.0: (x, labels, factor * weight)
+
+    filling = dataset.take(1).repeat(-size % batch_size).map(weighted(0.0))
+    dataset = dataset.map(weighted(1.0)).concatenate(filling)
+    return dataset.batch(batch_size, drop_remainder=True).prefetch(2)

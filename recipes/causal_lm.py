@@ -1,0 +1,616 @@
+"""Which part of a teacher's knowledge helps a small GPT-2?
+
+Trains a KerasHub causal language model as teacher, then a smaller student once
+with each loss, and compares their perplexities (Tang et al. 2020,
+"Understanding and Improving Knowledge Distillation", applied to
+transformers). Documents are padded to one length; the padding counts nowhere.
+
+    python recipes/causal_lm.py
+
+trains two GPT-2s from random weights on English text that CPython ships, word
+by word.
+
+    python recipes/causal_lm.py --teacher-preset gpt2_medium_en \
+        --student-preset gpt2_base_en --sequence-length 256 --batch-size 8 \
+        --epochs 2 --data-dir wikitext
+
+distils one trained model into another, for a machine with a GPU. Presets are
+whatever `keras_hub.models.CausalLM.from_preset` takes, folders included; their
+tokenizer reads the text.
+"""
+
+import dataclasses
+
+import batches
+import click
+import common
+import language_model
+import numpy as np
+import strategies
+import study
+import text_data
+from study import positive, share
+
+ROLES = ("teacher", "student")
+# Of a role's options, those that a preset decides.
+_ARCHITECTURE = ("layers", "hidden", "heads", "dropout")
+# Defaults where there is a preset: what is trained already is trained on with
+# care, and a teacher not at all.
+_PRESET_DEFAULTS = {
+    "teacher": {"teacher_epochs": 0, "teacher_learning_rate": 1e-4},
+    "student": {"learning_rate": 1e-4},
+}
+
+
+@click.command(context_settings={"show_default": True})
+@language_model.text_options
+@click.option(
+    "--limit-train",
+    type=positive,
+    help="Documents to train on: paragraphs, or lines of a file. [default: "
+    "3,000 of CPython's text, else all]",
+)
+@click.option(
+    "--vocabulary",
+    type=click.IntRange(min=2),
+    default=2000,
+    help="Words, where there is no preset.",
+)
+@click.option(
+    "--teacher-preset",
+    help="A causal language model of KerasHub, or a folder with one, as the "
+    "teacher; it is used as it is, unless --teacher-epochs is given, then with "
+    "a learning rate of 1e-4.",
+)
+@click.option("--teacher-layers", type=positive, default=2)
+@click.option("--teacher-hidden", type=positive, default=128, help="Units.")
+@click.option("--teacher-heads", type=positive, default=4)
+@click.option("--teacher-dropout", type=share, default=0.2)
+@click.option("--teacher-epochs", type=click.IntRange(min=0), default=8)
+@click.option(
+    "--student-preset",
+    help="The same as the student, with the teacher's vocabulary; it is "
+    "trained on with a learning rate of 1e-4.",
+)
+@click.option("--student-layers", type=positive, default=1)
+@click.option("--student-hidden", type=positive, default=32, help="Units.")
+@click.option("--student-heads", type=positive, default=2)
+@click.option("--student-dropout", type=share, default=0.0)
+@click.option("--epochs", type=positive, default=8, help="Of the student.")
+@click.option("--batch-size", type=positive, default=32, help="Global.")
+@click.option(
+    "--sequence-length",
+    type=positive,
+    default=32,
+    help="Tokens; a longer document goes on in another sequence.",
+)
+@language_model.optimizer_options(5e-3, 2e-3)
+@study.shared_options(("plain", "kd_pt", "kd"))
+def main(losses, log_dir, **options):
+    """Compares distillation losses on a causal language model of KerasHub."""
+    with common.errors_as_messages():
+        given = given_options(click.get_current_context())
+        check_options(options, given)
+        options = with_preset_defaults(options, given)
+        documents = read_documents(**options)
+        strategy = strategies.make_strategy(
+            options["strategy"], options["replicas"]
+        )
+        vocabulary = read_vocabulary(documents, options)
+        data = {
+            part: make_sequences(
+                getattr(documents, part), vocabulary, options["sequence_length"]
+            )
+            for part in text_data.PARTS
+        }
+        check_data(data, options["batch_size"])
+        # Losses may be added to a run later; everything else makes it another.
+        run = common.RunFolder(
+            "causal_lm", study.run_config(options), log_dir, strategy
+        )
+        click.echo(documents.source)
+        for part, sequences in data.items():
+            click.echo(f"{part}: {sequences}")
+        click.echo(
+            f"{vocabulary.classes:,} classes of tokens. Run folder: "
+            f"{run.folder}"
+        )
+        CausalLMStudy(data, vocabulary, run, strategy, options).train_all(
+            losses
+        )
+
+
+# -- options -------------------------------------------------------------------
+
+
+def given_options(context):
+    """Names of the options on the command line, by click's context."""
+    command_line = click.core.ParameterSource.COMMANDLINE
+    return {
+        name
+        for name in context.params
+        if context.get_parameter_source(name) == command_line
+    }
+
+
+def check_options(options, given):
+    """Refuses options that contradict each other.
+
+    Args:
+        options: dict of the command's options.
+        given: set of names of those that were given.
+
+    Raises:
+        ValueError: naming them.
+    """
+    if options["teacher"] and options["teacher_preset"]:
+        raise ValueError(
+            f"There is one teacher. Received: --teacher {options['teacher']} "
+            f"and --teacher-preset {options['teacher_preset']}. Leave one of "
+            "them out."
+        )
+    for role in ROLES:
+        if options[f"{role}_preset"]:
+            decided = {f"{role}_{name}" for name in _ARCHITECTURE}
+            _refuse_beside_preset(role, given & {*decided, "vocabulary"})
+        else:
+            _check_heads(role, **_architecture(options, role))
+
+
+def _refuse_beside_preset(role, names):
+    if names:
+        option = "--" + min(names).replace("_", "-")
+        raise ValueError(
+            "A preset decides on its layers and its vocabulary. Received: "
+            f"{option} and --{role}-preset. Leave one of them out."
+        )
+
+
+def _check_heads(role, hidden, heads, **_):
+    if hidden % heads:
+        raise ValueError(
+            "The heads must share the hidden units evenly. Received: "
+            f"--{role}-hidden {hidden} with --{role}-heads {heads}. Use a "
+            f"multiple of {heads}."
+        )
+
+
+def _architecture(options, role):
+    return {name: options[f"{role}_{name}"] for name in _ARCHITECTURE}
+
+
+def with_preset_defaults(options, given):
+    """The options, with other defaults where there is a preset.
+
+    Args:
+        options: dict of the command's options.
+        given: set of names of those that were given.
+
+    Returns:
+        A dict.
+    """
+    changed = {
+        name: value
+        for role in ROLES
+        if options[f"{role}_preset"]
+        for name, value in _PRESET_DEFAULTS[role].items()
+        if name not in given
+    }
+    return {**options, **changed}
+
+
+def read_documents(data_dir, download, limit_train, **_):
+    """The text that the options ask for; see `text_data.load_documents`."""
+    if limit_train is None and not (data_dir or download):
+        limit_train = 3_000
+    documents = text_data.load_documents(data_dir, download)
+    return dataclasses.replace(documents, train=documents.train[:limit_train])
+
+
+# -- vocabulary ----------------------------------------------------------------
+
+
+class WordTokenizer:
+    """Words between spaces, with what is used here of KerasHub's tokenizers.
+
+    Args:
+        documents: `text_data.Documents`.
+        size: at most so many words, `<unk>` among them.
+    """
+
+    pad_token_id = 0
+
+    def __init__(self, documents, size):
+        self._split = documents.split
+        self._words = text_data.make_vocabulary(
+            documents.words()["train"], size
+        )
+        (end,) = text_data.encode([text_data.EOS], self._words)
+        self.start_token_id = self.end_token_id = int(end)
+
+    def vocabulary_size(self):
+        """Number of words."""
+        return len(self._words)
+
+    def __call__(self, documents):
+        """Lists of word ids."""
+        return [
+            text_data.encode(self._split(document), self._words).tolist()
+            for document in documents
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """What turns text into the classes that teacher and student predict.
+
+    Attributes:
+        tokenizer: a `WordTokenizer`, or a KerasHub tokenizer.
+        classes: number of logits, which may exceed the tokenizer's tokens.
+        preprocessor: the KerasHub preprocessor that holds the tokenizer, or
+            `None`.
+    """
+
+    tokenizer: object
+    classes: int
+    preprocessor: object = None
+
+
+def read_vocabulary(documents, options):
+    """The vocabulary of the presets, or of words where there are none.
+
+    Args:
+        documents: `text_data.Documents`.
+        options: dict of the command's options.
+
+    Returns:
+        A `Vocabulary`.
+
+    Raises:
+        ValueError: if a preset can't be used, or the two differ.
+    """
+    presets = {
+        role: read_preset(options[f"{role}_preset"], options["sequence_length"])
+        for role in ROLES
+        if options[f"{role}_preset"]
+    }
+    if not presets:
+        tokenizer = WordTokenizer(documents, options["vocabulary"])
+        return Vocabulary(tokenizer, tokenizer.vocabulary_size())
+    if len(presets) == 2:
+        check_same_vocabulary(presets["teacher"], presets["student"])
+    return next(iter(presets.values()))
+
+
+def read_preset(name, sequence_length):
+    """The vocabulary of a preset.
+
+    Args:
+        name: what `keras_hub.models.CausalLM.from_preset` takes.
+        sequence_length: integer, tokens that it must be able to read.
+
+    Returns:
+        A `Vocabulary`.
+
+    Raises:
+        ValueError: if it can't be loaded, has no tokenizer, or reads fewer
+            tokens.
+    """
+    import keras_hub
+
+    try:
+        model = keras_hub.models.CausalLM.from_preset(name, load_weights=False)
+    # What comes depends on where the preset is looked for.
+    except Exception as error:
+        raise ValueError(
+            "The preset can't be loaded as a causal language model. Received: "
+            f"{name} ({type(error).__name__}: {_first_line(error)}). Choose a "
+            "preset of KerasHub, or the folder of one that was saved by "
+            "`save_to_preset`."
+        ) from error
+    if model.preprocessor is None:
+        raise ValueError(
+            "A preset must have a tokenizer to read the text with. Received: "
+            f"{name} without one. Save it with its preprocessor."
+        )
+    longest = getattr(model.backbone, "max_sequence_length", sequence_length)
+    if sequence_length > longest:
+        raise ValueError(
+            f"The preset reads at most {longest} tokens. Received: "
+            f"--sequence-length {sequence_length} with {name}. Lower it."
+        )
+    return Vocabulary(
+        model.preprocessor.tokenizer, model.output_shape[-1], model.preprocessor
+    )
+
+
+def check_same_vocabulary(teacher, student):
+    """Refuses presets whose classes are not the same tokens.
+
+    Args:
+        teacher: `Vocabulary`.
+        student: `Vocabulary`.
+
+    Raises:
+        ValueError: with the first difference.
+    """
+    first, second = _ids(teacher.tokenizer), _ids(student.tokenizer)
+    different = [
+        f"{token!r} is {first.get(token)} to the teacher and "
+        f"{second.get(token)} to the student"
+        for token in {**first, **second}
+        if first.get(token) != second.get(token)
+    ]
+    if teacher.classes != student.classes:
+        different.append(
+            f"the teacher has {teacher.classes} logits and the student "
+            f"{student.classes}"
+        )
+    if different:
+        raise ValueError(
+            "Teacher and student must have one vocabulary, since a class is a "
+            f"token. Received: presets of {len(first)} and {len(second)} "
+            f"tokens; {different[0]}. Choose presets of one family, or leave "
+            "--student-preset out for a GPT-2 with the teacher's vocabulary."
+        )
+
+
+def _ids(tokenizer):
+    """Dict from tokens to ids."""
+    return {
+        token: tokenizer.token_to_id(token)
+        for token in tokenizer.get_vocabulary()
+    }
+
+
+def _first_line(error):
+    return (str(error).strip().splitlines() or [""])[0]
+
+
+# -- sequences -----------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequences:
+    """Documents as a causal language model takes them.
+
+    Attributes:
+        x: dict of "token_ids" and "padding_mask", each [sequences, length]
+            int32, the mask 1 where there is a token.
+        labels: [sequences, length] int32, the token after each.
+        weights: [sequences, length] float32, the mask: labels of padding
+            count nowhere.
+    """
+
+    x: dict
+    labels: np.ndarray
+    weights: np.ndarray
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __str__(self):
+        return (
+            f"{int(self.weights.sum()):,} tokens to predict in {len(self):,} "
+            f"sequences, {1 - self.weights.mean():.0%} padding."
+        )
+
+    @property
+    def arrays(self):
+        """(x, labels, sample_weight), as `fit` takes them."""
+        return self.x, self.labels, self.weights
+
+
+def make_sequences(documents, vocabulary, length):
+    """Cuts documents into padded sequences.
+
+    Each document begins after the start token and ends with the end token, as
+    in KerasHub's preprocessors. They drop what is longer than a sequence; here
+    it goes on in the next, so that each token is predicted exactly once.
+
+    Args:
+        documents: list of strings; those without a token are left out.
+        vocabulary: a `Vocabulary`.
+        length: integer.
+
+    Returns:
+        `Sequences`.
+    """
+    tokenizer = vocabulary.tokenizer
+    start = [tokenizer.start_token_id]
+    if start == [None]:
+        start = []  # Not every model was trained with one.
+    pieces = []
+    for ids in _token_ids(tokenizer, documents):
+        tokens = [*start, *ids, tokenizer.end_token_id]
+        if ids:
+            pieces += [
+                tokens[first : first + length + 1]
+                for first in range(0, len(tokens) - 1, length)
+            ]
+    padded = np.full((len(pieces), length + 1), tokenizer.pad_token_id, "int32")
+    for row, piece in zip(padded, pieces, strict=True):
+        row[: len(piece)] = piece
+    # The last token of a piece is a label alone.
+    counts = np.array([len(piece) - 1 for piece in pieces], dtype="int32")
+    mask = np.arange(length) < counts[:, None]
+    return Sequences(
+        x={
+            "token_ids": np.where(mask, padded[:, :-1], tokenizer.pad_token_id),
+            "padding_mask": mask.astype("int32"),
+        },
+        labels=padded[:, 1:],
+        weights=mask.astype("float32"),
+    )
+
+
+def _token_ids(tokenizer, documents):
+    """Lists of ids; KerasHub gives them as lists or as a ragged tensor."""
+    ids = tokenizer(documents) if documents else []
+    return ids.to_list() if hasattr(ids, "to_list") else ids
+
+
+def check_data(data, batch_size):
+    """Refuses too short a text.
+
+    Args:
+        data: dict by part of `Sequences`.
+        batch_size: integer.
+
+    Raises:
+        ValueError: with the numbers of sequences.
+    """
+    sizes = {part: len(sequences) for part, sequences in data.items()}
+    if sizes["train"] < batch_size or not all(sizes.values()):
+        raise ValueError(
+            "The text is too short: it must fill a training batch, and have "
+            f"something to validate and test on. Received: {sizes} sequences "
+            f"for batches of {batch_size}. Use more text, or a smaller "
+            "--batch-size."
+        )
+
+
+def training_stream(sequences, batch_size, seed, first_epoch):
+    """Endless shuffled batches.
+
+    Args:
+        sequences: `Sequences`.
+        batch_size: integer, and the following: see `batches.epoch_orders`.
+        seed: integer.
+        first_epoch: integer.
+
+    Returns:
+        A `tf.data.Dataset` of (x, labels, sample_weight).
+    """
+    import tensorflow as tf
+
+    from keras_kd import distribution
+
+    arrays = tf.nest.map_structure(tf.constant, sequences.arrays)
+    dataset = batches.epoch_orders(
+        len(sequences), batch_size, seed, first_epoch
+    ).map(
+        lambda index, _: tf.nest.map_structure(lambda a: a[index], arrays),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
+    dataset = dataset.batch(batch_size, drop_remainder=True)
+    return distribution.shard_by_example(dataset.prefetch(tf.data.AUTOTUNE))
+
+
+def examples(sequences):
+    """The sequences one by one, in order, as a `tf.data.Dataset`."""
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_tensor_slices(sequences.arrays)
+
+
+# -- the study -----------------------------------------------------------------
+
+
+class CausalLMStudy(language_model.LanguageModelStudy):
+    """Causal language models of KerasHub; see `study.Study`.
+
+    Args:
+        data: dict by part of `Sequences`.
+        vocabulary: a `Vocabulary`.
+        run: a `common.RunFolder`.
+        strategy: a `tf.distribute.Strategy`.
+        options: dict of the command's options.
+    """
+
+    columns = (
+        ("test", "test_perplexity", 1, ".2f"),
+        ("right %", "test_accuracy", 100, ".2f"),
+    )
+
+    def __init__(self, data, vocabulary, run, strategy, options):
+        # Registers what a saved model of KerasHub is made of.
+        import keras_hub  # noqa: F401
+
+        super().__init__(run, strategy, options)
+        self.data = data
+        self.vocabulary = vocabulary
+
+    def classes(self):
+        """Number of logits."""
+        return self.vocabulary.classes
+
+    def training_data(self, role, first_epoch):
+        """Shuffled batches of padded sequences."""
+        return training_stream(
+            self.data["train"],
+            self.options["batch_size"],
+            self.options["seed"],
+            first_epoch,
+        )
+
+    def cached_data(self):
+        """The sequences in order."""
+        return examples(self.data["train"])
+
+    def cached_stream(self, cache, loss, first_epoch):
+        """The same sequences in another order in each epoch."""
+        return cache.epochs(
+            self.cached_data(),
+            loss,
+            first_epoch,
+            batch_size=self.options["batch_size"],
+            shuffle=len(self.data["train"]),
+            seed=self.options["seed"],
+        )
+
+    def steps_per_epoch(self, role):
+        """Number of full batches."""
+        return len(self.data["train"]) // self.options["batch_size"]
+
+    def evaluation_data(self):
+        """Validation text, which `fit` reports, and test text."""
+        from keras_kd import distribution
+
+        return {
+            part: distribution.shard_by_example(
+                batches.full_batches(
+                    examples(self.data[part]),
+                    len(self.data[part]),
+                    self.options["batch_size"],
+                )
+            )
+            for part in ("valid", "test")
+        }
+
+    def metrics(self):
+        """Perplexity, and how often the next token is right."""
+        import keras
+
+        return [
+            *super().metrics(),
+            keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
+        ]
+
+    def build(self, role):
+        """The preset, or a GPT-2 of random weights."""
+        import keras
+        import keras_hub
+
+        preset = self.options[f"{role}_preset"]
+        if preset:
+            return keras_hub.models.CausalLM.from_preset(
+                preset, dtype=keras.config.dtype_policy().name
+            )
+        shape = _architecture(self.options, role)
+        backbone = keras_hub.models.GPT2Backbone(
+            vocabulary_size=self.classes(),
+            num_layers=shape["layers"],
+            num_heads=shape["heads"],
+            hidden_dim=shape["hidden"],
+            intermediate_dim=4 * shape["hidden"],
+            dropout=shape["dropout"],
+            max_sequence_length=self.options["sequence_length"],
+        )
+        # With it a saved model can generate text.
+        preprocessor = self.vocabulary.preprocessor
+        return keras_hub.models.GPT2CausalLM(backbone, preprocessor)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,430 @@
+"""The recipe for KerasHub's causal language models, whole and small."""
+
+import functools
+import json
+
+import causal_lm
+import keras
+import keras_hub
+import numpy as np
+import pytest
+import text_data
+from click.testing import CliRunner
+from processes import losses, results
+
+import keras_kd as kd
+
+LENGTH = 8
+TINY = (
+    "--vocabulary 30 --teacher-layers 1 --teacher-hidden 8 --teacher-heads 2 "
+    "--student-hidden 4 --student-heads 2 --teacher-epochs 2 --epochs 2 "
+    f"--batch-size 16 --sequence-length {LENGTH}"
+).split()
+SENTENCES = {"train": 60, "valid": 11, "test": 13}
+
+
+def run(*arguments):
+    """The recipe in this process, with an error's message as its output."""
+    return CliRunner().invoke(
+        causal_lm.main, [str(a) for a in arguments], catch_exceptions=False
+    )
+
+
+def finish(*arguments):
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output[-2000:]
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """Sentences of 1 to 14 words, in a folder in Mikolov's form."""
+    folder = tmp_path_factory.mktemp("text")
+    random = np.random.default_rng(0)
+    for part, count in SENTENCES.items():
+        lines = [
+            " ".join(f"w{(start + i) % 20}" for i in range(words))
+            for start, words in random.integers((0, 1), (20, 15), (count, 2))
+        ]
+        (folder / f"{part}.txt").write_text("\n".join(lines) + "\n\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(text, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    arguments = ["--data-dir", text, "--log-dir", folder, *TINY]
+    arguments += losses("plain", "kd_pt")
+    return folder, arguments, finish(*arguments)
+
+
+def test_a_run_gives_a_row_a_model_and_logs_for_each_loss(finished):
+    folder, _, output = finished
+    found = results(folder)
+    assert set(found) == {"teacher", "student-plain", "student-kd_pt"}
+    for name, result in found.items():
+        model = keras.models.load_model(folder / f"{name}.keras", compile=False)
+        assert isinstance(model, keras_hub.models.GPT2CausalLM)
+        assert model.count_params() == result["parameters"]
+        assert any((folder / "tensorboard" / name).rglob("*tfevents*"))
+        assert name.removeprefix("student-") in output
+    assert "tensorboard --logdir" in output
+
+
+def test_reported_scores_are_those_of_documents_without_padding(finished, text):
+    """Recomputed sentence by sentence, without a padding mask to hide it."""
+    folder = finished[0]
+    model = keras.models.load_model(
+        folder / "student-kd_pt.keras", compile=False
+    )
+    words = text_data.read_folder(text).words()
+    vocabulary = text_data.make_vocabulary(words["train"], 30)
+    surprises, right = [], []
+    for tokens in pieces_of(words["test"], vocabulary):
+        token_ids = np.array([tokens[:-1]])
+        mask = np.ones_like(token_ids)
+        p = softmax(model({"token_ids": token_ids, "padding_mask": mask}))[0]
+        surprises += (-np.log(p[np.arange(len(p)), tokens[1:]])).tolist()
+        right += (p.argmax(-1) == tokens[1:]).tolist()
+    result = results(folder)["student-kd_pt"]
+    assert len(right) == len(words["test"]) - 1  # Without the empty line.
+    assert result["test_accuracy"] == pytest.approx(np.mean(right), rel=1e-5)
+    assert result["test_perplexity"] == pytest.approx(
+        np.exp(np.mean(surprises)), rel=1e-5
+    )
+
+
+def pieces_of(words, vocabulary):
+    """Token ids of at most LENGTH predictions, the first a word before."""
+    end = vocabulary.index("<eos>")
+    sentence = [end]
+    for token in text_data.encode(words, vocabulary).tolist():
+        sentence.append(token)
+        if token == end:
+            if len(sentence) > 2:
+                for first in range(0, len(sentence) - 1, LENGTH):
+                    yield np.array(sentence[first : first + LENGTH + 1])
+            sentence = [end]
+
+
+def softmax(logits):
+    logits = np.array(keras.ops.convert_to_numpy(logits), "float64")
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    return p / p.sum(-1, keepdims=True)
+
+
+def test_running_again_trains_nothing(finished):
+    folder, arguments, _ = finished
+    before = results(folder)
+    assert "Epoch" not in finish(*arguments)
+    assert results(folder) == before
+
+
+def test_interrupted_training_ends_where_an_uninterrupted_run_does(
+    finished, text, tmp_path, monkeypatch
+):
+    teacher = finished[0] / "teacher.keras"
+    arguments = ["--data-dir", text, "--log-dir", tmp_path / "run", *TINY]
+    arguments += ["--teacher", teacher, "--loss", "kd_pt"]
+
+    class Interruption(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            causal_lm.CausalLMStudy, "callbacks", lambda *_: [Interruption()]
+        )
+        assert run(*arguments).exit_code != 0
+    assert "student-kd_pt" not in results(tmp_path / "run")
+    assert "Epoch 1/2" not in finish(*arguments)
+    found, expected = results(tmp_path / "run"), results(finished[0])
+    for key in ("valid_perplexity", "test_perplexity", "test_accuracy"):
+        assert found["teacher"][key] == pytest.approx(expected["teacher"][key])
+        assert found["student-kd_pt"][key] == pytest.approx(
+            expected["student-kd_pt"][key], rel=1e-4
+        )
+
+
+def test_a_cache_holds_what_the_teacher_says_of_padded_sequences(
+    finished, text, tmp_path
+):
+    teacher = finished[0] / "teacher.keras"
+    output = finish(
+        *("--data-dir", text, "--log-dir", tmp_path / "run", *TINY),
+        *("--teacher", teacher, "--cache", tmp_path / "cache"),
+        *losses("kd_pt"),
+    )
+    assert "Teacher cache: " in output
+    data, _ = sequences(text)
+    checked = kd.TeacherCache(tmp_path / "cache").verify(
+        causal_lm.examples(data),
+        keras.models.load_model(teacher, compile=False),
+    )
+    # Padding is not among the labels that it gets right.
+    assert checked.examples == len(data)
+    assert checked.teacher_accuracy == pytest.approx(checked.cached_accuracy)
+    assert max(checked.largest_errors.values()) < 1e-3
+    assert results(tmp_path / "run")["student-kd_pt"]["test_perplexity"] < 30
+
+
+# -- padding -------------------------------------------------------------------
+
+
+def sequences(text):
+    documents = text_data.read_folder(text)
+    tokenizer = causal_lm.WordTokenizer(documents, 30)
+    vocabulary = causal_lm.Vocabulary(tokenizer, tokenizer.vocabulary_size())
+    return (
+        causal_lm.make_sequences(documents.train, vocabulary, LENGTH),
+        vocabulary,
+    )
+
+
+def gpt2(classes, hidden=8, preprocessor=None):
+    backbone = keras_hub.models.GPT2Backbone(
+        vocabulary_size=classes,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=hidden,
+        intermediate_dim=16,
+        dropout=0.0,
+        max_sequence_length=LENGTH,
+    )
+    return keras_hub.models.GPT2CausalLM(backbone, preprocessor)
+
+
+def distil(data, classes, rate):
+    """One step; the models, the logs, the histogram of gradient scales."""
+    keras.utils.set_random_seed(0)
+    teacher, student = gpt2(classes), gpt2(classes, hidden=4)
+    # Tied weights of a standard deviation of 0.01 predict nothing yet.
+    for model in (teacher, student):
+        for variable in model.trainable_variables:
+            noise = keras.random.normal(variable.shape, stddev=0.5)
+            variable.assign_add(noise)
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(
+        optimizer=keras.optimizers.SGD(rate),
+        loss=kd.KD(
+            weight=0.5, temperature=2.0, reduction="mean_with_sample_weight"
+        ),
+        weighted_metrics=[keras.metrics.SparseCategoricalAccuracy()],
+        run_eagerly=True,  # There is one step alone.
+    )
+    stream = causal_lm.examples(data).batch(len(data))
+    history = distiller.fit(stream, verbose=0).history
+    logs = {name: values[0] for name, values in history.items()}
+    scales = distiller.gradient_scales["all"].summary()["histogram"]
+    return teacher, student, logs, scales
+
+
+def test_what_stands_in_the_padding_has_no_effect(text):
+    data, vocabulary = sequences(text)
+    assert 0.2 < data.weights.mean() < 0.9
+    padding = data.weights == 0
+    random = np.random.default_rng(1)
+
+    def with_noise(values):
+        noise = random.integers(0, vocabulary.classes, values.shape)
+        return np.where(padding, noise, values).astype("int32")
+
+    other = causal_lm.Sequences(
+        x={**data.x, "token_ids": with_noise(data.x["token_ids"])},
+        labels=with_noise(data.labels),
+        weights=data.weights,
+    )
+    assert (other.x["token_ids"] != data.x["token_ids"]).any()
+    _, student, logs, scales = distil(data, vocabulary.classes, rate=1.0)
+    _, again, same_logs, same_scales = distil(
+        other, vocabulary.classes, rate=1.0
+    )
+    assert logs == pytest.approx(same_logs, rel=1e-6)
+    # All tokens and nothing else.
+    assert scales.sum() == data.weights.sum()
+    np.testing.assert_array_equal(scales, same_scales)
+    for one, two in zip(student.weights, again.weights, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-7)
+
+
+def test_the_loss_is_the_mean_over_tokens_of_documents_without_padding(text):
+    data, vocabulary = sequences(text)
+    teacher, student, logs, _ = distil(data, vocabulary.classes, rate=0.0)
+    values = []
+    for token_ids, labels, weights in zip(
+        data.x["token_ids"], data.labels, data.weights, strict=True
+    ):
+        count = int(weights.sum())
+        x = {
+            "token_ids": token_ids[None, :count],
+            "padding_mask": np.ones((1, count), "int32"),
+        }
+        v, z = (
+            np.array(keras.ops.convert_to_numpy(model(x)), "float64")[0]
+            for model in (teacher, student)
+        )
+        on_labels = np.log(softmax(z))[np.arange(count), labels[:count]]
+        soft = (softmax(v / 2) * np.log(softmax(z / 2))).sum(-1)
+        values += (-0.5 * on_labels - 0.5 * 4 * soft).tolist()
+    assert logs["loss"] == pytest.approx(np.mean(values), rel=1e-5)
+
+
+def test_class_relations_are_read_from_tied_embeddings():
+    """The rows found are those that make logits of the last features."""
+    model = gpt2(20)
+    x = {
+        "token_ids": np.arange(LENGTH)[None],
+        "padding_mask": np.ones((1, LENGTH), "int32"),
+    }
+    rows = kd.similarity.logit_weights(model)
+    features = keras.ops.convert_to_numpy(model.backbone(x))
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(model(x)), features @ rows.T, atol=1e-5
+    )
+    loss = kd.KDSim()
+    loss.bind_teacher(model)
+
+
+def test_a_copy_for_one_process_says_the_same():
+    """What a worker writes the cache with, its embeddings still tied."""
+    model = gpt2(20)
+    copy = causal_lm.CausalLMStudy.teacher_of_one_process(None, model)
+    x = {
+        "token_ids": np.arange(LENGTH)[None],
+        "padding_mask": np.ones((1, LENGTH), "int32"),
+    }
+    np.testing.assert_array_equal(model(x), copy(x))
+
+
+# -- presets -------------------------------------------------------------------
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+MERGES = ["Ġ w", "w 1", "Ġw 1"]
+
+
+def save_preset(folder, tokens, hidden=8):
+    """A GPT-2 of random weights with its tokenizer, as KerasHub keeps it."""
+    tokenizer = keras_hub.models.GPT2Tokenizer(
+        vocabulary={token: index for index, token in enumerate(tokens)},
+        merges=MERGES,
+    )
+    preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(
+        tokenizer, sequence_length=LENGTH
+    )
+    model = gpt2(len(tokens), hidden, preprocessor)
+    model.save_to_preset(str(folder))
+    return model
+
+
+@pytest.fixture(scope="module")
+def presets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("presets")
+    tokens = ["<|endoftext|>", *LETTERS, "Ġ", "Ċ", "Ġw", "w1", "Ġw1"]
+    save_preset(folder / "large", tokens, hidden=8)
+    save_preset(folder / "small", tokens, hidden=4)
+    save_preset(folder / "other", [tokens[0], *tokens[:0:-1]])
+    return folder
+
+
+def test_one_preset_is_distilled_into_another(presets, text, tmp_path):
+    finish(
+        *("--data-dir", text, "--log-dir", tmp_path, "--loss", "kd_pt"),
+        *("--teacher-preset", presets / "large"),
+        *("--student-preset", presets / "small"),
+        *("--sequence-length", LENGTH, "--epochs", 1),
+        *("--learning-rate", 0),
+    )
+    load = functools.partial(keras.models.load_model, compile=False)
+    for name, preset in (("teacher", "large"), ("student-kd_pt", "small")):
+        # The teacher is not trained, the student at a rate of 0.
+        found = load(tmp_path / f"{name}.keras").get_weights()
+        expected = keras_hub.models.CausalLM.from_preset(str(presets / preset))
+        for one, two in zip(found, expected.get_weights(), strict=True):
+            np.testing.assert_array_equal(one, two)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["teacher_epochs"], config["learning_rate"]) == (0, 0)
+    student = load(tmp_path / "student-kd_pt.keras")
+    student.compile(sampler="greedy")
+    assert student.generate("w1 w2", max_length=LENGTH).startswith("w1 w2")
+
+
+def test_a_presets_tokenizer_reads_the_text(presets):
+    vocabulary = causal_lm.read_preset(str(presets / "large"), LENGTH)
+    data = causal_lm.make_sequences(["w1 w1", "", "b"], vocabulary, LENGTH)
+    tokens = ["<|endoftext|>", "w1", "Ġw1", "<|endoftext|>", "b"]
+    start, *expected = [vocabulary.tokenizer.token_to_id(t) for t in tokens]
+    assert data.labels[0, :3].tolist() == expected[:3]
+    assert data.x["token_ids"][0, :3].tolist() == [start, *expected[:2]]
+    assert data.x["token_ids"][1, :2].tolist() == [start, expected[3]]
+    assert data.weights.sum(-1).tolist() == [3, 2]
+
+
+# -- bad input -----------------------------------------------------------------
+
+
+def refused(*arguments):
+    result = run(*arguments)
+    assert result.exit_code != 0
+    assert "Epoch" not in result.output
+    return " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data-dir", "absent"], "absent"),
+        (["--student-hidden", 5], "--student-hidden 5 with --student-heads 2"),
+        (["--batch-size", 500], "too short"),
+        (["--teacher-preset", "absent"], "can't be loaded"),
+        (
+            ["--teacher-preset", "large", "--teacher-layers", 3],
+            "--teacher-layers and --teacher-preset",
+        ),
+        (
+            ["--student-preset", "large", "--vocabulary", 30],
+            "--vocabulary and --student-preset",
+        ),
+        (
+            ["--teacher-preset", "large", "--sequence-length", LENGTH + 1],
+            f"at most {LENGTH} tokens",
+        ),
+        (
+            [
+                *("--teacher-preset", "large", "--student-preset", "other"),
+                *("--sequence-length", LENGTH),
+            ],
+            "one vocabulary",
+        ),
+        (
+            ["--teacher-preset", "large", "--teacher", "other/task.json"],
+            "one teacher",
+        ),
+    ],
+)
+def test_bad_options_are_refused_in_one_message(
+    presets, text, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(presets)
+    arguments = ["--data-dir", text, "--log-dir", tmp_path, *arguments]
+    output = refused(*arguments)
+    assert message in output
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_differing_token_is_named(presets, text):
+    with pytest.raises(ValueError) as caught:
+        causal_lm.check_same_vocabulary(
+            causal_lm.read_preset(str(presets / "large"), LENGTH),
+            causal_lm.read_preset(str(presets / "other"), LENGTH),
+        )
+    assert "'a' is 1 to the teacher and 41 to the student" in str(caught.value)
+
+
+def test_a_teacher_of_other_words_is_refused(finished, text, tmp_path):
+    teacher = finished[0] / "teacher.keras"
+    output = refused(
+        *("--data-dir", text, "--log-dir", tmp_path, *TINY),
+        *("--vocabulary", 10, "--teacher", teacher),
+    )
+    assert "for a text of 10" in output
