@@ -548,6 +548,10 @@ class CausalLMStudy(language_model.LanguageModelStudy):
         """The sequences in order."""
         return examples(self.data["train"])
 
+    def diagnosed_data(self):
+        """The sequences in order, in batches."""
+        return self.cached_data().batch(self.options["batch_size"])
+
     def cached_stream(self, cache, loss, first_epoch):
         """The same sequences in another order in each epoch."""
         return cache.epochs(

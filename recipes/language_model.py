@@ -66,6 +66,7 @@ class LanguageModelStudy(study.Study):
     """What language models have in common; see `study.Study`."""
 
     loss_arguments = LOSS_ARGUMENTS
+    score, higher_is_better = "test_perplexity", False
 
     def classes(self):
         """Number of words, or of other tokens."""

@@ -87,7 +87,6 @@ class LSTMStudy(language_model.LanguageModelStudy):
         ("valid", "valid_perplexity", 1, ".2f"),
         ("test", "test_perplexity", 1, ".2f"),
     )
-    score, higher_is_better = "test_perplexity", False
 
     def __init__(self, corpus, run, strategy, options):
         super().__init__(run, strategy, options)

@@ -16,7 +16,7 @@ import click
 import pairs as benchmark_pairs
 
 # Batch size, batches, and steps of a round.
-SIZES = {"mlp": (512, 4, 40), "resnet": (64, 2, 4), "lstm": (20, 2, 5)}
+SIZES = {"mlp": (512, 40, 40), "resnet": (64, 8, 4), "lstm": (20, 10, 5)}
 PLAIN, TEACHER, PEER = "student alone", "teacher alone", "keras.distillation"
 NO_HISTOGRAM = "cached kd_pt, no histogram"
 # By the name of the row, the name of the loss and its arguments.
