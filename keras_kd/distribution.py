@@ -1,4 +1,4 @@
-"""Several devices and machines: what Keras 3 leaves to do under `tf.distribute`.
+"""Several devices and machines: what Keras leaves to do under `tf.distribute`.
 
 Other backends have no such strategy, which is `None` here; then a process is
 alone with one device, as far as this package is concerned.

@@ -33,7 +33,8 @@ def _tensorflow(function, array):
 def _jax(function, array):
     import jax
 
-    return jax.value_and_grad(function)(jax.numpy.asarray(array))
+    compiled = jax.jit(jax.value_and_grad(function))
+    return compiled(jax.numpy.asarray(array))
 
 
 def _torch(function, array):

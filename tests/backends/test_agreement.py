@@ -67,7 +67,7 @@ def test_two_backends_agree(found, pair, name):
 
 
 def terms(name, labels, teacher_logits, rows):
-    """[(weight, explicit target)], temperature, and factor of the terms."""
+    """[(weight, explicit target)], and the temperature."""
     given = inputs.LOSSES[name]
     t = given.get("temperature", 1.0)
     targets = {
@@ -78,9 +78,7 @@ def terms(name, labels, teacher_logits, rows):
         "kd_sim": lambda: reference.sim_target(
             labels, rows, inputs.ALPHA, inputs.BETA
         ),
-        "kd_topk": lambda: reference.topk_target(
-            teacher_logits, t, given["k"]
-        ),
+        "kd_topk": lambda: reference.topk_target(teacher_logits, t, given["k"]),
         "kd": lambda: reference.kd_target(teacher_logits, t),
     }
     if name == "kd_pt_sim":
@@ -134,10 +132,13 @@ def test_losses_gradients_and_w_are_numpys(found, backend, name):
     given = inputs.arrays()
     logits, labels = given["logits"], given["logit_labels"]
     rows = given["teacher"][2].T
-    explicit = (logits, labels, *terms(name, labels, given["teacher_logits"], rows))
+    made = terms(name, labels, given["teacher_logits"], rows)
+    explicit = (logits, labels, *made)
     gradient = reference.per_example_gradient(*explicit)
     at_label = np.arange(len(labels)), labels
-    plain = (reference.softmax(logits) - reference.one_hot(labels, inputs.CLASSES))
+    plain = reference.softmax(logits) - reference.one_hot(
+        labels, inputs.CLASSES
+    )
     for key, expected in {
         "loss": reference.per_example_loss(*explicit),
         "gradient": gradient,
