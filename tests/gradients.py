@@ -4,6 +4,11 @@ import keras
 import numpy as np
 
 
+def seeds(count):
+    """Seeds of random cases: one on JAX, which compiles each case anew."""
+    return range(1 if keras.backend.backend() == "jax" else count)
+
+
 def value_and_gradient(function, array):
     """A function's value and its gradient.
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from gradients import value_and_gradient
+from gradients import seeds, value_and_gradient
 from models import data, fit, mlp, outputs_of
 from test_losses import Case, every_loss, targets
 
@@ -30,7 +30,7 @@ def autodiff_ratios(case, loss, y_true):
 
 
 @every_loss
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", seeds(8))
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 def test_gradient_scale_is_the_ratio_that_autodiff_gives(
     name, seed, scale, float64

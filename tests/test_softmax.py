@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import reference
-from gradients import value_and_gradient
+from gradients import seeds, value_and_gradient
 from keras import ops
 
 from keras_kd.softmax import label_softmax
@@ -31,7 +31,7 @@ def explicit(logits, labels, temperature):
     return log_odds, normaliser, gap_sum
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", seeds(8))
 @pytest.mark.parametrize("scale", [0.1, 3.0, 30.0])
 def test_values_and_gradients_are_those_of_autodiff(seed, scale, float64):
     logits, labels = random_case(seed, scale)
