@@ -164,7 +164,10 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
         self._check_tunables(values)
         self._tunables = {
             key: keras.Variable(
-                float(value), dtype=self.dtype, trainable=False, name=key
+                self._number(value),
+                dtype=self.dtype,
+                trainable=False,
+                name=key,
             )
             for key, value in values.items()
         }
@@ -261,7 +264,11 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
             )
         self._check_tunables({**self.tunables, **values})
         for key, value in values.items():
-            self._tunables[key].assign(float(value))
+            self._tunables[key].assign(self._number(value))
+
+    def _number(self, value):
+        # PyTorch makes a float32 of a Python float first.
+        return np.asarray(value, self.dtype)
 
     def _check_tunables(self, values):
         name = type(self).__name__

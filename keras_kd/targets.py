@@ -22,7 +22,7 @@ class LabelTarget:
         """[...], H(target, softmax), with no [..., classes] target."""
         normaliser, label_gap = softmax.log_normaliser, softmax.label_gap
         others = max(softmax.num_classes - 1, 1)
-        mean_gap = ops.maximum((softmax.gap_sum - label_gap) / others, 0.0)
+        mean_gap = _at_least_zero((softmax.gap_sum - label_gap) / others)
         return self.mass * (normaliser + label_gap) + self.rest * (
             normaliser + mean_gap
         )
@@ -58,7 +58,7 @@ class SparseTarget:
         )
         others = max(softmax.num_classes - self.classes.shape[-1], 1)
         mean_gap = (softmax.gap_sum - ops.sum(gaps, axis=-1)) / others
-        return named + self.rest * (normaliser + ops.maximum(mean_gap, 0.0))
+        return named + self.rest * (normaliser + _at_least_zero(mean_gap))
 
     def off_label_mass(self, labels, num_classes):
         """[...], 1 - target[label], without cancellation."""
@@ -100,6 +100,15 @@ class DenseTarget:
         return 1.0 - ops.squeeze(
             ops.take_along_axis(self.probabilities, index, axis=-1), -1
         )
+
+
+def _at_least_zero(gap):
+    """A gap without the rounding error that makes it negative.
+
+    Its gradient is left alone: of a gap of 0, that of `ops.maximum` is 1, 1/2
+    or 0, by the backend and by the rounding error.
+    """
+    return gap + ops.stop_gradient(ops.maximum(-gap, 0.0))
 
 
 def off_label_sum(probabilities, labels):

@@ -29,6 +29,18 @@ def seeded():
     keras.config.set_dtype_policy("float32")
 
 
+@pytest.fixture
+def float64():
+    """float64, which JAX has to be told to compute in."""
+    if keras.backend.backend() != "jax":
+        yield
+        return
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
 @pytest.fixture(scope="session")
 def two_replicas():
     # One for all: TensorFlow mixes up the collectives of two strategies over

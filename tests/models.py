@@ -29,6 +29,11 @@ def data(examples=32, seed=0, classes=CLASSES):
     return x, labels, weights
 
 
+def outputs_of(model, x):
+    """A model's outputs in inference, as a NumPy array."""
+    return keras.ops.convert_to_numpy(model(x))
+
+
 def weights_of(model):
     return [np.array(w) for w in model.get_weights()]
 

@@ -139,24 +139,6 @@ def test_histograms_every_few_batches_cover_disjoint_windows(tmp_path):
     assert steps == [3, 4, 7, 8]
 
 
-def test_two_replicas_write_what_one_does(tmp_path, two_replicas):
-    x, labels, _ = data()
-    written = []
-    for strategy in (tf.distribute.get_strategy(), two_replicas):
-        folder = tmp_path / str(strategy.num_replicas_in_sync)
-        with strategy.scope():
-            distiller = kd.Distiller(mlp(seed=1), mlp(seed=5))
-            distiller.compile("sgd", "kd_pt_sim")
-        schedule = kd.callbacks.LossSchedule(sim_weight=lambda epoch: 0.3)
-        board = kd.callbacks.KDTensorBoard(folder)
-        fit(distiller, x, labels, callbacks=[schedule, board])
-        distiller.save(folder / "distiller.keras")
-        written.append(read(folder / "train"))
-    for tag in ("gradient_scale/teacher_wrong", "distillation/sim_weight"):
-        one, two = (tensors(events, tag) for events in written)
-        np.testing.assert_allclose(one, two)
-
-
 def test_chosen_classes_are_shown(tmp_path):
     x, labels, _ = data()
     distiller = kd.Distiller(mlp(seed=1), mlp(seed=5))

@@ -2,9 +2,9 @@
 
 Each test stands for one thing that the Keras 3.12 to 3.15 distiller was
 measured to get wrong: value and gradient of the distillation term, sample
-weights and masks, regularisation, distribution, batch-norm statistics, one
-forward pass, saving and resuming, schedules, mixed precision and models that
-end in softmax.
+weights and masks, regularisation, batch-norm statistics, one forward pass,
+saving and resuming, schedules, mixed precision and models that end in softmax.
+Distribution is in `test_distribution`.
 """
 
 import os
@@ -15,7 +15,6 @@ import keras
 import numpy as np
 import pytest
 import reference
-import tensorflow as tf
 from keras import layers
 from models import (
     CLASSES,
@@ -25,6 +24,7 @@ from models import (
     data,
     fit,
     mlp,
+    outputs_of,
     weights_of,
 )
 
@@ -75,7 +75,7 @@ def test_training_step_is_that_of_temperature_squared_kl():
     x, labels, _ = data(8)
     student, teacher = mlp(seed=1), mlp(seed=5)
     logits, teacher_logits = (
-        np.array(m(x), "float64") for m in (student, teacher)
+        outputs_of(m, x).astype("float64") for m in (student, teacher)
     )
     before = weights_of(student)
     fit(compiled(student, teacher, kd.KD(0.7, 4.0)), x, labels)
@@ -108,7 +108,7 @@ def test_gradient_where_the_student_is_confidently_wrong():
     before = weights_of(student)[-1]
     fit(compiled(student, teacher, kd.KD(1.0, 1.0)), x[:1], labels[:1])
     moved = (before - weights_of(student)[-1]) / 0.1
-    target = reference.softmax(np.array(teacher(x[:1])))[0]
+    target = reference.softmax(outputs_of(teacher, x[:1]))[0]
     expected = reference.softmax(wrong) - target
     np.testing.assert_allclose(moved, expected, atol=2e-4)
 
@@ -211,7 +211,7 @@ def test_class_weights_reach_every_step_of_a_sequence():
 def test_padded_steps_count_neither_in_the_loss_nor_in_its_mean(name):
     x, labels = tokens()
     student, teacher = language_model(1), language_model(2)
-    logits, teacher_logits = np.array(student(x)), np.array(teacher(x))
+    logits, teacher_logits = outputs_of(student, x), outputs_of(teacher, x)
     loss = kd.losses.get(name)
     # The loss at padded steps is made enormous, should it count.
     garbage = np.where(x == 0, (labels + 4) % 9, labels)
@@ -241,7 +241,7 @@ def test_regularisation_and_add_loss_are_in_the_objective():
     base = mlp(seed=1, kernel_regularizer=regulariser)
     student = keras.Model(base.inputs, Penalty()(base.outputs[0]))
     plain = mlp(seed=1)
-    logits = np.array(plain(x))
+    logits = outputs_of(plain, x)
     kernel = plain.get_weights()[0]
     extra = 0.05 * (kernel**2).sum() + 0.01 * (logits**2).sum()
     losses = [
@@ -266,48 +266,6 @@ def test_the_teachers_regularisation_is_not_in_the_objective():
         )
     ]
     np.testing.assert_allclose(*losses, rtol=1e-6)
-
-
-# -- distribution ----------
-
-
-def train_distributed(strategy, name, loss_outside=None, **compile_arguments):
-    """Five steps, the last of a partial batch, with ignored labels."""
-    x, labels, weights = data(37)
-    with strategy.scope():
-        student = mlp(seed=1, kernel_regularizer=keras.regularizers.L2(0.01))
-        teacher = mlp(seed=5)
-        distiller = compiled(
-            student,
-            teacher,
-            loss_outside or kd.losses.get(name, ignore_class=2),
-            keras.optimizers.SGD(0.1, momentum=0.9),
-            metrics=["accuracy"],
-            **compile_arguments,
-        )
-    dataset = tf.data.Dataset.from_tensor_slices((x, labels, weights)).batch(8)
-    history = distiller.fit(dataset, verbose=0).history
-    scale = distiller.gradient_scales["all"].summary()
-    return weights_of(student), history, scale
-
-
-@every_loss
-def test_two_replicas_end_where_one_does(name, two_replicas):
-    one, log_one, scale_one = train_distributed(
-        tf.distribute.get_strategy(), name
-    )
-    two, log_two, scale_two = train_distributed(two_replicas, name)
-    assert_same_weights(one, two, 1e-5)
-    for key in ("cross_entropy", "accuracy", "gradient_scale"):
-        np.testing.assert_allclose(log_one[key], log_two[key], rtol=1e-5)
-    np.testing.assert_allclose(scale_one["histogram"], scale_two["histogram"])
-
-
-def test_a_loss_made_outside_the_strategy_works_in_it(two_replicas):
-    one, _, _ = train_distributed(tf.distribute.get_strategy(), "kd_pt_sim")
-    loss = kd.KDPtSim(ignore_class=2)
-    two, _, _ = train_distributed(two_replicas, None, loss_outside=loss)
-    assert_same_weights(one, two, 1e-5)
 
 
 # -- models left alone ----------
@@ -360,7 +318,7 @@ def test_evaluate_is_plain_cross_entropy_without_the_teacher(name):
     result = distiller.evaluate(
         x, labels, sample_weight=weights, verbose=0, return_dict=True
     )
-    log_q = reference.log_softmax(np.array(student(x)))
+    log_q = reference.log_softmax(outputs_of(student, x))
     expected = -(log_q[np.arange(len(x)), labels] * weights).mean()
     np.testing.assert_allclose(result["loss"], expected, rtol=1e-5)
     assert set(result) == {"loss"}
@@ -383,7 +341,7 @@ def test_predict_gives_the_students_outputs():
     student = mlp(seed=1)
     distiller = compiled(student, mlp(seed=5), kd.KD())
     np.testing.assert_allclose(
-        distiller.predict(x, verbose=0), student(x), atol=1e-6
+        distiller.predict(x, verbose=0), outputs_of(student, x), atol=1e-6
     )
 
 
@@ -447,7 +405,7 @@ def test_the_saved_student_has_no_trace_of_the_library(tmp_path):
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     np.testing.assert_allclose(
-        np.load(tmp_path / "y.npy"), student(x), atol=1e-6
+        np.load(tmp_path / "y.npy"), outputs_of(student, x), atol=1e-6
     )
 
 
@@ -460,7 +418,6 @@ class Stop(keras.callbacks.Callback):
 @pytest.mark.parametrize("built", [True, False])
 def test_backup_and_restore_from_the_first_epoch(tmp_path, built):
     x, labels, _ = data()
-    dataset = tf.data.Dataset.from_tensor_slices((x, labels)).batch(8)
 
     def make():
         keras.utils.set_random_seed(3)
@@ -474,13 +431,11 @@ def test_backup_and_restore_from_the_first_epoch(tmp_path, built):
 
     def run(distiller, *callbacks):
         backup = keras.callbacks.BackupAndRestore(str(tmp_path / "backup"))
-        distiller.fit(
-            dataset, epochs=4, verbose=0, callbacks=[backup, *callbacks]
-        )
+        fit(distiller, x, labels, epochs=4, callbacks=[backup, *callbacks])
         return weights_of(distiller.student)
 
     uninterrupted = make()
-    uninterrupted.fit(dataset, epochs=4, verbose=0)
+    fit(uninterrupted, x, labels, epochs=4)
     with pytest.raises(KeyboardInterrupt):
         run(make(), Stop())
     assert_same_weights(run(make()), weights_of(uninterrupted.student), 1e-6)
@@ -534,35 +489,6 @@ def test_float16_student_beside_a_float32_teacher():
     assert isinstance(distiller.optimizer, keras.optimizers.LossScaleOptimizer)
     np.testing.assert_allclose(losses[True], losses[False], rtol=5e-3)
     assert_same_weights(half.get_weights(), full.get_weights(), tolerance=5e-3)
-
-
-def half_precision_steps(strategy, overflow_at):
-    """Weights and loss scale after steps, one example far too large."""
-    x, labels, _ = data(16)
-    weights = np.ones(16, "float32")
-    weights[overflow_at] = 1e6
-    keras.config.set_dtype_policy("mixed_float16")
-    with strategy.scope():
-        distiller = compiled(mlp(seed=1), mlp(seed=5), kd.KDPt())
-    dataset = tf.data.Dataset.from_tensor_slices((x, labels, weights)).batch(8)
-    distiller.fit(dataset, verbose=0)
-    optimizer = distiller.optimizer
-    scale = np.array(optimizer.dynamic_scale) / optimizer.initial_scale
-    return weights_of(distiller.student), scale
-
-
-@pytest.mark.parametrize("overflow_at", [1, 6])
-def test_overflow_on_one_replica_skips_the_step_on_all(
-    overflow_at, two_replicas
-):
-    """Each batch of 8 is shared by two replicas; Keras asks the first."""
-    one, scale_one = half_precision_steps(
-        tf.distribute.get_strategy(), overflow_at
-    )
-    two, scale_two = half_precision_steps(two_replicas, overflow_at)
-    assert scale_one == scale_two == 0.5
-    assert_weights_differ(one, weights_of(mlp(seed=1)))
-    assert_same_weights(one, two, tolerance=2e-3)
 
 
 def test_float16_teacher_beside_a_float32_student():
@@ -685,7 +611,7 @@ def test_data_that_carry_the_statistics_need_no_teacher(name):
     fit(compiled(online, teacher, loss), x, labels)
     statistics = loss.teacher_statistics(
         keras.ops.convert_to_tensor(labels),
-        keras.ops.convert_to_tensor(teacher(x)),
+        keras.ops.convert_to_tensor(outputs_of(teacher, x)),
     )
     y = {"labels": labels, **{k: np.array(v) for k, v in statistics.items()}}
     fit(compiled(cached, None, loss), x, y)

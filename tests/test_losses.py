@@ -6,9 +6,11 @@ import keras
 import numpy as np
 import pytest
 import reference
-import tensorflow as tf
+from gradients import seeds, value_and_gradient
+from keras.src.backend import set_keras_mask
 
 import keras_kd as kd
+from keras_kd import backend
 
 ALPHA, BETA = 0.4, 0.7
 
@@ -24,8 +26,9 @@ class Case:
 
     def __post_init__(self):
         random = np.random.default_rng(self.seed)
-        self.num_classes = int(random.integers(2, 40))
-        shape = tuple(random.integers(1, 9, size=random.integers(1, 3)))
+        # Few shapes: some backends compile every operation for each.
+        self.num_classes = int(random.choice([2, 3, 10, 39]))
+        shape = [(1,), (7,), (4, 8)][random.integers(3)]
         size = (*shape, self.num_classes)
         self.labels = random.integers(0, self.num_classes, shape)
         self.logits = self.scale * random.normal(size=size).astype(self.dtype)
@@ -116,19 +119,11 @@ def targets(loss, labels, teacher_logits):
     return {"labels": labels, **statistics}
 
 
-def value_and_gradient(loss, y_true, logits, **kwargs):
-    logits = tf.constant(logits)
-    with tf.GradientTape() as tape:
-        tape.watch(logits)
-        value = loss(y_true, logits, **kwargs)
-    return value.numpy(), tape.gradient(value, logits).numpy()
-
-
 every_loss = pytest.mark.parametrize("name", kd.losses.NAMES)
 
 
 @every_loss
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", seeds(12))
 def test_value_is_that_of_the_explicit_target(name, seed):
     case = Case(name, seed)
     loss = case.loss(reduction=None)
@@ -141,24 +136,29 @@ def test_value_is_that_of_the_explicit_target(name, seed):
 
 
 @every_loss
-@pytest.mark.parametrize("seed", range(12))
-def test_float64_value_is_exact(name, seed):
+@pytest.mark.parametrize("seed", seeds(12))
+def test_float64_value_is_exact(name, seed, float64):
     case = Case(name, seed, dtype="float64")
     loss = case.loss(reduction=None)
     y_true = targets(loss, case.labels, case.teacher_logits)
+    # PyTorch's softplus(x) is x above 20, which is 2e-9 too little.
+    torch = keras.backend.backend() == "torch"
     np.testing.assert_allclose(
-        loss(y_true, case.logits), case.expected(), rtol=1e-10, atol=1e-12
+        loss(y_true, case.logits),
+        case.expected(),
+        rtol=1e-8 if torch else 1e-10,
+        atol=1e-12,
     )
 
 
 @every_loss
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", seeds(6))
 @pytest.mark.parametrize("scale", [1.0, 8.0, 50.0])
 def test_gradient_is_the_closed_form(name, seed, scale):
     case = Case(name, seed, scale=scale)
     loss = case.loss(reduction="sum")
     y_true = targets(loss, case.labels, case.teacher_logits)
-    _, gradient = value_and_gradient(loss, y_true, case.logits)
+    _, gradient = value_and_gradient(lambda z: loss(y_true, z), case.logits)
     np.testing.assert_allclose(
         gradient, case.expected_gradient(), rtol=1e-5, atol=1e-5
     )
@@ -172,7 +172,7 @@ def test_gradient_lives_at_a_logit_gap_of_100(name, gap):
     np.put_along_axis(case.logits, case.labels[..., None], gap, -1)
     loss = case.loss(reduction="sum")
     y_true = targets(loss, case.labels, case.teacher_logits)
-    value, gradient = value_and_gradient(loss, y_true, case.logits)
+    value, gradient = value_and_gradient(lambda z: loss(y_true, z), case.logits)
     expected = case.expected_gradient()
     np.testing.assert_allclose(value, case.expected().sum(), rtol=1e-5)
     np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-5)
@@ -185,10 +185,12 @@ def test_gradient_lives_at_a_logit_gap_of_100(name, gap):
 def test_half_precision_extremes_stay_finite(name, sign):
     case = Case(name, seed=5)
     case.logits = np.where(case.logits > 0, 60_000, -60_000).astype("float16")
-    case.teacher_logits = sign * case.logits
+    # No two classes alike: which of them KDTopK keeps would be up to chance.
+    spread = np.linspace(0.9, 1, case.num_classes)
+    case.teacher_logits = (sign * case.logits * spread).astype("float16")
     loss = case.loss(reduction="sum")
     y_true = targets(loss, case.labels, case.teacher_logits)
-    value, gradient = value_and_gradient(loss, y_true, case.logits)
+    value, gradient = value_and_gradient(lambda z: loss(y_true, z), case.logits)
     assert value.dtype == np.float32
     np.testing.assert_allclose(value, case.expected().sum(), rtol=1e-5)
     np.testing.assert_allclose(
@@ -212,7 +214,7 @@ def test_confident_teacher_keeps_its_digits(name):
 
 
 @every_loss
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", seeds(4))
 def test_weights_masks_and_ignored_labels(name, seed):
     case = Case(name, seed)
     random = np.random.default_rng(seed)
@@ -223,15 +225,15 @@ def test_weights_masks_and_ignored_labels(name, seed):
     loss = case.loss(ignore_class=-1)
     y_true = targets(loss, case.labels, case.teacher_logits)
     y_true["labels"] = np.where(ignored, -1, case.labels)
-    logits = tf.constant(case.logits)
-    logits._keras_mask = tf.constant(mask)
-    with tf.GradientTape() as tape:
-        tape.watch(logits)
-        value = loss(y_true, logits, sample_weight=weights)
+
+    def masked_loss(logits):
+        set_keras_mask(logits, keras.ops.convert_to_tensor(mask))
+        return loss(y_true, logits, sample_weight=weights)
+
+    value, gradient = value_and_gradient(masked_loss, case.logits)
     counted = mask & ~ignored
     expected = reference.reduce_mean(case.expected(), weights, counted)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    gradient = tape.gradient(value, logits).numpy()
     share = (counted * weights / counted.sum())[..., None]
     np.testing.assert_allclose(
         gradient, share * case.expected_gradient(), rtol=1e-5, atol=1e-6
@@ -291,8 +293,8 @@ def test_topk_with_every_class_is_kd_and_ties_add_up():
     for k in range(1, 6):
         loss = kd.KDTopK(k=k)
         statistics = targets(loss, labels, teacher)
-        total = statistics["top_probabilities"].numpy().sum(-1)
-        total += statistics["tail_probability"].numpy()
+        total = np.array(statistics["top_probabilities"]).sum(-1)
+        total += np.array(statistics["tail_probability"])
         np.testing.assert_allclose(total, 1, rtol=1e-6)
 
 
@@ -381,11 +383,11 @@ def test_compiled_function_reads_changed_values():
     case = Case("kd_pt_sim", seed=8)
     loss = case.loss()
 
-    @tf.function
-    def compiled(logits):
+    def value(logits):
         y_true = targets(loss, case.labels, case.teacher_logits)
         return loss(y_true, logits)
 
+    compiled = backend.compiled(value, loss.variables)
     compiled(case.logits)
     case.weight, case.second_weight, case.temperature = 0.2, 0.7, 5.0
     loss.assign(pt_weight=0.2, sim_weight=0.7, temperature=5.0)

@@ -67,7 +67,7 @@ def test_two_backends_agree(found, pair, name):
 
 
 def terms(name, labels, teacher_logits, rows):
-    """[(weight, explicit target)], temperature, and factor of the terms."""
+    """[(weight, explicit target)], and the temperature."""
     given = inputs.LOSSES[name]
     t = given.get("temperature", 1.0)
     targets = {
@@ -132,11 +132,8 @@ def test_losses_gradients_and_w_are_numpys(found, backend, name):
     given = inputs.arrays()
     logits, labels = given["logits"], given["logit_labels"]
     rows = given["teacher"][2].T
-    explicit = (
-        logits,
-        labels,
-        *terms(name, labels, given["teacher_logits"], rows),
-    )
+    made = terms(name, labels, given["teacher_logits"], rows)
+    explicit = (logits, labels, *made)
     gradient = reference.per_example_gradient(*explicit)
     at_label = np.arange(len(labels)), labels
     plain = reference.softmax(logits) - reference.one_hot(

@@ -1,0 +1,137 @@
+"""Two replicas under tf.distribute against one device; TensorFlow alone."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from models import (
+    CLASSES,
+    assert_same_weights,
+    assert_weights_differ,
+    data,
+    fit,
+    mlp,
+    weights_of,
+)
+from test_bad_input import bad_labels, refused
+from test_callbacks import read, tensors
+from test_distiller_correctness import compiled, every_loss
+
+import keras_kd as kd
+
+
+def train_distributed(strategy, name, loss_outside=None, **compile_arguments):
+    """Five steps, the last of a partial batch, with ignored labels."""
+    x, labels, weights = data(37)
+    with strategy.scope():
+        student = mlp(seed=1, kernel_regularizer=keras.regularizers.L2(0.01))
+        teacher = mlp(seed=5)
+        distiller = compiled(
+            student,
+            teacher,
+            loss_outside or kd.losses.get(name, ignore_class=2),
+            keras.optimizers.SGD(0.1, momentum=0.9),
+            metrics=["accuracy"],
+            **compile_arguments,
+        )
+    dataset = tf.data.Dataset.from_tensor_slices((x, labels, weights)).batch(8)
+    history = distiller.fit(dataset, verbose=0).history
+    scale = distiller.gradient_scales["all"].summary()
+    return weights_of(student), history, scale
+
+
+@every_loss
+def test_two_replicas_end_where_one_does(name, two_replicas):
+    one, log_one, scale_one = train_distributed(
+        tf.distribute.get_strategy(), name
+    )
+    two, log_two, scale_two = train_distributed(two_replicas, name)
+    assert_same_weights(one, two, 1e-5)
+    for key in ("cross_entropy", "accuracy", "gradient_scale"):
+        np.testing.assert_allclose(log_one[key], log_two[key], rtol=1e-5)
+    np.testing.assert_allclose(scale_one["histogram"], scale_two["histogram"])
+
+
+def test_a_loss_made_outside_the_strategy_works_in_it(two_replicas):
+    one, _, _ = train_distributed(tf.distribute.get_strategy(), "kd_pt_sim")
+    loss = kd.KDPtSim(ignore_class=2)
+    two, _, _ = train_distributed(two_replicas, None, loss_outside=loss)
+    assert_same_weights(one, two, 1e-5)
+
+
+def half_precision_steps(strategy, overflow_at):
+    """Weights and loss scale after steps, one example far too large."""
+    x, labels, _ = data(16)
+    weights = np.ones(16, "float32")
+    weights[overflow_at] = 1e6
+    keras.config.set_dtype_policy("mixed_float16")
+    with strategy.scope():
+        distiller = compiled(mlp(seed=1), mlp(seed=5), kd.KDPt())
+    dataset = tf.data.Dataset.from_tensor_slices((x, labels, weights)).batch(8)
+    distiller.fit(dataset, verbose=0)
+    optimizer = distiller.optimizer
+    scale = np.array(optimizer.dynamic_scale) / optimizer.initial_scale
+    return weights_of(distiller.student), scale
+
+
+@pytest.mark.parametrize("overflow_at", [1, 6])
+def test_overflow_on_one_replica_skips_the_step_on_all(
+    overflow_at, two_replicas
+):
+    """Each batch of 8 is shared by two replicas; Keras asks the first."""
+    one, scale_one = half_precision_steps(
+        tf.distribute.get_strategy(), overflow_at
+    )
+    two, scale_two = half_precision_steps(two_replicas, overflow_at)
+    assert scale_one == scale_two == 0.5
+    assert_weights_differ(one, weights_of(mlp(seed=1)))
+    assert_same_weights(one, two, tolerance=2e-3)
+
+
+def test_label_outside_the_classes_on_one_of_two_replicas(two_replicas):
+    x, labels = data()[0], bad_labels()
+    with two_replicas.scope():
+        distiller = compiled(mlp(), mlp(), kd.KDPt(), metrics=["accuracy"])
+    with pytest.raises(ValueError, match="label 77 among 1 labels"):
+        fit(distiller, x, labels)
+
+
+def test_two_replicas_write_what_one_does(tmp_path, two_replicas):
+    x, labels, _ = data()
+    written = []
+    for strategy in (tf.distribute.get_strategy(), two_replicas):
+        folder = tmp_path / str(strategy.num_replicas_in_sync)
+        with strategy.scope():
+            distiller = kd.Distiller(mlp(seed=1), mlp(seed=5))
+            distiller.compile("sgd", "kd_pt_sim")
+        schedule = kd.callbacks.LossSchedule(sim_weight=lambda epoch: 0.3)
+        board = kd.callbacks.KDTensorBoard(folder)
+        fit(distiller, x, labels, callbacks=[schedule, board])
+        distiller.save(folder / "distiller.keras")
+        written.append(read(folder / "train"))
+    for tag in ("gradient_scale/teacher_wrong", "distillation/sim_weight"):
+        one, two = (tensors(events, tag) for events in written)
+        np.testing.assert_allclose(one, two)
+
+
+def test_errors_pass_through_a_strategy_unchanged(two_replicas):
+    x = data()[0]
+    labels = np.eye(CLASSES)[data()[1]].astype("float32")
+    with two_replicas.scope():
+        student = mlp()
+        distiller = compiled(student, mlp(), kd.KDPt())
+    dataset = tf.data.Dataset.from_tensor_slices((x, labels)).batch(8)
+    refused(
+        lambda: distiller.fit(dataset, verbose=0), student, "one-hot", "argmax"
+    )
+
+
+def test_gradient_scale_compiled_with_xla():
+    metric = kd.metrics.GradientScale()
+
+    @tf.function(jit_compile=True)
+    def update(values):
+        metric.update_state(values)
+
+    update(tf.constant([0.5, -0.5, np.nan]))
+    assert metric.summary()["count"] == 2
