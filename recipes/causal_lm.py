@@ -7,8 +7,8 @@ transformers). Documents are padded to one length; the padding counts nowhere.
 
     python recipes/causal_lm.py
 
-trains two GPT-2s from random weights on English text that CPython ships, word
-by word.
+trains GPT-2s from random weights on English text that CPython ships, word by
+word, in about six minutes on one core.
 
     python recipes/causal_lm.py --teacher-preset gpt2_medium_en \
         --student-preset gpt2_base_en --sequence-length 256 --batch-size 8 \
@@ -88,22 +88,17 @@ _PRESET_DEFAULTS = {
 @study.shared_options(("plain", "kd_pt", "kd"))
 def main(losses, log_dir, **options):
     """Compares distillation losses on a causal language model of KerasHub."""
+    context = click.get_current_context()
     with common.errors_as_messages():
-        given = given_options(click.get_current_context())
+        given = given_options(context)
         check_options(options, given)
         options = with_preset_defaults(options, given)
-        documents = read_documents(**options)
         strategy = strategies.make_strategy(
             options["strategy"], options["replicas"]
         )
+        documents = read_documents(**options)
         vocabulary = read_vocabulary(documents, options)
-        data = {
-            part: make_sequences(
-                getattr(documents, part), vocabulary, options["sequence_length"]
-            )
-            for part in text_data.PARTS
-        }
-        check_data(data, options["batch_size"])
+        data = read_data(documents, vocabulary, options)
         # Losses may be added to a run later; everything else makes it another.
         run = common.RunFolder(
             "causal_lm", study.run_config(options), log_dir, strategy
@@ -115,9 +110,8 @@ def main(losses, log_dir, **options):
             f"{vocabulary.classes:,} classes of tokens. Run folder: "
             f"{run.folder}"
         )
-        CausalLMStudy(data, vocabulary, run, strategy, options).train_all(
-            losses
-        )
+        models = CausalLMStudy(data, vocabulary, run, strategy, options)
+        models.train_all(losses)
 
 
 # -- options -------------------------------------------------------------------
@@ -293,8 +287,8 @@ def read_preset(name, sequence_length):
         A `Vocabulary`.
 
     Raises:
-        ValueError: if it can't be loaded, has no tokenizer, or reads fewer
-            tokens.
+        ValueError: if it can't be loaded, has no tokenizer, or does not take
+            such sequences.
     """
     import keras_hub
 
@@ -313,15 +307,39 @@ def read_preset(name, sequence_length):
             "A preset must have a tokenizer to read the text with. Received: "
             f"{name} without one. Save it with its preprocessor."
         )
-    longest = getattr(model.backbone, "max_sequence_length", sequence_length)
-    if sequence_length > longest:
-        raise ValueError(
-            f"The preset reads at most {longest} tokens. Received: "
-            f"--sequence-length {sequence_length} with {name}. Lower it."
-        )
+    check_inputs(model, name, sequence_length)
     return Vocabulary(
         model.preprocessor.tokenizer, model.output_shape[-1], model.preprocessor
     )
+
+
+def check_inputs(model, name, sequence_length):
+    """Refuses a model that does not take the sequences.
+
+    Args:
+        model: a `keras.Model`.
+        name: of its preset or file.
+        sequence_length: integer.
+
+    Raises:
+        ValueError: naming what it takes.
+    """
+    wanted = {"token_ids", "padding_mask"}
+    inputs = model.input
+    names = set(inputs) if isinstance(inputs, dict) else "something else"
+    if names != wanted:
+        raise ValueError(
+            f"The model must take {sorted(wanted)}, as KerasHub's text models "
+            f"do. Received: {name}, which takes {names}. Choose another."
+        )
+    backbone = getattr(model, "backbone", None)
+    longest = getattr(backbone, "max_sequence_length", sequence_length)
+    if sequence_length > longest:
+        raise ValueError(
+            f"{name} reads at most {longest} tokens. Received: "
+            f"--sequence-length {sequence_length}. Lower it, or choose "
+            "another model."
+        )
 
 
 def check_same_vocabulary(teacher, student):
@@ -450,16 +468,25 @@ def _token_ids(tokenizer, documents):
     return ids.to_list() if hasattr(ids, "to_list") else ids
 
 
-def check_data(data, batch_size):
-    """Refuses too short a text.
+def read_data(documents, vocabulary, options):
+    """The sequences of each part, enough of them to train and to test.
 
     Args:
-        data: dict by part of `Sequences`.
-        batch_size: integer.
+        documents: `text_data.Documents`.
+        vocabulary: a `Vocabulary`.
+        options: dict of the command's options.
+
+    Returns:
+        Dict by part of `Sequences`.
 
     Raises:
-        ValueError: with the numbers of sequences.
+        ValueError: if the text is too short, with the numbers of sequences.
     """
+    length, batch_size = options["sequence_length"], options["batch_size"]
+    data = {
+        part: make_sequences(getattr(documents, part), vocabulary, length)
+        for part in text_data.PARTS
+    }
     sizes = {part: len(sequences) for part, sequences in data.items()}
     if sizes["train"] < batch_size or not all(sizes.values()):
         raise ValueError(
@@ -468,6 +495,7 @@ def check_data(data, batch_size):
             f"for batches of {batch_size}. Use more text, or a smaller "
             "--batch-size."
         )
+    return data
 
 
 def training_stream(sequences, batch_size, seed, first_epoch):
@@ -534,6 +562,13 @@ class CausalLMStudy(language_model.LanguageModelStudy):
     def classes(self):
         """Number of logits."""
         return self.vocabulary.classes
+
+    def fitted_teacher(self, model):
+        """A loaded model, refused if it does not take these sequences."""
+        model = super().fitted_teacher(model)
+        name = self.options["teacher"] or "The teacher"
+        check_inputs(model, name, self.options["sequence_length"])
+        return model
 
     def training_data(self, role, first_epoch):
         """Shuffled batches of padded sequences."""
