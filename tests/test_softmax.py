@@ -6,7 +6,7 @@ import reference
 from gradients import seeds, value_and_gradient
 from keras import ops
 
-from keras_kd.softmax import label_softmax
+from keras_kd.softmax import label_softmax, plain_and_tempered
 
 
 def random_case(seed, scale, dtype="float64"):
@@ -58,6 +58,56 @@ def test_values_and_gradients_are_those_of_autodiff(seed, scale, float64):
         rtol=1e-8,
         atol=1e-10,
     )
+
+
+@pytest.mark.parametrize("num_classes", [6, 1500])
+@pytest.mark.parametrize("beforehand", [True, False])
+def test_gaps_are_those_of_autodiff_asked_beforehand_or_not(
+    num_classes, beforehand, float64
+):
+    """The label is among the classes in the first example alone."""
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(2, 3, num_classes))
+    labels = np.array([[0, 1, 2], [3, 4, 5]])
+    classes = random.permuted(
+        np.tile(np.arange(num_classes), (2, 3, 1)), axis=-1
+    )[..., :4].astype("int32")
+    classes[0, 0] = [3, 0, 2, 1]
+    mixture = random.dirichlet(np.ones(num_classes), (2, 3))
+    upstream = random.normal(size=(2, 3, 4))
+    classes, mixture, upstream = (
+        ops.convert_to_tensor(v) for v in (classes, mixture, upstream)
+    )
+
+    def total(gaps, expected, log_odds):
+        return ops.sum(upstream * gaps) + ops.sum(
+            upstream[..., 0] * (expected + log_odds)
+        )
+
+    def ours(logits):
+        asked = {"classes": [classes], "mixtures": [mixture]}
+        _, softmax = plain_and_tempered(
+            logits, labels, 1.7, **(asked if beforehand else {})
+        )
+        gaps = softmax.gaps(classes), softmax.expected_gap(mixture)
+        return total(*gaps, softmax.log_odds)
+
+    def by_autodiff(logits):
+        gaps = ops.max(logits, -1, keepdims=True) - logits
+        # The largest logit is a constant to the gradient.
+        gaps = ops.stop_gradient(gaps + logits) - logits
+        hot = ops.one_hot(classes, num_classes, dtype="float64")
+        picked = ops.sum(hot * gaps[..., None, :], -1)
+        expected = ops.sum(mixture * gaps, -1)
+        odds = explicit(logits, labels, 1.7)[0]
+        return total(picked / 1.7, expected / 1.7, odds)
+
+    for our, their in zip(
+        value_and_gradient(ours, logits),
+        value_and_gradient(by_autodiff, logits),
+        strict=True,
+    ):
+        np.testing.assert_allclose(our, their, rtol=1e-8, atol=1e-11)
 
 
 @pytest.mark.parametrize("confidence", [5.0, 12.0, 30.0, 60.0])
