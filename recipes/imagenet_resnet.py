@@ -268,7 +268,9 @@ class ImageNetStudy(study.Study):
         """The teacher given, or keras.applications' own."""
         if self.options["teacher"]:
             return super().teacher()
-        with self.strategy.scope():
+        from keras_kd import distribution
+
+        with distribution.scope(self.strategy):
             teacher = pretrained(
                 self.options["teacher_network"], self.options["image_size"]
             )

@@ -89,10 +89,12 @@ class LSTMStudy(language_model.LanguageModelStudy):
     )
 
     def __init__(self, corpus, run, strategy, options):
+        from keras_kd import distribution
+
         super().__init__(run, strategy, options)
         self.corpus = corpus
         batch, steps = options["batch_size"], options["time_steps"]
-        self.input_shape = (batch // strategy.num_replicas_in_sync, steps)
+        self.input_shape = (batch // distribution.num_replicas(strategy), steps)
         self.data = {
             part: text_data.segments(getattr(corpus, part), batch, steps)
             for part in text_data.PARTS

@@ -1,6 +1,7 @@
 """Distribution strategies of the recipes: one device, many GPUs, many machines.
 
-A strategy is made before TensorFlow is used for anything else.
+A strategy is made before TensorFlow is used for anything else. JAX and PyTorch
+have none, which is `None`.
 """
 
 import contextlib
@@ -24,13 +25,15 @@ def make_strategy(kind, replicas=None):
             two CPU replicas.
 
     Returns:
-        A `tf.distribute.Strategy`.
+        A `tf.distribute.Strategy`; `None` for "one" on another backend than
+        TensorFlow.
 
     Raises:
-        ValueError: if there are fewer devices than replicas, or the cluster
-            is not described as it must be.
+        ValueError: if there are fewer devices than replicas, the cluster is
+            not described as it must be, or the backend has no such strategy.
         OSError: if this worker's port is taken.
     """
+    _check_backend(kind)
     if kind == "mirrored":
         return _mirrored(replicas)
     if replicas is not None and (kind == "multiworker" or replicas > 1):
@@ -42,9 +45,27 @@ def make_strategy(kind, replicas=None):
         )
     if kind == "multiworker":
         return _multiworker()
+    if _backend() != "tensorflow":
+        return None
     import tensorflow as tf
 
     return tf.distribute.get_strategy()
+
+
+def _backend():
+    import keras
+
+    return keras.backend.backend()
+
+
+def _check_backend(kind):
+    backend = _backend()
+    if kind != "one" and backend != "tensorflow":
+        raise ValueError(
+            "Only TensorFlow has the strategies mirrored and multiworker. "
+            f"Received: --strategy {kind} with KERAS_BACKEND={backend}. Leave "
+            "--strategy out, or set KERAS_BACKEND=tensorflow."
+        )
 
 
 def check_batch_size(batch_size, strategy):
@@ -52,12 +73,14 @@ def check_batch_size(batch_size, strategy):
 
     Args:
         batch_size: integer.
-        strategy: a `tf.distribute.Strategy`.
+        strategy: a `tf.distribute.Strategy`, or `None`.
 
     Raises:
         ValueError: if the replicas do not divide the batch.
     """
-    replicas = strategy.num_replicas_in_sync
+    from keras_kd import distribution
+
+    replicas = distribution.num_replicas(strategy)
     if batch_size % replicas:
         raise ValueError(
             "The replicas must share each batch evenly. Received: --batch-size "

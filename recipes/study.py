@@ -89,7 +89,10 @@ def shared_options(default_losses):
             help="Of the losses that have one. [default: each loss's own]",
         ),
         click.option(
-            "--strategy", type=click.Choice(strategies.KINDS), default="one"
+            "--strategy",
+            type=click.Choice(strategies.KINDS),
+            default="one",
+            help="Devices to train on; TensorFlow alone has others than one.",
         ),
         click.option(
             "--replicas", type=positive, help="Of --strategy mirrored."
@@ -98,7 +101,7 @@ def shared_options(default_losses):
             "--steps-per-execution",
             type=positive,
             default=1,
-            help="Steps that TensorFlow runs in one call.",
+            help="Steps that Keras runs in one call; 1 on PyTorch.",
         ),
         click.option(
             "--validate-every",
@@ -297,12 +300,14 @@ class Study:
         """The teacher: the one given, or one trained now or before."""
         import keras
 
+        from keras_kd import distribution
+
         path = self.options["teacher"]
         if path is None:
             path = self.run.model("teacher")
             self.run.train_once("teacher", self._train_teacher)
             self._wait_for_chief()
-        with self.strategy.scope():
+        with distribution.scope(self.strategy):
             # It is not trained on, so that how it was does not matter.
             model = keras.models.load_model(path, compile=False)
             teacher = self.fitted_teacher(model)
@@ -415,9 +420,10 @@ class Study:
     def _distiller(self, role, model, loss_name=PLAIN, teacher=None):
         """A compiled Distiller; the plain one trains on the labels alone."""
         import keras_kd as kd
+        from keras_kd import distribution
 
         plain = loss_name == PLAIN
-        with self.strategy.scope():
+        with distribution.scope(self.strategy):
             distiller = kd.Distiller(
                 model,
                 None if plain else teacher,
@@ -547,8 +553,10 @@ class Study:
         """
         import keras
 
+        from keras_kd import distribution
+
         keras.utils.set_random_seed(self.options["seed"])
-        with self.strategy.scope():
+        with distribution.scope(self.strategy):
             yield
 
     def table_rows(self):

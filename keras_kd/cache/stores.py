@@ -209,17 +209,20 @@ class TopStore:
 
     def decode(self, arrays, wanted):
         """See `LogitsStore.decode`."""
+        # Inside of tf.data, whatever the backend.
+        import tensorflow as tf
+
         (temperature,) = wanted.temperatures
-        gaps = ops.cast(arrays["top_gaps"], "float32")
-        masses = ops.exp(-gaps / temperature)
+        gaps = tf.cast(arrays["top_gaps"], tf.float32)
+        masses = tf.exp(-gaps / temperature)
         head, rest = masses[..., : wanted.k], masses[..., wanted.k :]
         tail = arrays["tails"][..., self.temperatures.index(temperature)]
-        tail = tail + ops.sum(rest, axis=-1)
-        total = ops.sum(head, axis=-1) + tail
+        tail = tail + tf.reduce_sum(rest, axis=-1)
+        total = tf.reduce_sum(head, axis=-1) + tail
         classes = arrays["top_classes"][..., : wanted.k]
         return {
-            "top_classes": ops.cast(classes, "int32"),
-            "top_probabilities": head / ops.expand_dims(total, -1),
+            "top_classes": tf.cast(classes, tf.int32),
+            "top_probabilities": head / total[..., None],
             "tail_probability": tail / total,
         }
 
@@ -264,8 +267,10 @@ class LogOddsStore:
 
     def decode(self, arrays, wanted):
         """See `LogitsStore.decode`."""
+        import tensorflow as tf
+
         del wanted
-        return {"label_log_odds": ops.cast(arrays[self._name], "float32")}
+        return {"label_log_odds": tf.cast(arrays[self._name], tf.float32)}
 
     def describe(self):
         """See `LogitsStore.describe`."""

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_kd import backend, distribution
 from keras_kd.cache import fingerprint, records
 from keras_kd.distiller import TEACHER_RIGHT
 from keras_kd.outputs import to_logits
@@ -32,7 +33,7 @@ class TeacherPass:
         self.seed = seed
         self.batched = batched
         self.batch_size = batch_size
-        self.strategy = teacher.distribute_strategy
+        self.strategy = distribution.strategy_of(teacher)
         self._step = self._compile_step()
 
     def batches(self, view, skipped):
@@ -91,7 +92,7 @@ class TeacherPass:
 
         # A last batch is filled up: a stateful teacher takes no other size,
         # and replicas must share it.
-        replicas = self.strategy.num_replicas_in_sync
+        replicas = distribution.num_replicas(self.strategy)
         share = -(-self.batch_size // replicas)
         if rows < share * replicas:
             index = tf.range(share * replicas) % rows
@@ -99,9 +100,11 @@ class TeacherPass:
                 lambda values: tf.gather(values, index), (x, labels)
             )
         if replicas == 1:
+            # tf.data gives TensorFlow's tensors whatever the backend.
+            x, labels = keras.tree.map_structure(_to_backend, (x, labels))
             arrays, right, finite = self._step(x, labels)
             finite = bool(finite)
-            gather = np.asarray
+            gather = ops.convert_to_numpy
         else:
 
             def part_of(value):
@@ -126,8 +129,6 @@ class TeacherPass:
         return arrays, finite
 
     def _compile_step(self):
-        import tensorflow as tf
-
         def encode(x, labels):
             logits = to_logits(self.teacher, self.teacher(x, training=False))
             logits = ops.cast(logits, "float32")
@@ -142,9 +143,9 @@ class TeacherPass:
                 arrays.update(store.encode(in_range, logits))
             return arrays, right, finite
 
-        if self.strategy.num_replicas_in_sync == 1:
-            return tf.function(encode)
-        return tf.function(
+        if distribution.num_replicas(self.strategy) == 1:
+            return backend.compiled(encode, self.teacher.variables)
+        return backend.compiled(
             lambda x, labels: self.strategy.run(encode, args=(x, labels))
         )
 
@@ -169,6 +170,12 @@ def count_right(right, sample_weight=None):
     return float((right * counted).sum()), float(counted.sum())
 
 
+def _to_backend(values):
+    if keras.backend.backend() == "tensorflow":
+        return values
+    return ops.convert_to_tensor(np.asarray(values))
+
+
 def read_states(teacher):
     """A teacher's carried states.
 
@@ -179,11 +186,13 @@ def read_states(teacher):
         List by variable of lists by replica of arrays; empty for a teacher
         without stateful layers.
     """
-    strategy, model = teacher.distribute_strategy, teacher
-    local = strategy.experimental_local_results
+    strategy = distribution.strategy_of(teacher)
     return [
-        [np.array(value) for value in local(variable.value)]
-        for variable in fingerprint.state_variables(model)
+        [
+            np.array(ops.convert_to_numpy(value))
+            for value in distribution.local_values(variable.value, strategy)
+        ]
+        for variable in fingerprint.state_variables(teacher)
     ]
 
 
@@ -194,11 +203,14 @@ def assign_states(teacher, states):
         teacher: a `keras.Model`.
         states: from `read_states`.
     """
-    strategy, model = teacher.distribute_strategy, teacher
-    local = strategy.experimental_local_results
-    variables = fingerprint.state_variables(model)
+    strategy = distribution.strategy_of(teacher)
+    variables = fingerprint.state_variables(teacher)
     for variable, arrays in zip(variables, states, strict=True):
-        for value, array in zip(local(variable.value), arrays, strict=True):
+        if strategy is None:
+            variable.assign(arrays[0])
+            continue
+        local = strategy.experimental_local_results(variable.value)
+        for value, array in zip(local, arrays, strict=True):
             value.assign(array)
 
 

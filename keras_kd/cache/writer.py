@@ -396,7 +396,7 @@ def _check_arguments(dataset, views, augment, dtype, teacher):
             f"Statistics are kept as {stores.COMPACT} or {stores.EXACT}. "
             f"Received: dtype={dtype!r}. Leave it out for {stores.COMPACT}."
         )
-    if distribution.spans_workers(teacher.distribute_strategy):
+    if distribution.spans_workers(distribution.strategy_of(teacher)):
         raise ValueError(
             "A cache is written by one process. Received: a teacher of a "
             "strategy that spans several. Load the teacher outside the scope "

@@ -6,13 +6,11 @@ import textwrap
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_kd import losses
 from keras_kd.diagnosis import measures
 from keras_kd.diagnosis.finding import PROBLEM, Finding
 from keras_kd.diagnosis.findings import find
-from keras_kd.diagnosis.survey import Survey
 from keras_kd.distillation_loss import LABELS
 from keras_kd.outputs import check_class_counts
 from keras_kd.similarity import logit_weights
@@ -69,6 +67,8 @@ class Diagnosis:
         Raises:
             ImportError: without matplotlib, which draws the pictures.
         """
+        import tensorflow as tf
+
         from keras_kd.diagnosis import pictures
 
         images = pictures.images(self)
@@ -171,6 +171,7 @@ def diagnose(
         ValueError: if the data set is infinite or empty, not batched or has
             no labels, if labels are no class ids, or if the superclasses do
             not cover the classes.
+        NotImplementedError: on a Keras backend other than TensorFlow.
 
     Example:
     >>> diagnosis = kd.diagnose(teacher, train)
@@ -180,6 +181,9 @@ def diagnose(
     Source: Tang et al. 2020, "Understanding and Improving Knowledge
     Distillation" (arXiv 2002.03532).
     """
+    _check_backend()
+    from keras_kd.diagnosis.survey import Survey
+
     _check_model("teacher", teacher)
     if student is not None:
         _check_model("student", student)
@@ -236,6 +240,16 @@ def diagnose(
     return Diagnosis(numbers, find(numbers))
 
 
+def _check_backend():
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        raise NotImplementedError(
+            "`diagnose` adds up what a teacher says on TensorFlow alone. "
+            f"Received: Keras backend {backend!r}. Save the teacher, and "
+            "diagnose it in a process with KERAS_BACKEND=tensorflow."
+        )
+
+
 def _check_model(role, model):
     if not isinstance(model, keras.Model):
         raise TypeError(
@@ -247,6 +261,8 @@ def _check_model(role, model):
 
 def _check_dataset(dataset):
     """Refuses what can't be gone over; tells whether labels are tokens."""
+    import tensorflow as tf
+
     if not isinstance(dataset, tf.data.Dataset):
         raise TypeError(
             "`dataset` must be a batched tf.data.Dataset of (x, labels) or (x, "
@@ -290,6 +306,8 @@ def _num_classes(teacher, dataset):
     outputs = getattr(teacher, "outputs", None)
     shape = outputs[0].shape if outputs else None
     if shape is None:
+        import tensorflow as tf
+
         run = tf.function(lambda x: teacher(x, training=False), autograph=False)
         traced = run.get_concrete_function(dataset.element_spec[0])
         shape = getattr(traced.structured_outputs, "shape", (None,))

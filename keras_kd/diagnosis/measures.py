@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_kd.diagnosis.survey import CONFIDENCE_BINS, SCALE_EDGES, TEMPERATURES
+from keras_kd.diagnosis.bins import CONFIDENCE_BINS, SCALE_EDGES, TEMPERATURES
 from keras_kd.similarity import class_similarity
 
 # Below this many nats between the soft targets and the best label smoothing,

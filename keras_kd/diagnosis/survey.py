@@ -10,14 +10,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_kd.diagnosis.bins import (
+    CONFIDENCE_BINS,
+    SCALE_EDGES,
+    TEMPERATURES,
+)
 from keras_kd.diagnosis.relations import Relations
 from keras_kd.distillation_loss import LABELS, check_labels, expand_weights
 from keras_kd.outputs import to_logits
 from keras_kd.softmax import label_softmax
 
-TEMPERATURES = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
-CONFIDENCE_BINS = 20
-SCALE_EDGES = np.linspace(-3.0, 5.0, 81)
 # An example whose gradient is under a tenth of plain training's is as good as
 # left out of the data.
 SWITCHED_OFF = 0.1

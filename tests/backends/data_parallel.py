@@ -1,0 +1,44 @@
+"""Trains on JAX's devices with DataParallel, and saves the weights.
+
+    KERAS_BACKEND=jax python tests/backends/data_parallel.py weights.npz
+
+`test_data_parallel.py` starts it with one device and with two.
+"""
+
+import sys
+
+import inputs
+import jax
+import keras
+import numpy as np
+from compute import make_loss, mlp
+
+import keras_kd as kd
+
+devices = [f"cpu:{i}" for i in range(jax.device_count())]
+keras.distribution.set_distribution(
+    keras.distribution.DataParallel(devices=devices)
+)
+given, found = inputs.arrays(), {"devices": len(devices)}
+for name in inputs.LOSSES:
+    student, teacher = (mlp(given[role]) for role in ("student", "teacher"))
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(
+        keras.optimizers.SGD(inputs.LEARNING_RATE), make_loss(name, given)
+    )
+    # The devices share each batch evenly.
+    x, labels, weights = (
+        given[key][: inputs.BATCH * (inputs.STEPS - 1)]
+        for key in ("x", "labels", "sample_weight")
+    )
+    distiller.fit(
+        x,
+        labels,
+        sample_weight=weights,
+        batch_size=inputs.BATCH,
+        shuffle=False,
+        verbose=0,
+    )
+    for i, weight in enumerate(student.get_weights()):
+        found[f"{name} {i}"] = weight
+np.savez(sys.argv[1], **found)
