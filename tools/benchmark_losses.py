@@ -14,9 +14,9 @@ import pathlib
 import statistics
 import subprocess
 import sys
-import time
 
 import click
+import pairs
 
 PLAIN = "Keras sparse cross-entropy"
 LOSSES = {
@@ -45,9 +45,10 @@ PEER = "keras.distillation, KL"
     help="May be given several times.",
 )
 @click.option("--rounds", default=15)
-@click.option("--markdown", is_flag=True, help="Print the table in Markdown.")
+@pairs.clock_option
+@pairs.markdown_option
 @click.option("--memory-of", hidden=True, help="Only the peak of one loss.")
-def main(classes, examples, names, rounds, markdown, memory_of):
+def main(classes, examples, names, rounds, clock, markdown, memory_of):
     """Prints a table of times and peaks, relative to sparse cross-entropy."""
     if memory_of:
         click.echo(json.dumps(peak_arrays(memory_of, classes[0], examples)))
@@ -56,7 +57,11 @@ def main(classes, examples, names, rounds, markdown, memory_of):
     for num_classes in classes:
         # As many numbers whatever the number of classes.
         count = max(1, examples * max(classes) // num_classes)
-        times = time_in_turns((PLAIN, *names), num_classes, count, rounds)
+        steps = {
+            name: make_step(name, num_classes, count)
+            for name in (PLAIN, *names)
+        }
+        times = time_in_turns(steps, rounds, pairs.CLOCKS[clock])
         for name, values in times.items():
             ratios = [a / b for a, b in zip(values, times[PLAIN], strict=True)]
             quartiles = statistics.quantiles(ratios, n=4)
@@ -71,21 +76,20 @@ def main(classes, examples, names, rounds, markdown, memory_of):
                     "peak arrays": memory_in_process(name, num_classes, count),
                 }
             )
-    print_rows(rows, markdown)
+    pairs.print_rows("Loss and gradient", rows, markdown)
 
 
-def time_in_turns(names, num_classes, count, rounds):
+def time_in_turns(steps, rounds, clock):
     """Seconds of loss and gradient by name, one list entry per round."""
-    steps = {name: make_step(name, num_classes, count) for name in names}
     for step in steps.values():
         step()
         step()
     times = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
-            began = time.perf_counter()
+            began = clock()
             step()
-            times[name].append(time.perf_counter() - began)
+            times[name].append(clock() - began)
     return times
 
 
@@ -175,23 +179,6 @@ def memory_in_process(name, num_classes, count):
         command, capture_output=True, text=True, check=True, env=environment
     )
     return f"{json.loads(output.stdout.splitlines()[-1]):.1f}"
-
-
-def print_rows(rows, markdown):
-    """Prints rows, dicts of strings, as a table."""
-    if markdown:
-        lines = [rows[0].keys(), ["---"] * len(rows[0])]
-        lines += [row.values() for row in rows]
-        for line in lines:
-            click.echo(f"| {' | '.join(line)} |")
-        return
-    import rich.console
-    import rich.table
-
-    table = rich.table.Table(*rows[0])
-    for row in rows:
-        table.add_row(*row.values())
-    rich.console.Console().print(table)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import click  # noqa: E402
 import jax  # noqa: E402
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
+import pairs  # noqa: E402
 
 import keras_kd as kd  # noqa: E402
 
@@ -40,7 +41,7 @@ def main(classes, examples, names, markdown):
     for name in names:
         arrays = temporary_arrays(name, classes, examples)
         table.append({"loss": name, "[N, V] arrays": f"{arrays:.2f}"})
-    benchmark_losses.print_rows(table, markdown)
+    pairs.print_rows("Temporary memory on JAX", table, markdown)
 
 
 def temporary_arrays(name, num_classes, count):
@@ -52,7 +53,11 @@ def temporary_arrays(name, num_classes, count):
 
 
 def make_loss(name, num_classes, count):
-    """A function of logits and targets, and shapes or arrays of these."""
+    """A function of logits and its other arguments, and their shapes.
+
+    Weights, temperature and what is kept of class relations are arguments, as
+    they are in the Distiller's step, where they may change.
+    """
     logits = jax.ShapeDtypeStruct((count, num_classes), "float32")
     labels = jax.ShapeDtypeStruct((count,), "int32")
     if name == benchmark_losses.PLAIN:
@@ -67,7 +72,14 @@ def make_loss(name, num_classes, count):
         arguments.update(logit_layer=rows, alpha=0.3)
     loss = kd.losses.get(name.split(",")[0], **arguments)
     statistics = jax.eval_shape(loss.teacher_statistics, labels, logits)
-    return lambda z, y: loss(y, z), logits, {"labels": labels, **statistics}
+    variables = loss.variables
+    values = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in variables]
+
+    def function(z, y, values):
+        with keras.StatelessScope(zip(variables, values, strict=True)):
+            return loss(y, z)
+
+    return function, logits, {"labels": labels, **statistics}, values
 
 
 if __name__ == "__main__":
