@@ -9,6 +9,7 @@ them.
 """
 
 import keras
+import numpy as np
 
 if keras.backend.backend() == "tensorflow":
     from keras_kd.backend.tensorflow import (
@@ -46,5 +47,22 @@ __all__ = [
     "add_to_classes",
     "compiled",
     "custom_gradient",
+    "from_tf_data",
     "take_classes",
 ]
+
+
+def from_tf_data(element):
+    """An element of a `tf.data.Dataset` as tensors of the backend.
+
+    Args:
+        element: TensorFlow's tensors, or a nested structure of them.
+
+    Returns:
+        The same structure.
+    """
+    if keras.backend.backend() == "tensorflow":
+        return element
+    return keras.tree.map_structure(
+        lambda value: keras.ops.convert_to_tensor(np.asarray(value)), element
+    )

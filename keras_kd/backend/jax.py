@@ -34,16 +34,18 @@ def custom_gradient(function):
     return jax.custom_gradient(with_gradient_of_all)
 
 
-def compiled(function, variables=()):
+def compiled(function, variables=(), signature=None):
     """A compiled function outside the gradient.
 
     Args:
         function: function of tensors, or of nested structures of them.
         variables: the `keras.Variable`s that it reads or changes.
+        signature: not used; each new shape is compiled anew.
 
     Returns:
         A function of the same arguments.
     """
+    del signature
 
     @jax.jit
     def pure(values, *arguments):

@@ -11,18 +11,20 @@ custom_gradient = tf.custom_gradient
 _FEW_CLASSES = 1000
 
 
-def compiled(function, variables=()):
+def compiled(function, variables=(), signature=None):
     """A compiled function outside the gradient.
 
     Args:
         function: function of tensors, or of nested structures of them.
         variables: not used; TensorFlow knows what a function reads.
+        signature: optional list of the arguments' `tf.TensorSpec`s; without
+            it each new shape is compiled anew.
 
     Returns:
         A function of the same arguments.
     """
     del variables
-    return tf.function(function, autograph=False)
+    return tf.function(function, autograph=False, input_signature=signature)
 
 
 def take_classes(values, classes):

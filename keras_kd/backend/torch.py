@@ -30,17 +30,18 @@ class _CustomGradient(torch.autograd.Function):
         return None, context.gradient(*gradients)
 
 
-def compiled(function, variables=()):
+def compiled(function, variables=(), signature=None):
     """A function outside the gradient; PyTorch runs it as it is.
 
     Args:
         function: function of tensors, or of nested structures of them.
         variables: not used; a function reads what they are when it runs.
+        signature: not used; nothing is compiled.
 
     Returns:
         A function of the same arguments.
     """
-    del variables
+    del variables, signature
     return torch.no_grad()(function)
 
 
