@@ -2,9 +2,9 @@
 
 Each has a `Trainer`, the part of the Distiller that runs a step, and functions:
 `custom_gradient`, as `tf.custom_gradient`; `compiled`, which runs models
-outside the gradient; and `take_classes` and `add_to_classes`, for which
-`keras.ops` has nothing that is fast on TensorFlow. Keras's own choice of
-backend decides which module is used; the rest of the package knows none of
+outside the gradient; and `take_classes`, `add_to_classes` and `add_to_rows`,
+for which `keras.ops` has nothing that is fast on TensorFlow. Keras's own choice
+of backend decides which module is used; the rest of the package knows none of
 them.
 """
 
@@ -15,6 +15,7 @@ if keras.backend.backend() == "tensorflow":
     from keras_kd.backend.tensorflow import (
         Trainer,
         add_to_classes,
+        add_to_rows,
         compiled,
         custom_gradient,
         take_classes,
@@ -23,6 +24,7 @@ elif keras.backend.backend() == "jax":
     from keras_kd.backend.jax import (
         Trainer,
         add_to_classes,
+        add_to_rows,
         compiled,
         custom_gradient,
         take_classes,
@@ -31,6 +33,7 @@ elif keras.backend.backend() == "torch":
     from keras_kd.backend.torch import (
         Trainer,
         add_to_classes,
+        add_to_rows,
         compiled,
         custom_gradient,
         take_classes,
@@ -45,6 +48,7 @@ else:
 __all__ = [
     "Trainer",
     "add_to_classes",
+    "add_to_rows",
     "compiled",
     "custom_gradient",
     "from_tf_data",

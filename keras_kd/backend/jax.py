@@ -116,6 +116,17 @@ def add_to_classes(values, classes, added):
     return values.at[rows, classes].add(added, unique_indices=True)
 
 
+def add_to_rows(variable, rows, values):
+    """Adds values to rows of a variable.
+
+    Args:
+        variable: a `keras.Variable`, [rows, n].
+        rows: [examples] row numbers, any of them more than once.
+        values: [examples, n].
+    """
+    variable.assign(variable.value.at[rows].add(values))
+
+
 class Trainer(keras.Model):
     """The part of a Distiller that runs a step."""
 

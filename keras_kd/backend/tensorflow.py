@@ -64,6 +64,18 @@ def add_to_classes(values, classes, added):
     return values + tf.reshape(spread, tf.shape(values))
 
 
+def add_to_rows(variable, rows, values):
+    """Adds values to rows of a variable.
+
+    Args:
+        variable: a `keras.Variable`, [rows, n].
+        rows: [examples] row numbers, any of them more than once.
+        values: [examples, n].
+    """
+    # In place: nothing is done for the other rows.
+    variable.value.scatter_add(tf.IndexedSlices(values, rows))
+
+
 class Trainer(keras.Model):
     """The part of a Distiller that runs a step."""
 

@@ -72,6 +72,17 @@ def add_to_classes(values, classes, added):
     return values.scatter_add(-1, classes.long(), added)
 
 
+def add_to_rows(variable, rows, values):
+    """Adds values to rows of a variable.
+
+    Args:
+        variable: a `keras.Variable`, [rows, n].
+        rows: [examples] row numbers, any of them more than once.
+        values: [examples, n].
+    """
+    variable.value.index_add_(0, rows.long(), values)
+
+
 class Trainer(keras.Model):
     """The part of a Distiller that runs a step."""
 

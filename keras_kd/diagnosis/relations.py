@@ -86,7 +86,7 @@ class Relations:
 
         label_logit = backend.take_classes(logits, at_label)[:, 0]
         mean_other = (ops.sum(logits, axis=-1) - label_logit) / others
-        known = keep * as_number(labels < self.rows)
+        known = self._known(labels, keep)
         mean, has_mean = self._mean_of_others(labels, known, centred)
         return {
             "off_label_entropy": -_sum(keep, ops.sum(p * log_p, axis=-1)),
@@ -111,25 +111,24 @@ class Relations:
             (self.by_shuffled_label, shuffled, p),
             (self.log_profiles, labels, centred),
         ):
-            table.assign_add(self._sum_by_row(rows, keep, values))
-        ones = ops.ones((1, 1))
+            known = ops.expand_dims(self._known(rows, keep), -1)
+            backend.add_to_rows(table, self._inside(rows), known * values)
         self.counts.assign_add(
             ops.stack(
                 [
-                    self._sum_by_row(rows, keep, ones)[:, 0]
+                    ops.segment_sum(
+                        self._known(rows, keep),
+                        self._inside(rows),
+                        num_segments=self.rows,
+                    )
                     for rows in (labels, shuffled)
                 ]
             )
         )
 
-    def _sum_by_row(self, rows, keep, values):
-        """Sums of [examples, n] values by row of the tables: [rows, n]."""
-        known = keep * as_number(rows < self.rows)
-        return ops.segment_sum(
-            ops.expand_dims(known, -1) * values,
-            self._inside(rows),
-            num_segments=self.rows,
-        )
+    def _known(self, rows, keep):
+        """1 for examples that count and have a row in the tables, else 0."""
+        return keep * as_number(rows < self.rows)
 
     def _inside(self, rows):
         return ops.minimum(rows, self.rows - 1)

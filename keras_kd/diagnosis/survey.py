@@ -252,14 +252,18 @@ class Survey:
 
         The last row is the loss's own temperature.
         """
-        rows, at_label = [], ops.expand_dims(labels, -1)
+        entropies, at_labels, column = [], [], ops.expand_dims(labels, -1)
         for temperature in (*TEMPERATURES, self.temperature):
             log_p = ops.log_softmax(logits / temperature, axis=-1)
-            entropy = -ops.sum(ops.exp(log_p) * log_p, axis=-1)
-            label = ops.exp(backend.take_classes(log_p, at_label)[:, 0])
-            values = (entropy, label, label**2)
-            rows.append(ops.stack([ops.sum(keep * v) for v in values]))
-        return {"temperatures": ops.stack(rows)}
+            entropies.append(-ops.sum(ops.exp(log_p) * log_p, axis=-1))
+            at_labels.append(backend.take_classes(log_p, column)[:, 0])
+        label = ops.exp(ops.stack(at_labels))
+        values = (ops.stack(entropies), label, label**2)
+        return {
+            "temperatures": ops.stack(
+                [ops.sum(keep * each, axis=-1) for each in values], axis=-1
+            )
+        }
 
     def _gradient_scales(self, labels, keep, logits, student_logits):
         """Scales w of each example, by class and by difficulty."""
