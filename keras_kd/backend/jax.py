@@ -34,16 +34,18 @@ def custom_gradient(function):
     return jax.custom_gradient(with_gradient_of_all)
 
 
-def compiled(function, variables=()):
+def compiled(function, variables=(), signature=None):
     """A compiled function outside the gradient.
 
     Args:
         function: function of tensors, or of nested structures of them.
         variables: the `keras.Variable`s that it reads or changes.
+        signature: not used; each new shape is compiled anew.
 
     Returns:
         A function of the same arguments.
     """
+    del signature
 
     @jax.jit
     def pure(values, *arguments):
@@ -112,6 +114,17 @@ def add_to_classes(values, classes, added):
     """
     rows = jax.numpy.arange(len(values))[:, None]
     return values.at[rows, classes].add(added, unique_indices=True)
+
+
+def add_to_rows(variable, rows, values):
+    """Adds values to rows of a variable.
+
+    Args:
+        variable: a `keras.Variable`, [rows, n].
+        rows: [examples] row numbers, any of them more than once.
+        values: [examples, n].
+    """
+    variable.assign(variable.value.at[rows].add(values))
 
 
 class Trainer(keras.Model):

@@ -11,18 +11,20 @@ custom_gradient = tf.custom_gradient
 _FEW_CLASSES = 1000
 
 
-def compiled(function, variables=()):
+def compiled(function, variables=(), signature=None):
     """A compiled function outside the gradient.
 
     Args:
         function: function of tensors, or of nested structures of them.
         variables: not used; TensorFlow knows what a function reads.
+        signature: optional list of the arguments' `tf.TensorSpec`s; without
+            it each new shape is compiled anew.
 
     Returns:
         A function of the same arguments.
     """
     del variables
-    return tf.function(function, autograph=False)
+    return tf.function(function, autograph=False, input_signature=signature)
 
 
 def take_classes(values, classes):
@@ -60,6 +62,18 @@ def add_to_classes(values, classes, added):
     size = tf.size(values)
     spread = tf.math.unsorted_segment_sum(added, positions, size)
     return values + tf.reshape(spread, tf.shape(values))
+
+
+def add_to_rows(variable, rows, values):
+    """Adds values to rows of a variable.
+
+    Args:
+        variable: a `keras.Variable`, [rows, n].
+        rows: [examples] row numbers, any of them more than once.
+        values: [examples, n].
+    """
+    # In place: nothing is done for the other rows.
+    variable.value.scatter_add(tf.IndexedSlices(values, rows))
 
 
 class Trainer(keras.Model):

@@ -30,17 +30,18 @@ class _CustomGradient(torch.autograd.Function):
         return None, context.gradient(*gradients)
 
 
-def compiled(function, variables=()):
+def compiled(function, variables=(), signature=None):
     """A function outside the gradient; PyTorch runs it as it is.
 
     Args:
         function: function of tensors, or of nested structures of them.
         variables: not used; a function reads what they are when it runs.
+        signature: not used; nothing is compiled.
 
     Returns:
         A function of the same arguments.
     """
-    del variables
+    del variables, signature
     return torch.no_grad()(function)
 
 
@@ -69,6 +70,17 @@ def add_to_classes(values, classes, added):
         [examples, classes].
     """
     return values.scatter_add(-1, classes.long(), added)
+
+
+def add_to_rows(variable, rows, values):
+    """Adds values to rows of a variable.
+
+    Args:
+        variable: a `keras.Variable`, [rows, n].
+        rows: [examples] row numbers, any of them more than once.
+        values: [examples, n].
+    """
+    variable.value.index_add_(0, rows.long(), values)
 
 
 class Trainer(keras.Model):

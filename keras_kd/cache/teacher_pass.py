@@ -100,8 +100,7 @@ class TeacherPass:
                 lambda values: tf.gather(values, index), (x, labels)
             )
         if replicas == 1:
-            # tf.data gives TensorFlow's tensors whatever the backend.
-            x, labels = keras.tree.map_structure(_to_backend, (x, labels))
+            x, labels = backend.from_tf_data((x, labels))
             arrays, right, finite = self._step(x, labels)
             finite = bool(finite)
             gather = ops.convert_to_numpy
@@ -168,12 +167,6 @@ def count_right(right, sample_weight=None):
             weighted.shape + (1,) * (right.ndim - weighted.ndim)
         )
     return float((right * counted).sum()), float(counted.sum())
-
-
-def _to_backend(values):
-    if keras.backend.backend() == "tensorflow":
-        return values
-    return ops.convert_to_tensor(np.asarray(values))
 
 
 def read_states(teacher):

@@ -11,6 +11,7 @@ from keras_kd import losses
 from keras_kd.diagnosis import measures
 from keras_kd.diagnosis.finding import PROBLEM, Finding
 from keras_kd.diagnosis.findings import find
+from keras_kd.diagnosis.survey import Survey
 from keras_kd.distillation_loss import LABELS
 from keras_kd.outputs import check_class_counts
 from keras_kd.similarity import logit_weights
@@ -171,7 +172,6 @@ def diagnose(
         ValueError: if the data set is infinite or empty, not batched or has
             no labels, if labels are no class ids, or if the superclasses do
             not cover the classes.
-        NotImplementedError: on a Keras backend other than TensorFlow.
 
     Example:
     >>> diagnosis = kd.diagnose(teacher, train)
@@ -181,9 +181,6 @@ def diagnose(
     Source: Tang et al. 2020, "Understanding and Improving Knowledge
     Distillation" (arXiv 2002.03532).
     """
-    _check_backend()
-    from keras_kd.diagnosis.survey import Survey
-
     _check_model("teacher", teacher)
     if student is not None:
         _check_model("student", student)
@@ -192,6 +189,8 @@ def diagnose(
     loss = losses.get("kd" if loss is None else loss)
     loss.bind_teacher(teacher)
     num_classes = _num_classes(teacher, dataset)
+    if student is not None:
+        _output_shape(student, dataset)
     superclasses = _check_superclasses(superclasses, num_classes)
     rows = _logit_rows(teacher, logit_layer, num_classes)
 
@@ -238,16 +237,6 @@ def diagnose(
         )
     numbers = measures.plain(numbers)
     return Diagnosis(numbers, find(numbers))
-
-
-def _check_backend():
-    backend = keras.backend.backend()
-    if backend != "tensorflow":
-        raise NotImplementedError(
-            "`diagnose` adds up what a teacher says on TensorFlow alone. "
-            f"Received: Keras backend {backend!r}. Save the teacher, and "
-            "diagnose it in a process with KERAS_BACKEND=tensorflow."
-        )
 
 
 def _check_model(role, model):
@@ -301,16 +290,20 @@ _EMPTY = (
 )
 
 
-def _num_classes(teacher, dataset):
-    """The teacher's classes, told from its shape and not by running it."""
-    outputs = getattr(teacher, "outputs", None)
-    shape = outputs[0].shape if outputs else None
-    if shape is None:
-        import tensorflow as tf
+def _output_shape(model, dataset):
+    """A model's output shape, told without running it; builds the model."""
+    outputs = getattr(model, "outputs", None)
+    if not outputs:
+        x = keras.tree.map_structure(
+            lambda spec: keras.KerasTensor(spec.shape, spec.dtype.name),
+            dataset.element_spec[0],
+        )
+        outputs = [model(x, training=False)]
+    return getattr(outputs[0], "shape", (None,))
 
-        run = tf.function(lambda x: teacher(x, training=False), autograph=False)
-        traced = run.get_concrete_function(dataset.element_spec[0])
-        shape = getattr(traced.structured_outputs, "shape", (None,))
+
+def _num_classes(teacher, dataset):
+    shape = _output_shape(teacher, dataset)
     if shape[-1] is None or shape[-1] < 2:
         raise ValueError(
             "The teacher must give [..., classes] logits, of a known number "

@@ -1,6 +1,9 @@
 """Class relations in a teacher's soft targets, as sums of a fixed size."""
 
-import tensorflow as tf
+import keras
+from keras import ops
+
+from keras_kd import backend
 
 # Entries of a per-class profile: all classes up to 2,048, else the first rows.
 PROFILE_CELLS = 2**22
@@ -10,7 +13,7 @@ _FEWEST_OTHERS = 5
 _STRONG = 0.25
 
 
-class Relations(tf.Module):
+class Relations:
     """What the non-target part of soft targets says, by label.
 
     Per-class means are kept on the device as the data go by, in three
@@ -25,17 +28,26 @@ class Relations(tf.Module):
     """
 
     def __init__(self, num_classes, temperature):
-        super().__init__()
         self.num_classes = num_classes
         self.temperature = temperature
         self.rows = max(min(num_classes, PROFILE_CELLS // num_classes), 1)
         shape = (self.rows, num_classes)
         # Sums of non-target probabilities by label, and with the labels of a
         # batch shuffled, which keeps all but the relation to the label.
-        self.by_label = tf.Variable(tf.zeros(shape), trainable=False)
-        self.by_shuffled_label = tf.Variable(tf.zeros(shape), trainable=False)
-        self.log_profiles = tf.Variable(tf.zeros(shape), trainable=False)
-        self.counts = tf.Variable(tf.zeros((2, self.rows)), trainable=False)
+        self.by_label = _zeros(shape)
+        self.by_shuffled_label = _zeros(shape)
+        self.log_profiles = _zeros(shape)
+        self.counts = _zeros((2, self.rows))
+
+    @property
+    def variables(self):
+        """List of the tables, which `batch_sums` changes."""
+        return [
+            self.by_label,
+            self.by_shuffled_label,
+            self.log_profiles,
+            self.counts,
+        ]
 
     def totals(self):
         """Dict of the tables, as float64 NumPy arrays."""
@@ -44,98 +56,90 @@ class Relations(tf.Module):
             "control": self.by_shuffled_label,
             "profile_counts": self.counts,
         }
-        return {k: v.numpy().astype("float64") for k, v in tables.items()}
+        return {
+            name: ops.convert_to_numpy(table).astype("float64")
+            for name, table in tables.items()
+        }
 
-    def batch_sums(self, labels, logits):
+    def batch_sums(self, labels, keep, logits, order):
         """Takes note of a batch.
 
         Args:
             labels: [examples] int32, inside [0, classes).
+            keep: [examples] float32, 1 for examples that count, else 0.
             logits: [examples, classes] float32, the teacher's.
+            order: [examples] int32, a random order of the examples.
 
         Returns:
             Dict of sums.
         """
-        is_label = tf.one_hot(labels, self.num_classes, True, False, -1, "bool")
+        at_label = ops.expand_dims(labels, -1)
+        is_label = at_label == ops.arange(self.num_classes, dtype="int32")
         scaled = logits / self.temperature
-        log_p = tf.nn.log_softmax(tf.where(is_label, -1e9, scaled))
-        log_p = tf.where(is_label, 0.0, log_p)
-        p = tf.where(is_label, 0.0, tf.exp(log_p))
+        log_p = ops.log_softmax(ops.where(is_label, -1e9, scaled), axis=-1)
+        log_p = ops.where(is_label, 0.0, log_p)
+        p = ops.where(is_label, 0.0, ops.exp(log_p))
         others = self.num_classes - 1
-        mean_log = tf.reduce_sum(log_p, -1, keepdims=True) / others
-        centred = tf.where(is_label, 0.0, log_p - mean_log)
-        self._add(labels, p, centred)
+        mean_log = ops.sum(log_p, axis=-1, keepdims=True) / others
+        centred = ops.where(is_label, 0.0, log_p - mean_log)
+        self._add(labels, _shuffled(labels, keep, order), keep, p, centred)
 
-        label_logit = tf.gather(logits, labels, batch_dims=1)
-        mean_other = (tf.reduce_sum(logits, -1) - label_logit) / others
-        known = tf.where(labels < self.rows)[:, 0]
-        labels, centred, logits, scaled, is_label = (
-            tf.gather(each, known)
-            for each in (labels, centred, logits, scaled, is_label)
-        )
-        mean, has_mean = self._mean_of_others(labels, centred)
+        label_logit = backend.take_classes(logits, at_label)[:, 0]
+        mean_other = (ops.sum(logits, axis=-1) - label_logit) / others
+        known = self._known(labels, keep)
+        mean, has_mean = self._mean_of_others(labels, known, centred)
         return {
-            "off_label_entropy": -tf.reduce_sum(p * log_p),
-            "logit_margin": tf.reduce_sum(label_logit - mean_other),
-            "ranked": _count(tf.ones_like(has_mean)),
-            **self._by_rank(
-                labels, centred, mean, has_mean, tf.nn.softmax(scaled)
+            "off_label_entropy": -_sum(keep, ops.sum(p * log_p, axis=-1)),
+            "logit_margin": _sum(keep, label_logit - mean_other),
+            "ranked": ops.sum(known),
+            **_by_rank(
+                is_label,
+                known,
+                centred,
+                mean,
+                has_mean,
+                ops.softmax(scaled, axis=-1),
             ),
             **self._competitors(
-                is_label, centred, mean, has_mean, tf.nn.softmax(logits)
+                is_label, centred, mean, has_mean, ops.softmax(logits, axis=-1)
             ),
         }
 
-    def _add(self, labels, p, centred):
-        shuffled = tf.random.shuffle(labels)
+    def _add(self, labels, shuffled, keep, p, centred):
         for table, rows, values in (
             (self.by_label, labels, p),
             (self.by_shuffled_label, shuffled, p),
             (self.log_profiles, labels, centred),
         ):
-            kept = tf.where(rows < self.rows)[:, 0]
-            table.scatter_add(
-                tf.IndexedSlices(tf.gather(values, kept), tf.gather(rows, kept))
-            )
-        ones = tf.ones_like(labels, "float32")
+            known = ops.expand_dims(self._known(rows, keep), -1)
+            backend.add_to_rows(table, self._inside(rows), known * values)
         self.counts.assign_add(
-            tf.stack(
+            ops.stack(
                 [
-                    tf.math.unsorted_segment_sum(ones, rows, self.rows)
-                    for rows in (
-                        tf.where(labels < self.rows, labels, -1),
-                        tf.where(shuffled < self.rows, shuffled, -1),
+                    ops.segment_sum(
+                        self._known(rows, keep),
+                        self._inside(rows),
+                        num_segments=self.rows,
                     )
+                    for rows in (labels, shuffled)
                 ]
             )
         )
 
-    def _mean_of_others(self, labels, centred):
-        """[n, classes] mean of the label's other examples; whether enough."""
-        others = tf.gather(self.counts[0], labels) - 1
-        total = tf.gather(self.log_profiles, labels) - centred
-        mean = total / tf.maximum(others, 1.0)[:, None]
-        return mean, others >= _FEWEST_OTHERS
+    def _known(self, rows, keep):
+        """1 for examples that count and have a row in the tables, else 0."""
+        return keep * as_number(rows < self.rows)
 
-    def _by_rank(self, labels, centred, mean, has_mean, probabilities):
-        """By rank of a class in the soft target: its mass, and its relation.
+    def _inside(self, rows):
+        return ops.minimum(rows, self.rows - 1)
 
-        `relation_by_rank` holds the number of examples and sums of u, m, u²,
-        m² and u·m, with u the example's log-probability of the class at that
-        rank and m its mean over the others. The label has no part in it.
-        """
-        mass, order = tf.math.top_k(probabilities, self.num_classes)
-        u = tf.gather(centred, order, batch_dims=1)
-        m = tf.gather(mean, order, batch_dims=1)
-        used = has_mean[:, None] & (order != labels[:, None])
-        used = tf.cast(used, "float32")
-        moments = (used, u, m, u * u, m * m, u * m)
-        return {
-            "mass_by_rank": tf.reduce_sum(mass, 0),
-            "relation_by_rank": tf.stack(
-                [tf.reduce_sum(used * each, 0) for each in moments]
-            ),
-        }
+    def _mean_of_others(self, labels, known, centred):
+        """[n, classes] mean of the label's other examples; 1 if enough."""
+        rows = self._inside(labels)
+        others = ops.take(self.counts[0], rows) - 1
+        total = ops.take(self.log_profiles, rows, axis=0) - centred
+        mean = total / ops.expand_dims(ops.maximum(others, 1.0), -1)
+        return mean, known * as_number(others >= _FEWEST_OTHERS)
 
     def _competitors(self, is_label, centred, mean, has_mean, probabilities):
         """The likeliest class beside the label: how likely, how related.
@@ -144,17 +148,61 @@ class Relations(tf.Module):
         is 1 for the most related class, and on average 1/2 for one that comes
         from nowhere, as the true class of a mislabelled example does.
         """
-        likeliest = tf.argmax(tf.where(is_label, -1e9, centred), -1)[:, None]
-        probability = tf.gather(probabilities, likeliest, batch_dims=1)[:, 0]
-        below = mean < tf.gather(mean, likeliest, batch_dims=1)
-        place = _count(below & ~is_label, -1) / (self.num_classes - 2)
-        strong = tf.cast(has_mean & (probability > _STRONG), "float32")
+        likeliest = ops.expand_dims(
+            ops.argmax(ops.where(is_label, -1e9, centred), axis=-1), -1
+        )
+        probability = backend.take_classes(probabilities, likeliest)[:, 0]
+        below = (mean < backend.take_classes(mean, likeliest)) & ~is_label
+        place = ops.sum(as_number(below), axis=-1) / (self.num_classes - 2)
+        strong = has_mean * as_number(probability > _STRONG)
         return {
-            "placed": _count(has_mean),
-            "strong_competitors": tf.reduce_sum(strong),
-            "strong_competitor_place": tf.reduce_sum(strong * place),
+            "placed": ops.sum(has_mean),
+            "strong_competitors": ops.sum(strong),
+            "strong_competitor_place": _sum(strong, place),
         }
 
 
-def _count(booleans, axis=None):
-    return tf.reduce_sum(tf.cast(booleans, "float32"), axis)
+def _by_rank(is_label, known, centred, mean, has_mean, probabilities):
+    """By rank of a class in the soft target: its mass, and its relation.
+
+    `relation_by_rank` holds the number of examples and sums of u, m, u²,
+    m² and u·m, with u the example's log-probability of the class at that
+    rank and m its mean over the others. The label has no part in it.
+    """
+    # Unlike `top_k`, in the same order on all backends where two are equal.
+    order = ops.argsort(-probabilities, axis=-1)
+    used = ops.expand_dims(has_mean, -1) * as_number(~is_label)
+    mass, u, m, used = (
+        backend.take_classes(each, order)
+        for each in (probabilities, centred, mean, used)
+    )
+    moments = (ops.ones_like(u), u, m, u * u, m * m, u * m)
+    return {
+        "mass_by_rank": ops.sum(ops.expand_dims(known, -1) * mass, axis=0),
+        "relation_by_rank": ops.stack(
+            [ops.sum(used * each, axis=0) for each in moments]
+        ),
+    }
+
+
+def _shuffled(labels, keep, order):
+    """The labels of the examples that count, shuffled among these."""
+    # Those that count first; the first that counts takes the first's label.
+    order = ops.take(order, ops.argsort(-ops.take(keep, order)))
+    place = ops.maximum(ops.cast(ops.cumsum(keep), "int32") - 1, 0)
+    return ops.take(labels, ops.take(order, place))
+
+
+def _zeros(shape):
+    return keras.Variable(
+        shape=shape, initializer="zeros", dtype="float32", trainable=False
+    )
+
+
+def as_number(booleans):
+    """1.0 where true, else 0.0."""
+    return ops.cast(booleans, "float32")
+
+
+def _sum(keep, values):
+    return ops.sum(keep * values)

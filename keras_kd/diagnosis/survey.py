@@ -4,18 +4,22 @@
 function together with the teacher's forward pass; the host adds them up in
 float64. Memory does not grow with the data: all that is kept are these sums,
 and the tables of `keras_kd.relations`, whose size is bounded.
+
+Shapes are those of the batch, as JAX asks for: an example that does not count
+keeps its place, with 0 in `keep`, logits of 0 and a label in range.
 """
 
 import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
+from keras_kd import backend
 from keras_kd.diagnosis.bins import (
     CONFIDENCE_BINS,
     SCALE_EDGES,
     TEMPERATURES,
 )
-from keras_kd.diagnosis.relations import Relations
+from keras_kd.diagnosis.relations import Relations, as_number
 from keras_kd.distillation_loss import LABELS, check_labels, expand_weights
 from keras_kd.outputs import to_logits
 from keras_kd.softmax import label_softmax
@@ -32,7 +36,7 @@ _SAMPLE_CELLS = 2**18
 _SUM_TOLERANCE = 1e-2
 
 
-class Survey(tf.Module):
+class Survey:
     """Sums over a data set of what a teacher says there.
 
     Args:
@@ -44,7 +48,6 @@ class Survey(tf.Module):
     """
 
     def __init__(self, teacher, student, loss, num_classes):
-        super().__init__()
         self.teacher = teacher
         self.student = student
         self.loss = loss
@@ -70,19 +73,24 @@ class Survey(tf.Module):
         Raises:
             ValueError: for labels that are no class ids.
         """
-        step = tf.function(
+        import tensorflow as tf
+
+        places = tf.TensorSpec((None,), "int32")
+        step = backend.compiled(
             self.batch_sums,
-            autograph=False,
-            input_signature=[
-                dataset.element_spec,
-                tf.TensorSpec((), "int32"),
-            ],
+            self._variables(),
+            [dataset.element_spec, places, places],
         )
+        random = np.random.default_rng(0)
         totals, first_bad_batch, batch = {}, -1, -1
         for batch, element in enumerate(dataset):
+            sample = self._sample(element, batch)
+            order = random.permutation(len(sample)).astype("int32")
             sums = {
-                name: value.numpy().astype("float64")
-                for name, value in step(element, batch).items()
+                name: ops.convert_to_numpy(value).astype("float64")
+                for name, value in step(
+                    backend.from_tf_data(element), sample, order
+                ).items()
             }
             self._check(sums, batch)
             if sums["not_finite"] and first_bad_batch < 0:
@@ -115,84 +123,96 @@ class Survey(tf.Module):
                 "diagnose an earlier state of it."
             )
 
-    def batch_sums(self, element, batch):
+    def _variables(self):
+        """What a step reads or changes."""
+        parts = (self.teacher, self.student, self.loss, self.relations)
+        return [v for part in parts if part is not None for v in part.variables]
+
+    def _sample(self, element, batch):
+        """Evenly spaced examples of a batch: [n] int32, their places."""
+        _, labels, _ = keras.utils.unpack_x_y_sample_weight(element)
+        size = int(np.prod(_class_ids(labels).shape))
+        stride = 1 + size * self.num_classes // _SAMPLE_CELLS
+        # Another part of each batch, so that none of its places is favoured.
+        return np.arange(batch % stride, size, stride, dtype="int32")
+
+    def batch_sums(self, element, sample, order):
         """Sums of a batch.
 
         Args:
             element: (x, labels) or (x, labels, sample_weight).
-            batch: scalar, the number of the batch.
+            sample: [n] int32, the examples for what costs more than a look.
+            order: [n] int32, a random order of the sample.
 
         Returns:
             Dict of tensors by name.
         """
-        labels, logits, student_logits, faults = self._read(element)
-        sums = {**faults, **self._predictions(labels, logits)}
+        labels, keep, logits, student_logits, faults = self._read(element)
+        sums = {**faults, **self._predictions(labels, keep, logits)}
         if self.student is not None:
-            sums |= self._against_student(labels, logits, student_logits)
-        # Another part of each batch, so that none of its places is favoured.
-        stride = 1 + tf.size(logits) // _SAMPLE_CELLS
-        sample = tf.range(batch % stride, tf.size(labels), stride)
-        labels, logits = tf.gather(labels, sample), tf.gather(logits, sample)
+            sums |= _against_student(labels, keep, logits, student_logits)
+        labels, keep, logits = (
+            ops.take(each, sample, axis=0) for each in (labels, keep, logits)
+        )
         if self.student is None:
             student_logits = _half_way(labels, self.num_classes)
         else:
-            student_logits = tf.gather(student_logits, sample)
+            student_logits = ops.take(student_logits, sample, axis=0)
         if self.relations is not None:
-            sums |= self.relations.batch_sums(labels, logits)
+            sums |= self.relations.batch_sums(labels, keep, logits, order)
         return {
             **sums,
-            "sampled": tf.cast(tf.size(labels), "float32"),
-            **self._temperatures(labels, logits),
-            **self._gradient_scales(labels, logits, student_logits),
+            "sampled": ops.sum(keep),
+            **self._temperatures(labels, keep, logits),
+            **self._gradient_scales(labels, keep, logits, student_logits),
         }
 
     def _read(self, element):
         """Runs the models on a batch.
 
         Returns:
-            Labels [examples], the teacher's and the student's logits
-            [examples, classes] (or `None`) of the examples that count and
-            have nothing wrong; and what was wrong, as sums.
+            Labels [examples]; 1 for the examples that count and have nothing
+            wrong, else 0; the teacher's and the student's logits [examples,
+            classes] (or `None`); and what was wrong, as sums.
         """
         x, labels, weight = keras.utils.unpack_x_y_sample_weight(element)
-        labels = labels[LABELS] if isinstance(labels, dict) else labels
         outputs = self.teacher(x, training=False)
         logits = to_logits(self.teacher, outputs)
-        labels = check_labels(labels, logits.shape)
-        counted = self._counted(labels, weight, outputs)
+        labels = check_labels(_class_ids(labels), logits.shape)
+        counted = ops.reshape(self._counted(labels, weight, outputs), (-1,))
+        labels, logits = ops.reshape(labels, (-1,)), _flat(logits)
         finite = _is_finite(logits)
         in_range = (labels >= 0) & (labels < self.num_classes)
-        bad_labels = tf.reshape(tf.where(counted & ~in_range, labels, 0), [-1])
+        bad_labels = ops.where(counted & ~in_range, labels, 0)
         faults = {
             "bad_labels": _count(counted & ~in_range),
-            "worst_label": bad_labels[tf.argmax(tf.abs(bad_labels))],
+            "worst_label": ops.take(
+                bad_labels, ops.argmax(ops.abs(bad_labels))
+            ),
             "not_finite": _count(counted & ~finite),
         }
         keep = counted & finite & in_range
+        labels = ops.clip(labels, 0, self.num_classes - 1)
+        logits = _where_kept(keep, logits)
         student_logits = None
         if self.student is not None:
             outputs = self.student(x, training=False)
-            student_logits = to_logits(self.student, outputs)
+            student_logits = _flat(to_logits(self.student, outputs))
             faults["student_not_finite"] = _count(
                 keep & ~_is_finite(student_logits)
             )
-            student_logits = tf.cast(
-                tf.boolean_mask(student_logits, keep), "float32"
-            )
-        logits = tf.cast(tf.boolean_mask(logits, keep), "float32")
-        labels = tf.boolean_mask(labels, keep)
-        faults["like_probabilities"] = _count_distributions(logits)
-        return labels, logits, student_logits, faults
+            student_logits = _where_kept(keep, student_logits)
+        faults["like_probabilities"] = _count(keep & _is_distribution(logits))
+        return labels, as_number(keep), logits, student_logits, faults
 
     def _counted(self, labels, weight, outputs):
         counted = self.loss.valid_labels(labels)
         if weight is not None:
-            weight = expand_weights(weight, labels)
-            counted &= tf.broadcast_to(weight != 0, tf.shape(labels))
+            counted &= expand_weights(weight, labels) != 0
         mask = keras.src.backend.get_keras_mask(outputs)
-        return counted if mask is None else counted & tf.cast(mask, "bool")
+        return counted if mask is None else counted & ops.cast(mask, "bool")
 
-    def _predictions(self, labels, logits):
+    def _predictions(self, labels, keep, logits):
         """What is counted for every example: labels, predictions, confidence.
 
         The difficulty of an example is told by the teacher's probability of
@@ -200,89 +220,108 @@ class Survey(tf.Module):
         """
         classes = self.num_classes
         softmax = label_softmax(logits, labels)
-        label_probability = tf.sigmoid(softmax.log_odds)
-        confidence = tf.exp(-softmax.log_normaliser)
-        predicted = tf.argmax(logits, -1, output_type="int32")
-        correct = tf.cast(predicted == labels, "float32")
-        ones = tf.ones_like(correct)
+        label_probability = ops.sigmoid(softmax.log_odds)
+        confidence = ops.exp(-softmax.log_normaliser)
+        predicted = _predicted(logits)
+        correct = keep * as_number(predicted == labels)
         return {
-            "examples": tf.reduce_sum(ones),
-            "correct": tf.reduce_sum(correct),
-            "cross_entropy": tf.reduce_sum(softmax.cross_entropy),
-            "label_probability": tf.reduce_sum(label_probability),
-            "confidence": tf.reduce_sum(confidence),
+            "examples": ops.sum(keep),
+            "correct": ops.sum(correct),
+            "cross_entropy": ops.sum(keep * softmax.cross_entropy),
+            "label_probability": ops.sum(keep * label_probability),
+            "confidence": ops.sum(keep * confidence),
             "label_probability_bins": _sum_by(
-                _bin(label_probability), ones, CONFIDENCE_BINS
+                _bin(label_probability), keep, CONFIDENCE_BINS
             ),
-            "confidence_bins": tf.stack(
+            "confidence_bins": ops.stack(
                 [
                     _sum_by(_bin(confidence), value, CONFIDENCE_BINS)
-                    for value in (ones, confidence, correct)
+                    for value in (keep, keep * confidence, correct)
                 ]
             ),
-            "class_examples": _sum_by(labels, ones, classes),
+            "class_examples": _sum_by(labels, keep, classes),
             "class_correct": _sum_by(labels, correct, classes),
-            "class_predicted": _sum_by(predicted, ones, classes),
-            "class_confidence": _sum_by(labels, label_probability, classes),
+            "class_predicted": _sum_by(predicted, keep, classes),
+            "class_confidence": _sum_by(
+                labels, keep * label_probability, classes
+            ),
         }
 
-    def _against_student(self, labels, logits, student_logits):
-        softmax = label_softmax(student_logits, labels)
-        student_correct = _is_correct(labels, student_logits)
-        lead = student_correct - _is_correct(labels, logits)
-        return {
-            "student_correct": tf.reduce_sum(student_correct),
-            "student_cross_entropy": tf.reduce_sum(softmax.cross_entropy),
-            "student_lead": tf.reduce_sum(lead),
-            "student_lead_squared": tf.reduce_sum(lead**2),
-        }
-
-    def _temperatures(self, labels, logits):
+    def _temperatures(self, labels, keep, logits):
         """Entropy and label probability of the soft targets, by temperature.
 
         The last row is the loss's own temperature.
         """
-        rows = []
+        entropies, at_labels, column = [], [], ops.expand_dims(labels, -1)
         for temperature in (*TEMPERATURES, self.temperature):
-            log_p = tf.nn.log_softmax(logits / temperature)
-            entropy = -tf.reduce_sum(tf.exp(log_p) * log_p, -1)
-            label = tf.exp(tf.gather(log_p, labels, batch_dims=1))
-            rows.append([tf.reduce_sum(v) for v in (entropy, label, label**2)])
-        return {"temperatures": tf.convert_to_tensor(rows)}
+            log_p = ops.log_softmax(logits / temperature, axis=-1)
+            entropies.append(-ops.sum(ops.exp(log_p) * log_p, axis=-1))
+            at_labels.append(backend.take_classes(log_p, column)[:, 0])
+        label = ops.exp(ops.stack(at_labels))
+        values = (ops.stack(entropies), label, label**2)
+        return {
+            "temperatures": ops.stack(
+                [ops.sum(keep * each, axis=-1) for each in values], axis=-1
+            )
+        }
 
-    def _gradient_scales(self, labels, logits, student_logits):
+    def _gradient_scales(self, labels, keep, logits, student_logits):
         """Scales w of each example, by class and by difficulty."""
-        statistics = self.loss.teacher_statistics(labels, logits)
+        statistics = self.loss.teacher_statistics(
+            labels, ops.cast(logits, self.loss.dtype)
+        )
         parts = self.loss.parts({LABELS: labels, **statistics}, student_logits)
-        scale = tf.reshape(parts.gradient_scale, [-1])
-        defined = ~tf.math.is_nan(scale)
-        scale = tf.where(defined, scale, 0.0)
-        counts = tf.cast(defined, "float32")
+        scale = ops.cast(parts.gradient_scale, "float32")
+        undefined = ops.isnan(scale)
+        counts = keep * as_number(~undefined)
+        scale = ops.where(counts > 0, scale, 0.0)
         values = (
             counts,
             scale,
-            tf.cast(scale < 0, "float32"),
-            tf.cast(defined & (tf.abs(scale) < SWITCHED_OFF), "float32"),
+            as_number(scale < 0),
+            counts * as_number(ops.abs(scale) < SWITCHED_OFF),
         )
         difficulty = _bin(
-            tf.sigmoid(label_softmax(logits, labels).log_odds), 10
+            ops.sigmoid(label_softmax(logits, labels).log_odds), 10
         )
         bins = len(SCALE_EDGES) - 1
-        low, high = SCALE_EDGES[0], SCALE_EDGES[-1]
-        position = (scale - low) * (bins / (high - low))
-        index = tf.cast(tf.clip_by_value(position, 0, bins - 1), "int32")
+        low, high = float(SCALE_EDGES[0]), float(SCALE_EDGES[-1])
+        index = _bin((scale - low) / (high - low), bins)
         cells = _sum_by(difficulty * bins + index, counts, 10 * bins)
         return {
-            "scale_undefined": _count(~defined),
-            "scale_squared": tf.reduce_sum(scale**2),
-            "scale_histogram": tf.reshape(cells, (10, bins)),
-            "scale_by_difficulty": tf.stack(
+            "scale_undefined": ops.sum(keep * as_number(undefined)),
+            "scale_squared": ops.sum(scale**2),
+            "scale_histogram": ops.reshape(cells, (10, bins)),
+            "scale_by_difficulty": ops.stack(
                 [_sum_by(difficulty, value, 10) for value in values]
             ),
-            "scale_by_class": tf.stack(
+            "scale_by_class": ops.stack(
                 [_sum_by(labels, value, self.num_classes) for value in values]
             ),
         }
+
+
+def _against_student(labels, keep, logits, student_logits):
+    softmax = label_softmax(student_logits, labels)
+    correct, student_correct = (
+        keep * as_number(_predicted(each) == labels)
+        for each in (logits, student_logits)
+    )
+    lead = student_correct - correct
+    return {
+        "student_correct": ops.sum(student_correct),
+        "student_cross_entropy": ops.sum(keep * softmax.cross_entropy),
+        "student_lead": ops.sum(lead),
+        "student_lead_squared": ops.sum(lead**2),
+    }
+
+
+def _predicted(logits):
+    return ops.cast(ops.argmax(logits, axis=-1), "int32")
+
+
+def _class_ids(labels):
+    return labels[LABELS] if isinstance(labels, dict) else labels
 
 
 def _half_way(labels, classes):
@@ -292,35 +331,39 @@ def _half_way(labels, classes):
     1 - weight, whatever the teacher, and a finished one has no gradient left
     to compare with.
     """
-    return tf.one_hot(labels, classes) * np.log(max(classes - 1, 1)).astype(
-        "float32"
-    )
+    others = float(np.log(max(classes - 1, 1)))
+    return others * ops.one_hot(labels, classes, dtype="float32")
 
 
-def _count_distributions(logits):
-    """How many vectors of logits could pass for probabilities."""
-    sums = tf.reduce_sum(logits, -1)
-    near_one = tf.abs(sums - 1) < _SUM_TOLERANCE
-    return _count(near_one & (tf.reduce_min(logits, -1) >= 0))
+def _flat(logits):
+    """[examples, classes] in float32 of [..., classes]."""
+    logits = ops.cast(logits, "float32")
+    return ops.reshape(logits, (-1, logits.shape[-1]))
+
+
+def _where_kept(keep, logits):
+    """The logits, with 0 for examples not kept, which may be NaN."""
+    return ops.where(ops.expand_dims(keep, -1), logits, 0.0)
+
+
+def _is_distribution(logits):
+    """Whether vectors of logits could pass for probabilities."""
+    near_one = ops.abs(ops.sum(logits, axis=-1) - 1) < _SUM_TOLERANCE
+    return near_one & (ops.min(logits, axis=-1) >= 0)
 
 
 def _is_finite(logits):
-    return tf.math.is_finite(tf.reduce_sum(tf.cast(logits, "float32"), -1))
+    return ops.isfinite(ops.sum(logits, axis=-1))
 
 
 def _count(booleans):
-    return tf.reduce_sum(tf.cast(booleans, "float32"))
+    return ops.sum(as_number(booleans))
 
 
 def _bin(share, bins=CONFIDENCE_BINS):
     """The bin of equal width that a number in [0, 1] falls in."""
-    return tf.cast(tf.clip_by_value(share * bins, 0, bins - 1), "int32")
-
-
-def _is_correct(labels, logits):
-    predicted = tf.argmax(logits, -1, output_type="int32")
-    return tf.cast(predicted == labels, "float32")
+    return ops.cast(ops.clip(share * bins, 0, bins - 1), "int32")
 
 
 def _sum_by(index, values, size):
-    return tf.math.unsorted_segment_sum(values, index, size)
+    return ops.segment_sum(values, index, num_segments=size)

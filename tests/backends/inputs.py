@@ -41,3 +41,11 @@ def arrays():
         "teacher_logits": random.normal(0, 3, (64, CLASSES)).astype("float32"),
         "logit_labels": random.integers(0, CLASSES, 64).astype("int32"),
     }
+
+
+def diagnosed(given):
+    """(x, labels, sample_weight) with weights of 0 and a batch with NaN."""
+    x, weight = given["x"].copy(), given["sample_weight"].copy()
+    x[2 * BATCH : 2 * BATCH + 3] = np.nan
+    weight[::5] = 0
+    return x, given["labels"], weight

@@ -1,0 +1,54 @@
+"""What `diagnose` says on one backend, as JSON.
+
+    KERAS_BACKEND=jax python tests/backends/diagnosis.py result.json
+
+`test_diagnosis.py` starts it once for each backend.
+"""
+
+import json
+import pathlib
+import sys
+
+import inputs
+import keras
+import tensorflow as tf
+from compute import make_loss, mlp
+
+import keras_kd as kd
+
+
+class Subclassed(keras.Model):
+    """A teacher whose number of classes is told by a symbolic call."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def call(self, inputs):
+        return self.inner(inputs)
+
+
+def main(path):
+    given = inputs.arrays()
+    student, teacher = (mlp(given[role]) for role in ("student", "teacher"))
+    arrays = inputs.diagnosed(given)
+    dataset = tf.data.Dataset.from_tensor_slices(arrays).batch(inputs.BATCH)
+    found = {
+        "with a student": kd.diagnose(
+            teacher, dataset, student, make_loss("kd_pt_sim", given)
+        ),
+        "subclassed, alone": kd.diagnose(Subclassed(teacher), dataset),
+    }
+    parsed = {name: json.loads(each.to_json()) for name, each in found.items()}
+    attribution = kd.attribute(
+        lambda method, seed: float(len(method) + seed % 2),
+        range(3),
+        methods=["plain", "kd"],
+        verbose=False,
+    )
+    parsed["attribution"] = attribution.to_dict()
+    pathlib.Path(path).write_text(json.dumps(parsed))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
