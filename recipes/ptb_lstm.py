@@ -49,6 +49,7 @@ from study import positive, share
 def main(losses, log_dir, **options):
     """Compares distillation losses on an LSTM language model."""
     with common.errors_as_messages():
+        check_backend()
         corpus = read_corpus(**options)
         strategy = strategies.make_strategy(
             options["strategy"], options["replicas"]
@@ -64,6 +65,23 @@ def main(losses, log_dir, **options):
             f"{run.folder}"
         )
         LSTMStudy(corpus, run, strategy, options).train_all(losses)
+
+
+def check_backend():
+    """Refuses the backend on which Keras can't train what carries state.
+
+    Raises:
+        ValueError: naming it.
+    """
+    import keras
+
+    if keras.backend.backend() == "torch":
+        raise ValueError(
+            "Keras does not train stateful LSTMs on PyTorch: the state is "
+            "overwritten before the gradient needs it. Received: "
+            "KERAS_BACKEND=torch. Use tensorflow or jax, or "
+            "recipes/causal_lm.py, which trains on each."
+        )
 
 
 def read_corpus(data_dir, download, tokens, vocabulary, **_):
