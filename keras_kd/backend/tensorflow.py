@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_kd import distribution
+from keras_kd.backend.checked import CheckedFunctions
 
 custom_gradient = tf.custom_gradient
 
@@ -76,7 +77,7 @@ def add_to_rows(variable, rows, values):
     variable.value.scatter_add(tf.IndexedSlices(values, rows))
 
 
-class Trainer(keras.Model):
+class Trainer(CheckedFunctions):
     """The part of a Distiller that runs a step."""
 
     def train_step(self, data):
@@ -98,23 +99,6 @@ class Trainer(keras.Model):
         with self.evaluation():
             logs = super().test_step(data)
         return distribution.step_logs(logs, self.distribute_strategy)
-
-    def bring_up_to_date(self):
-        """Nothing: variables have their current values."""
-
-    def make_train_function(self, force=False):
-        """Makes the training step, followed by the check of its data."""
-        if self.train_function is None or force:
-            super().make_train_function(force=True)
-            self.train_function = self._checked(self.train_function)
-        return self.train_function
-
-    def make_test_function(self, force=False):
-        """Makes the evaluation step, followed by the check of its data."""
-        if self.test_function is None or force:
-            super().make_test_function(force=True)
-            self.test_function = self._checked(self.test_function)
-        return self.test_function
 
     def _checked(self, step):
         strategy = self.distribute_strategy

@@ -3,6 +3,8 @@
 import keras
 import torch
 
+from keras_kd.backend.checked import CheckedFunctions
+
 
 def custom_gradient(function):
     """A function with a gradient of its own.
@@ -83,7 +85,7 @@ def add_to_rows(variable, rows, values):
     variable.value.index_add_(0, rows.long(), values)
 
 
-class Trainer(keras.Model):
+class Trainer(CheckedFunctions):
     """The part of a Distiller that runs a step."""
 
     def train_step(self, data):
@@ -103,23 +105,6 @@ class Trainer(keras.Model):
         """One step of evaluation: the student alone, on the labels."""
         with self.evaluation():
             return super().test_step(data)
-
-    def bring_up_to_date(self):
-        """Nothing: variables have their current values."""
-
-    def make_train_function(self, force=False):
-        """Makes the training step, followed by the check of its data."""
-        if self.train_function is None or force:
-            super().make_train_function(force=True)
-            self.train_function = self._checked(self.train_function)
-        return self.train_function
-
-    def make_test_function(self, force=False):
-        """Makes the evaluation step, followed by the check of its data."""
-        if self.test_function is None or force:
-            super().make_test_function(force=True)
-            self.test_function = self._checked(self.test_function)
-        return self.test_function
 
     def _checked(self, step):
         def checked_step(data):
