@@ -132,7 +132,7 @@ class Distiller(backend.Trainer):
         if self.compiled:
             with self._scope():
                 self.loss.bind_teacher(teacher)
-            self.train_function = None
+            self.train_function = self.test_function = None
 
     def __setattr__(self, name, value):
         # Keras tracks what is assigned before a property's setter sees it.

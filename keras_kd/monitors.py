@@ -79,9 +79,9 @@ class Faults(keras.metrics.Metric):
 
     def __init__(self):
         super().__init__(name="faults")
-        # Number of bad labels, one of them (if there are any), number of
-        # examples for which the teacher's logits were not finite, and of those
-        # whose statistics are of another temperature.
+        # All 0 as long as all is well: number of bad labels, one of them,
+        # number of examples for which the teacher's logits were not finite,
+        # and of those whose statistics are of another temperature.
         self.state = self.add_variable((4,), "zeros", name="state")
 
     def update_state(self, labels, in_range, teacher_finite, current):
@@ -94,18 +94,18 @@ class Faults(keras.metrics.Metric):
             current: [...] booleans, false for statistics of a temperature
                 that is not the loss's.
         """
-        largest_bad = ops.max(
-            ops.where(in_range, np.iinfo("int32").min, labels)
-        )
+        bad = ops.logical_not(in_range)
+        largest_bad = ops.max(ops.where(bad, labels, np.iinfo("int32").min))
         count, label, teacher, stale = ops.unstack(
             ops.convert_to_tensor(self.state), 4
         )
+        is_first = ops.logical_and(ops.equal(count, 0), ops.any(bad))
         self.state.assign(
             ops.stack(
                 [
-                    count + self._number(ops.logical_not(in_range)),
+                    count + self._number(bad),
                     ops.where(
-                        count > 0, label, ops.cast(largest_bad, self.dtype)
+                        is_first, ops.cast(largest_bad, self.dtype), label
                     ),
                     teacher + self._number(ops.logical_not(teacher_finite)),
                     stale + self._number(ops.logical_not(current)),

@@ -37,7 +37,8 @@ def make_model(pair, role, small=False):
     Args:
         pair: "mlp" (3 x 2048 to 2 x 512 on 784 numbers, 100 classes),
             "resnet" (ResNet-56 to ResNet-20 on 32 x 32 pixels, 100 classes)
-            or "lstm" (2 x 650 to 2 x 200, stateful, 10,000 words).
+            or "lstm" (2 x 650 to 2 x 200, 10,000 words; stateful but on
+            PyTorch, where Keras can't train that).
         role: "teacher" or "student".
         small: whether to make a tiny one, to try a tool.
 
@@ -124,10 +125,11 @@ def _lstm(is_teacher, small):
 
     units = (650 if is_teacher else 200) // (50 if small else 1)
     words = _words(small)
+    stateful = keras.backend.backend() != "torch"
     inputs = keras.Input(batch_shape=(STREAMS, TIME_STEPS), dtype="int32")
     x = layers.Embedding(words, units)(inputs)
     for _ in range(2):
-        x = layers.LSTM(units, return_sequences=True, stateful=True)(x)
+        x = layers.LSTM(units, return_sequences=True, stateful=stateful)(x)
     return keras.Model(inputs, layers.Dense(words)(x))
 
 

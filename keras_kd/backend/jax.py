@@ -10,8 +10,9 @@ import contextlib
 
 import jax
 import keras
-import numpy as np
 from keras.src.backend import get_keras_mask, set_keras_mask
+
+from keras_kd.states import all_variables, state_variables
 
 
 def custom_gradient(function):
@@ -83,6 +84,11 @@ def _changed(variables, values):
     }
 
 
+def _any_fault(state):
+    """Whether a step's state, whose last variable is the faults', has any."""
+    return jax.numpy.any(state[-1][-1] != 0)
+
+
 def _assign(variables, changed):
     for i, value in changed.items():
         variables[i].assign(value)
@@ -130,6 +136,9 @@ def add_to_rows(variable, rows, values):
 class Trainer(keras.Model):
     """The part of a Distiller that runs a step."""
 
+    # Whether the last step noted a fault, on the device; `None` if it is known.
+    _is_faulty = None
+
     def train_step(self, state, data):
         """One step: the teacher, outside the gradient, then the student.
 
@@ -140,8 +149,9 @@ class Trainer(keras.Model):
                 (x, labels) or (x, labels, sample_weight).
 
         Returns:
-            A pair of the dict of metric results and of what changed of the
-            teacher's carried states; and the new state.
+            A tuple of the dict of metric results, of what changed of the
+            teacher's carried states, and of whether a fault was noted; and
+            the new state.
         """
         values, batch = data
         variables = self._step_variables()
@@ -149,14 +159,14 @@ class Trainer(keras.Model):
             batch = self.with_teacher(batch)
             changed = _changed(variables, values)
             logs, state = super().train_step(state, batch)
-        return (logs, changed), state
+        return (logs, changed, _any_fault(state)), state
 
     def test_step(self, state, data):
         """One step of evaluation: the student alone, on the labels."""
         values, batch = data
         with _standing_for(self._step_variables(), values), self.evaluation():
             logs, state = super().test_step(state, batch)
-        return (logs, {}), state
+        return (logs, {}, _any_fault(state)), state
 
     def bring_up_to_date(self):
         """Gives variables their current values, which Keras keeps elsewhere."""
@@ -164,7 +174,7 @@ class Trainer(keras.Model):
 
     def _step_variables(self):
         """What a step reads beside the student, optimizer and metrics."""
-        teacher = [] if self.teacher is None else self.teacher.variables
+        teacher = [] if self.teacher is None else all_variables(self.teacher)
         return [*teacher, *self.loss.variables]
 
     def _make_function(self, step_function, concatenate_outputs=False):
@@ -175,19 +185,22 @@ class Trainer(keras.Model):
 
     def _checked(self, step):
         """A step with all it reads, followed by the check of its data."""
+        variables = self._step_variables()
 
         def checked_step(state, batch):
-            variables = self._step_variables()
             values = [variable.value for variable in variables]
             try:
-                (logs, changed), state = step(state, (values, batch))
-                _assign(variables, changed)
-                if np.any(state[-1][-1]):
-                    self._give_back(state)
-                    self.faults.check(self)
+                outcome, state = step(state, (values, batch))
             except Exception:
                 self._give_back(state)
                 raise
+            logs, changed, is_faulty = outcome
+            _assign(variables, changed)
+            # The step before is looked at, not this one: to wait for it would
+            # leave the device idle between steps.
+            before, self._is_faulty = self._is_faulty, is_faulty
+            if before is not None and before:
+                self._give_back(state)
             return logs, state
 
         return checked_step
@@ -205,6 +218,21 @@ class Trainer(keras.Model):
         self._jax_state = dict(zip(names, state, strict=True))
         self._jax_state_synced = False
         self.jax_state_sync()
+
+    def jax_state_sync(self):
+        """Gives the variables their values, once the last step is checked."""
+        super().jax_state_sync()
+        is_faulty, self._is_faulty = self._is_faulty, None
+        if is_faulty is not None and is_faulty:
+            self.faults.check(self)
+
+    @property
+    def non_trainable_variables(self):
+        """Those that Keras knows, and the state that the student carries."""
+        return [
+            *super().non_trainable_variables,
+            *state_variables(self.student),
+        ]
 
     @property
     def metrics_variables(self):

@@ -13,6 +13,8 @@ import zlib
 import keras
 import numpy as np
 
+from keras_kd.states import state_variables
+
 # Two inputs of another data set or preprocessing differ by far more, the same
 # one read on another processor by far less.
 _TOLERANCE = 1e-3
@@ -20,24 +22,6 @@ _TOLERANCE = 1e-3
 _NAMES = frozenset(
     {"name", "registered_name", "build_config", "inbound_nodes", "trainable"}
 )
-
-
-def state_variables(model):
-    """Variables of recurrent layers that carry state from batch to batch.
-
-    Args:
-        model: a `keras.Model`.
-
-    Returns:
-        List of variables; empty for a model without stateful layers.
-    """
-    return [
-        variable
-        for layer in model._flatten_layers()
-        if getattr(layer, "stateful", False)
-        for variable in keras.tree.flatten(getattr(layer, "states", None))
-        if variable is not None
-    ]
 
 
 def teacher_fingerprint(teacher):

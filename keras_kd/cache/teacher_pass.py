@@ -5,9 +5,10 @@ import numpy as np
 from keras import ops
 
 from keras_kd import backend, distribution
-from keras_kd.cache import fingerprint, records
+from keras_kd.cache import records
 from keras_kd.distiller import TEACHER_RIGHT
 from keras_kd.outputs import to_logits
+from keras_kd.states import all_variables
 
 
 class TeacherPass:
@@ -143,7 +144,7 @@ class TeacherPass:
             return arrays, right, finite
 
         if distribution.num_replicas(self.strategy) == 1:
-            return backend.compiled(encode, self.teacher.variables)
+            return backend.compiled(encode, all_variables(self.teacher))
         return backend.compiled(
             lambda x, labels: self.strategy.run(encode, args=(x, labels))
         )
@@ -167,51 +168,3 @@ def count_right(right, sample_weight=None):
             weighted.shape + (1,) * (right.ndim - weighted.ndim)
         )
     return float((right * counted).sum()), float(counted.sum())
-
-
-def read_states(teacher):
-    """A teacher's carried states.
-
-    Args:
-        teacher: a `keras.Model`.
-
-    Returns:
-        List by variable of lists by replica of arrays; empty for a teacher
-        without stateful layers.
-    """
-    strategy = distribution.strategy_of(teacher)
-    return [
-        [
-            np.array(ops.convert_to_numpy(value))
-            for value in distribution.local_values(variable.value, strategy)
-        ]
-        for variable in fingerprint.state_variables(teacher)
-    ]
-
-
-def assign_states(teacher, states):
-    """Sets a teacher's carried states.
-
-    Args:
-        teacher: a `keras.Model`.
-        states: from `read_states`.
-    """
-    strategy = distribution.strategy_of(teacher)
-    variables = fingerprint.state_variables(teacher)
-    for variable, arrays in zip(variables, states, strict=True):
-        if strategy is None:
-            variable.assign(arrays[0])
-            continue
-        local = strategy.experimental_local_results(variable.value)
-        for value, array in zip(local, arrays, strict=True):
-            value.assign(array)
-
-
-def reset_states(teacher):
-    """Sets a teacher's carried states to zero.
-
-    Args:
-        teacher: a `keras.Model`.
-    """
-    states = read_states(teacher)
-    assign_states(teacher, [[np.zeros_like(a) for a in s] for s in states])

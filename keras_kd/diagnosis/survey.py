@@ -23,6 +23,7 @@ from keras_kd.diagnosis.relations import Relations, as_number
 from keras_kd.distillation_loss import LABELS, check_labels, expand_weights
 from keras_kd.outputs import to_logits
 from keras_kd.softmax import label_softmax
+from keras_kd.states import all_variables
 
 # An example whose gradient is under a tenth of plain training's is as good as
 # left out of the data.
@@ -125,8 +126,12 @@ class Survey:
 
     def _variables(self):
         """What a step reads or changes."""
-        parts = (self.teacher, self.student, self.loss, self.relations)
-        return [v for part in parts if part is not None for v in part.variables]
+        variables = [*all_variables(self.teacher), *self.loss.variables]
+        if self.student is not None:
+            variables += all_variables(self.student)
+        if self.relations is not None:
+            variables += self.relations.variables
+        return variables
 
     def _sample(self, element, batch):
         """Evenly spaced examples of a batch: [n] int32, their places."""
