@@ -379,7 +379,8 @@ class Distiller(backend.Trainer):
         Half-precision outputs are given in float32, as some metrics ask.
         """
         logits = self._student_logits(y_pred)
-        y, _ = self._usable(_as_dict(y), logits, record=False)
+        labels, in_range = self._labels(_as_dict(y), logits)
+        y = {LABELS: ops.where(in_range, labels, 0)}
         sample_weight = self._weights(y, logits, sample_weight)
         if keras.backend.standardize_dtype(y_pred.dtype) in _HALF:
             mask = get_keras_mask(y_pred)
@@ -396,23 +397,28 @@ class Distiller(backend.Trainer):
             )
         return logits
 
-    def _usable(self, y, logits, record=True):
+    def _labels(self, y, logits):
+        """The labels, and which are class ids or the ignored one."""
+        num_classes = logits.shape[-1]
+        labels = check_labels(y[LABELS], logits.shape)
+        in_range = ops.logical_and(labels >= 0, labels < num_classes)
+        if self.loss.ignore_class is not None:
+            ignored = ops.equal(labels, self.loss.ignore_class)
+            in_range = ops.logical_or(in_range, ignored)
+        return labels, in_range
+
+    def _usable(self, y, logits):
         """Puts out-of-range labels aside, and notes them in `faults`.
 
         Returns:
             y with every label inside [0, classes) or the ignored one, and
             [...] booleans, false where an example must not be trained on.
         """
-        self.num_classes = num_classes = logits.shape[-1]
-        labels = check_labels(y[LABELS], logits.shape)
-        in_range = ops.logical_and(labels >= 0, labels < num_classes)
-        if self.loss.ignore_class is not None:
-            ignored = ops.equal(labels, self.loss.ignore_class)
-            in_range = ops.logical_or(in_range, ignored)
+        self.num_classes = logits.shape[-1]
+        labels, in_range = self._labels(y, logits)
         finite = y.get(_TEACHER_FINITE, ops.ones_like(in_range))
         current = self._at_current_temperature(y, in_range)
-        if record:
-            self.faults.update_state(labels, in_range, finite, current)
+        self.faults.update_state(labels, in_range, finite, current)
         labels = ops.where(in_range, labels, 0)
         usable = ops.logical_and(in_range, ops.logical_and(finite, current))
         return {**y, LABELS: labels}, usable

@@ -188,10 +188,14 @@ def _softmaxes(
 
 def _flat(values):
     """[examples, ...] of [..., n]."""
+    if len(values.shape) == 2:
+        return values
     return ops.reshape(values, (-1, values.shape[-1]))
 
 
 def _like(values, other):
+    if len(values.shape) == len(other.shape):
+        return values
     return ops.reshape(values, ops.shape(other))
 
 
