@@ -133,6 +133,23 @@ def test_label_outside_the_classes_is_never_trained_on(how, name):
     assert_same_weights(weights_of(student), weights_of(clean))
 
 
+@pytest.mark.parametrize("row", [5, -1])
+def test_a_bad_label_is_refused_before_the_step_after_the_next(row):
+    x, labels, _ = data()
+    labels[row] = 77
+    distiller = compiled(mlp(seed=1), mlp())
+    with pytest.raises(ValueError, match="label 77"):
+        fit(distiller, x, labels, batch_size=4, epochs=2)
+    steps = int(distiller.optimizer.iterations)
+    assert steps in (2, 3) if row == 5 else steps == len(x) // 4
+
+
+def test_a_bad_label_given_to_train_on_batch_is_refused_at_once():
+    distiller = compiled(mlp(seed=1), mlp())
+    with pytest.raises(ValueError, match="label 77"):
+        distiller.train_on_batch(data()[0], bad_labels())
+
+
 def test_label_outside_the_classes_in_evaluation():
     distiller = compiled(mlp(), mlp())
     with pytest.raises(ValueError, match="label 77"):

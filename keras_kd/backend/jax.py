@@ -14,17 +14,11 @@ from keras.src.backend import get_keras_mask, set_keras_mask
 
 from keras_kd.states import all_variables, state_variables
 
+# What these functions are for, and their arguments: see `keras_kd.backend`.
+
 
 def custom_gradient(function):
-    """As `tf.custom_gradient`: results' gradients come one by one.
-
-    Args:
-        function: function of a tensor that returns its results, and a function
-            from their gradients to that of the tensor.
-
-    Returns:
-        A function of a tensor.
-    """
+    """JAX gives the gradients of several results as one tuple."""
 
     def with_gradient_of_all(tensor):
         results, gradient = function(tensor)
@@ -35,17 +29,8 @@ def custom_gradient(function):
     return jax.custom_gradient(with_gradient_of_all)
 
 
-def compiled(function, variables=(), signature=None):
-    """A compiled function outside the gradient.
-
-    Args:
-        function: function of tensors, or of nested structures of them.
-        variables: the `keras.Variable`s that it reads or changes.
-        signature: not used; each new shape is compiled anew.
-
-    Returns:
-        A function of the same arguments.
-    """
+def compiled(function, variables, signature):
+    """Each new shape is compiled anew."""
     del signature
 
     @jax.jit
@@ -59,6 +44,22 @@ def compiled(function, variables=(), signature=None):
         return result
 
     return run
+
+
+def take_classes(values, classes):
+    """By Keras's own."""
+    return keras.ops.take_along_axis(values, classes, axis=-1)
+
+
+def add_to_classes(values, classes, added):
+    """By a scatter."""
+    rows = jax.numpy.arange(len(values))[:, None]
+    return values.at[rows, classes].add(added, unique_indices=True)
+
+
+def add_to_rows(variable, rows, values):
+    """By a scatter; compiled, it is in place."""
+    variable.assign(variable.value.at[rows].add(values))
 
 
 @contextlib.contextmanager
@@ -92,45 +93,6 @@ def _any_fault(state):
 def _assign(variables, changed):
     for i, value in changed.items():
         variables[i].assign(value)
-
-
-def take_classes(values, classes):
-    """The values of some classes of each example.
-
-    Args:
-        values: [examples, classes].
-        classes: [examples, k] class ids.
-
-    Returns:
-        [examples, k].
-    """
-    return keras.ops.take_along_axis(values, classes, axis=-1)
-
-
-def add_to_classes(values, classes, added):
-    """Adds something to the values of some classes of each example.
-
-    Args:
-        values: [examples, classes].
-        classes: [examples, k] class ids, those of an example distinct.
-        added: [examples, k].
-
-    Returns:
-        [examples, classes].
-    """
-    rows = jax.numpy.arange(len(values))[:, None]
-    return values.at[rows, classes].add(added, unique_indices=True)
-
-
-def add_to_rows(variable, rows, values):
-    """Adds values to rows of a variable.
-
-    Args:
-        variable: a `keras.Variable`, [rows, n].
-        rows: [examples] row numbers, any of them more than once.
-        values: [examples, n].
-    """
-    variable.assign(variable.value.at[rows].add(values))
 
 
 class Trainer(keras.Model):

@@ -6,52 +6,28 @@ import tensorflow as tf
 from keras_kd import distribution
 from keras_kd.backend.checked import CheckedFunctions
 
-custom_gradient = tf.custom_gradient
-
 # Up to so many, zeros for all of them cost less than a scatter.
 _FEW_CLASSES = 1000
 
+# What these functions are for, and their arguments: see `keras_kd.backend`.
 
-def compiled(function, variables=(), signature=None):
-    """A compiled function outside the gradient.
 
-    Args:
-        function: function of tensors, or of nested structures of them.
-        variables: not used; TensorFlow knows what a function reads.
-        signature: optional list of the arguments' `tf.TensorSpec`s; without
-            it each new shape is compiled anew.
+custom_gradient = tf.custom_gradient
 
-    Returns:
-        A function of the same arguments.
-    """
+
+def compiled(function, variables, signature):
+    """As a `tf.function`, which finds the variables by itself."""
     del variables
     return tf.function(function, autograph=False, input_signature=signature)
 
 
 def take_classes(values, classes):
-    """The values of some classes of each example.
-
-    Args:
-        values: [examples, classes].
-        classes: [examples, k] class ids.
-
-    Returns:
-        [examples, k].
-    """
+    """By `tf.gather`, which is faster than Keras's `take_along_axis`."""
     return tf.gather(values, classes, batch_dims=1)
 
 
 def add_to_classes(values, classes, added):
-    """Adds something to the values of some classes of each example.
-
-    Args:
-        values: [examples, classes].
-        classes: [examples, k] class ids, those of an example distinct.
-        added: [examples, k].
-
-    Returns:
-        [examples, classes].
-    """
+    """By a scatter, or a sum by position where there are few classes."""
     num_classes = values.shape[-1]
     rows = tf.expand_dims(tf.range(tf.shape(values)[0]), -1)
     added = tf.reshape(added, [-1])
@@ -66,14 +42,7 @@ def add_to_classes(values, classes, added):
 
 
 def add_to_rows(variable, rows, values):
-    """Adds values to rows of a variable.
-
-    Args:
-        variable: a `keras.Variable`, [rows, n].
-        rows: [examples] row numbers, any of them more than once.
-        values: [examples, n].
-    """
-    # In place: nothing is done for the other rows.
+    """In place: nothing is done for the other rows."""
     variable.value.scatter_add(tf.IndexedSlices(values, rows))
 
 

@@ -5,19 +5,11 @@ import torch
 
 from keras_kd.backend.checked import CheckedFunctions
 
+# What these functions are for, and their arguments: see `keras_kd.backend`.
+
 
 def custom_gradient(function):
-    """A function with a gradient of its own.
-
-    Keras's has one result; this has any number.
-
-    Args:
-        function: function of a tensor that returns its results, and a function
-            from their gradients to that of the tensor.
-
-    Returns:
-        A function of a tensor.
-    """
+    """Keras's own has one result; this has any number."""
     return lambda tensor: _CustomGradient.apply(function, tensor)
 
 
@@ -32,56 +24,24 @@ class _CustomGradient(torch.autograd.Function):
         return None, context.gradient(*gradients)
 
 
-def compiled(function, variables=(), signature=None):
-    """A function outside the gradient; PyTorch runs it as it is.
-
-    Args:
-        function: function of tensors, or of nested structures of them.
-        variables: not used; a function reads what they are when it runs.
-        signature: not used; nothing is compiled.
-
-    Returns:
-        A function of the same arguments.
-    """
+def compiled(function, variables, signature):
+    """PyTorch runs it as it is."""
     del variables, signature
     return torch.no_grad()(function)
 
 
 def take_classes(values, classes):
-    """The values of some classes of each example.
-
-    Args:
-        values: [examples, classes].
-        classes: [examples, k] class ids.
-
-    Returns:
-        [examples, k].
-    """
+    """By Keras's own."""
     return keras.ops.take_along_axis(values, classes, axis=-1)
 
 
 def add_to_classes(values, classes, added):
-    """Adds something to the values of some classes of each example.
-
-    Args:
-        values: [examples, classes].
-        classes: [examples, k] class ids, those of an example distinct.
-        added: [examples, k].
-
-    Returns:
-        [examples, classes].
-    """
+    """By a scatter."""
     return values.scatter_add(-1, classes.long(), added)
 
 
 def add_to_rows(variable, rows, values):
-    """Adds values to rows of a variable.
-
-    Args:
-        variable: a `keras.Variable`, [rows, n].
-        rows: [examples] row numbers, any of them more than once.
-        values: [examples, n].
-    """
+    """In place."""
     variable.value.index_add_(0, rows.long(), values)
 
 
