@@ -341,7 +341,8 @@ class KDTopK(DistillationLoss):
         scaled = teacher_logits / self.temperature
         scaled = scaled - ops.max(scaled, axis=-1, keepdims=True)
         top, classes = ops.top_k(scaled, k)
-        smallest = top[..., -1:]
+        # Not `top[..., -1:]`: XLA would take that from a sort of all classes.
+        smallest = ops.min(top, axis=-1, keepdims=True)
         # The tail is summed by itself: 1 minus the head would lose its digits.
         # Of logits equal to the smallest one kept, some may be in the tail.
         exp = ops.exp(scaled)

@@ -17,7 +17,9 @@ class _CustomGradient(torch.autograd.Function):
     @staticmethod
     def forward(context, function, tensor):
         results, context.gradient = function(tensor)
-        return results
+        # What is returned leads to the context, and so to what the gradient
+        # closes over: were the results among that, nothing would be freed.
+        return keras.tree.map_structure(torch.detach, results)
 
     @staticmethod
     def backward(context, *gradients):
