@@ -134,7 +134,7 @@ def test_label_outside_the_classes_is_never_trained_on(how, name):
 
 
 @pytest.mark.parametrize("row", [5, -1])
-def test_a_bad_label_is_refused_before_the_step_after_the_next(row):
+def test_a_bad_label_is_refused_within_a_step(row):
     x, labels, _ = data()
     labels[row] = 77
     distiller = compiled(mlp(seed=1), mlp())
