@@ -98,8 +98,8 @@ def _assign(variables, changed):
 class Trainer(keras.Model):
     """The part of a Distiller that runs a step."""
 
-    # Whether the last step noted a fault, on the device; `None` if it is known.
-    _is_faulty = None
+    # Whether the last step noted a fault; on the device until it is looked at.
+    _is_faulty = False
 
     def train_step(self, state, data):
         """One step: the teacher, outside the gradient, then the student.
@@ -161,7 +161,7 @@ class Trainer(keras.Model):
             # The step before is looked at, not this one: to wait for it would
             # leave the device idle between steps.
             before, self._is_faulty = self._is_faulty, is_faulty
-            if before is not None and before:
+            if before:
                 self._give_back(state)
             return logs, state
 
@@ -184,8 +184,8 @@ class Trainer(keras.Model):
     def jax_state_sync(self):
         """Gives the variables their values, once the last step is checked."""
         super().jax_state_sync()
-        is_faulty, self._is_faulty = self._is_faulty, None
-        if is_faulty is not None and is_faulty:
+        is_faulty, self._is_faulty = self._is_faulty, False
+        if is_faulty:
             self.faults.check(self)
 
     @property
