@@ -1,0 +1,265 @@
+"""A model's logits, whatever it gives: logits, probabilities or their logs.
+
+What a model gives is said by the user, or read from the graph of a functional
+model; where there is no graph, outputs are taken for logits. No name and no
+order of attributes is looked at. Whatever is assumed is compared with the
+values of the first batch.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_kd.backend import private
+
+KINDS = ("logits", "probabilities", "log_probabilities")
+
+
+class LogitReader:
+    """Reads the logits from the outputs of one model.
+
+    Args:
+        model: a `keras.Model`.
+        kind: one of `KINDS`, what the model gives; `None` to read it from the
+            model's graph, else to expect logits.
+        role: "student" or "teacher", for messages and the argument's name.
+
+    Raises:
+        ValueError: if `kind` is none of `KINDS`, or the model has several
+            outputs or a single class.
+    """
+
+    def __init__(self, model, kind=None, role="student"):
+        if kind is not None and kind not in KINDS:
+            raise ValueError(
+                f"`{role}_output` says what the {role} gives, one of "
+                f"{', '.join(map(repr, KINDS))}. Received: {kind!r}. Leave it "
+                "out to have it read from the model's graph."
+            )
+        self.model = model
+        self.declared = kind
+        self.role = role
+
+    @property
+    def kind(self):
+        """One of `KINDS`, as far as it is known before the model runs."""
+        return self.declared or graph_kind(self.model) or "logits"
+
+    def logits(self, outputs):
+        """The logits behind a model's outputs.
+
+        Args:
+            outputs: [..., classes], what the model gave.
+
+        Returns:
+            [..., classes]: the outputs themselves; or, after a softmax, its
+            input where Keras kept it (exact), else the logarithm of the
+            probabilities.
+
+        Raises:
+            ValueError: if there are several outputs, or a single class.
+        """
+        self._check_structure(outputs)
+        if self._kept(outputs) is not None:
+            return self._kept(outputs)
+        if self.kind != "probabilities":
+            return outputs
+        dtype = keras.backend.standardize_dtype(outputs.dtype)
+        wide = dtype if dtype == "float64" else "float32"
+        tiny = np.finfo(wide).tiny
+        return ops.log(ops.maximum(ops.cast(outputs, wide), tiny))
+
+    def contradicted(self, outputs):
+        """Whether values are not what the model is taken to give.
+
+        Args:
+            outputs: [..., classes], what the model gave for a batch.
+
+        Returns:
+            A boolean scalar tensor.
+        """
+        kept = self._kept(outputs) is not None
+        dtype = keras.backend.standardize_dtype(outputs.dtype)
+        tolerance = 2e-2 if dtype in ("float16", "bfloat16") else 1e-3
+        values = ops.cast(outputs, "float32")
+        if self.kind == "log_probabilities" and not kept:
+            values = ops.exp(values)
+        lowest = ops.min(values, axis=-1)
+        total = ops.sum(values, axis=-1)
+        sums_to_1 = ops.abs(total - 1.0) <= tolerance
+        distribution = ops.logical_and(lowest >= 0, sums_to_1)
+        if self.kind == "logits" and not kept:
+            return ops.all(distribution)
+        # Masked steps may be zeros.
+        zeros = ops.logical_and(lowest == 0, total == 0)
+        return ops.logical_not(ops.all(ops.logical_or(distribution, zeros)))
+
+    def refuse(self):
+        """Raises for outputs that contradict what the model is taken to give.
+
+        Raises:
+            ValueError: with what to say instead.
+        """
+        argument = f"{self.role}_output"
+        if self.kind == "logits":
+            expected, received = (
+                "logits",
+                (
+                    "probabilities: in the first batch no value is negative and "
+                    "those of each example sum to 1"
+                ),
+            )
+            others = f"{argument}='probabilities'"
+        else:
+            expected, received = (
+                self.kind.replace("_", "-"),
+                (
+                    "values that are none: in the first batch they are negative "
+                    "or don't sum to 1 over the classes"
+                ),
+            )
+            if self.kind == "log_probabilities":
+                received = "values whose exponentials don't sum to 1"
+            others = f"{argument}='logits'"
+        told = "said to give" if self.declared else "taken to give"
+        raise ValueError(
+            f"The {self.role} {self.model.name!r} is {told} {expected}. "
+            f"Received: {received}. Say what it gives, as in {others}, or "
+            "correct the model."
+        )
+
+    def check(self, outputs):
+        """Refuses values that contradict what the model is taken to give.
+
+        Args:
+            outputs: [..., classes], what the model gave for a batch.
+
+        Raises:
+            ValueError: see `refuse`.
+        """
+        self._check_structure(outputs)
+        if bool(ops.convert_to_numpy(self.contradicted(outputs))):
+            self.refuse()
+
+    def _kept(self, outputs):
+        """What went into Keras's softmax, if that gave the outputs."""
+        if self.declared not in (None, "probabilities"):
+            return None
+        return getattr(outputs, "_keras_logits", None)
+
+    def _check_structure(self, outputs):
+        if keras.tree.is_nested(outputs):
+            count = len(keras.tree.flatten(outputs))
+            raise ValueError(
+                f"The {self.role} {self.model.name!r} must have one output, "
+                f"the logits. Received: {count} outputs. Wrap it in a model "
+                "with that output alone, as in keras.Model(model.inputs, "
+                "model.outputs[0])."
+            )
+
+
+def graph_kind(model):
+    """What a functional model gives, as far as its graph says.
+
+    Args:
+        model: a `keras.Model`.
+
+    Returns:
+        "probabilities" or "log_probabilities" if the graph ends in a softmax
+        over the last axis or its logarithm, which reshapes, casts and averages
+        may follow; `None` where the graph does not tell.
+    """
+    outputs = getattr(model, "outputs", None)
+    return _tensor_kind(outputs[0]) if outputs else None
+
+
+def _tensor_kind(tensor):
+    """What an operation's result is, as far as the graph tells."""
+    operation, node_index, tensor_index = tensor._keras_history
+    if isinstance(operation, keras.Model):
+        outputs = getattr(operation, "outputs", None)
+        return _tensor_kind(outputs[tensor_index]) if outputs else None
+    while isinstance(operation, keras.layers.TimeDistributed):
+        operation = operation.layer
+        if isinstance(operation, keras.Model):
+            return graph_kind(operation)
+    if isinstance(operation, private.SOFTMAX_OPERATIONS):
+        return _of_last_axis(operation, tensor, "probabilities")
+    if isinstance(operation, private.LOG_SOFTMAX_OPERATIONS):
+        return _of_last_axis(operation, tensor, "log_probabilities")
+    activation = _last_activation(operation)
+    if activation is keras.activations.softmax:
+        return "probabilities"
+    if activation is keras.activations.log_softmax:
+        return "log_probabilities"
+    inputs = operation._inbound_nodes[node_index].input_tensors
+    if not inputs:
+        return None
+    kinds = {_tensor_kind(each) for each in inputs}
+    if isinstance(operation, keras.layers.Average):
+        # The mean of log-probabilities is not one, but serves as logits.
+        return "probabilities" if kinds == {"probabilities"} else None
+    same_classes = inputs[0].shape[-1] == tensor.shape[-1]
+    if _keeps_values(operation, activation) and same_classes:
+        return kinds.pop()
+    return None
+
+
+def _of_last_axis(operation, tensor, kind):
+    rank = len(tensor.shape)
+    return kind if operation.axis in (-1, rank - 1) else None
+
+
+def _last_activation(operation):
+    """The function that a layer applies to its result, `None` if unknown."""
+    applies_last = (
+        keras.layers.Activation,
+        keras.layers.Dense,
+        keras.layers.EinsumDense,
+        private.BaseConv,
+    )
+    if isinstance(operation, applies_last):
+        return operation.activation
+    return None
+
+
+def _keeps_values(operation, activation):
+    """Whether an operation gives its input's values, perhaps reshaped."""
+    if isinstance(operation, keras.layers.Activation):
+        return activation is keras.activations.linear
+    shape_only = (
+        keras.layers.Reshape,
+        keras.layers.Identity,
+        *private.RESHAPING_OPERATIONS,
+    )
+    return isinstance(operation, shape_only)
+
+
+def check_class_counts(student, teacher):
+    """Refuses a pair of models with different numbers of classes.
+
+    Args:
+        student: a `keras.Model`.
+        teacher: a `keras.Model`.
+
+    Raises:
+        ValueError: if both are known and differ.
+    """
+    counts = _class_count(student), _class_count(teacher)
+    if None not in counts and counts[0] != counts[1]:
+        raise ValueError(class_count_message(*counts))
+
+
+def class_count_message(student_classes, teacher_classes):
+    """What to say of models with different numbers of classes."""
+    return (
+        "Student and teacher must have the same classes in the same order. "
+        f"Received: a student with {student_classes} classes and a teacher "
+        f"with {teacher_classes}. Give the student's last layer "
+        f"{teacher_classes} units, or use a teacher of the same task."
+    )
+
+
+def _class_count(model):
+    outputs = getattr(model, "outputs", None)
+    return outputs[0].shape[-1] if outputs else None
