@@ -3,6 +3,7 @@
 import contextlib
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_kd import backend, batch, distribution, losses
@@ -421,7 +422,9 @@ class Distiller(backend.Trainer):
             A scalar that is above 0 if there is anything.
         """
         bad = ops.logical_not(settled.is_class)
-        labels = ops.max(ops.where(bad, settled.given_labels, batch.NOT_WHOLE))
+        given = settled.given_labels
+        lowest = np.iinfo(keras.backend.standardize_dtype(given.dtype)).min
+        labels = ops.max(ops.where(bad, given, lowest))
         counts = {
             "labels": _number(bad),
             "label": ops.where(ops.any(bad), ops.cast(labels, "float32"), 0.0),
