@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd import distribution
+from keras_kd.backend.private import flatten_layers
 
 
 def state_variables(model):
@@ -22,7 +23,7 @@ def state_variables(model):
     """
     return [
         variable
-        for layer in model._flatten_layers()
+        for layer in flatten_layers(model)
         if getattr(layer, "stateful", False)
         for variable in keras.tree.flatten(getattr(layer, "states", None))
         if variable is not None
