@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 from keras.src.backend import get_keras_mask, set_keras_mask
 
-from keras_kd import backend, distribution, losses
+from keras_kd import backend, data_errors, distribution, losses
 from keras_kd.distillation_loss import (
     LABELS,
     check_labels,
@@ -499,7 +499,10 @@ class Distiller(backend.Trainer):
         strategy = distribution.strategy_of(self)
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = distribution.worker_callbacks(callbacks, strategy)
-        with distribution.lost_worker_as_message(strategy):
+        with (
+            distribution.lost_worker_as_message(strategy),
+            data_errors.raised_plainly(),
+        ):
             return super().fit(
                 x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs
             )
@@ -510,6 +513,7 @@ class Distiller(backend.Trainer):
         with (
             self.evaluation(),
             distribution.lost_worker_as_message(strategy),
+            data_errors.raised_plainly(),
         ):
             return super().evaluate(*args, **kwargs)
 
