@@ -17,30 +17,11 @@ import numpy as np
 from keras import ops
 
 from keras_kd import losses as kd_losses
+from keras_kd.cache.storage import Field
 from keras_kd.distiller import TEACHER_LOGITS
 
 EXACT, COMPACT = "float32", "float16"
 _LARGEST = 65504.0  # of float16
-
-
-@dataclasses.dataclass(frozen=True)
-class Field:
-    """One array of a record.
-
-    Attributes:
-        name: string.
-        dtype: name of a NumPy dtype.
-        shape: tuple, of one example.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple
-
-    @property
-    def size(self):
-        """Bytes of one example."""
-        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
 
 def plan(losses, num_classes, dtype=COMPACT):
@@ -135,7 +116,7 @@ class LogitsStore:
         return {"gaps": _to_dtype(_gaps(logits), self.dtype)}
 
     def decode(self, arrays, wanted):
-        """Entries of y by name from arrays as they were kept."""
+        """Entries of y by name, from NumPy arrays as they were kept."""
         del wanted
         # Half precision stays so; the loss casts it when it needs it.
         return {TEACHER_LOGITS: -arrays["gaps"]}
@@ -209,19 +190,16 @@ class TopStore:
 
     def decode(self, arrays, wanted):
         """See `LogitsStore.decode`."""
-        # Inside of tf.data, whatever the backend.
-        import tensorflow as tf
-
         (temperature,) = wanted.temperatures
-        gaps = tf.cast(arrays["top_gaps"], tf.float32)
-        masses = tf.exp(-gaps / temperature)
+        gaps = arrays["top_gaps"].astype("float32")
+        masses = np.exp(-gaps / np.float32(temperature))
         head, rest = masses[..., : wanted.k], masses[..., wanted.k :]
         tail = arrays["tails"][..., self.temperatures.index(temperature)]
-        tail = tail + tf.reduce_sum(rest, axis=-1)
-        total = tf.reduce_sum(head, axis=-1) + tail
+        tail = tail + rest.sum(axis=-1)
+        total = head.sum(axis=-1) + tail
         classes = arrays["top_classes"][..., : wanted.k]
         return {
-            "top_classes": tf.cast(classes, tf.int32),
+            "top_classes": classes.astype("int32"),
             "top_probabilities": head / total[..., None],
             "tail_probability": tail / total,
         }
@@ -267,10 +245,8 @@ class LogOddsStore:
 
     def decode(self, arrays, wanted):
         """See `LogitsStore.decode`."""
-        import tensorflow as tf
-
         del wanted
-        return {"label_log_odds": tf.cast(arrays[self._name], tf.float32)}
+        return {"label_log_odds": arrays[self._name].astype("float32")}
 
     def describe(self):
         """See `LogitsStore.describe`."""
