@@ -120,13 +120,8 @@ class Source:
 def is_batched(dataset, teacher):
     """Whether a data set's elements are batches for a teacher.
 
-    Args:
-        dataset: `tf.data.Dataset` of (x, labels, ...).
-        teacher: a `keras.Model`; of a subclassed one, which does not tell the
-            shape of its outputs, batches are assumed.
-
-    Returns:
-        A boolean.
+    Of a subclassed one, which does not tell the shape of its outputs, batches
+    are assumed.
 
     Raises:
         ValueError: if elements are not (x, labels, ...) of dense tensors, or
@@ -280,7 +275,7 @@ def one_pass(dataset, manifest, read, view):
 
 
 def compared(x, labels, kept, manifest, path):
-    """Refuses a batch that is not what the teacher saw.
+    """The input of a batch, refused if it is not what the teacher saw.
 
     Args:
         x: input of a batch.
@@ -289,11 +284,8 @@ def compared(x, labels, kept, manifest, path):
         manifest: `Manifest`.
         path: of the cache, for the message.
 
-    Returns:
-        x, once it was compared.
-
     Raises:
-        DataError: in words, when the data are read.
+        DataError: when the data are read.
     """
     import tensorflow as tf
 

@@ -10,8 +10,8 @@ FORMAT = 2
 CHECKSUM = "example_checksum"
 # Files of the formats before this one.
 _FORMER = {"manifest.json", "progress.json"}
-# How differences are named to the user.
-_NAMES = {"order": "order in which a control was shuffled"}
+# What does not identify a cache.
+_RESULTS = {"chunk", "examples", "teacher_accuracy"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +32,8 @@ class Manifest:
         batch_size: integer.
         label_shape: list, of one example's labels.
         chunk: integer, examples in a chunk.
-        elements: number of the data set's elements; `None` while it is not
-            known.
-        order: what tells a shuffled control from others; `None` for the
+        elements: how many the data set has; `None` while it is not known.
+        order: what tells one shuffled control from another; `None` for the
             teacher's own cache.
         examples: integer; `None` as long as the cache is not whole.
         teacher_accuracy: float; likewise.
@@ -79,33 +78,32 @@ class Manifest:
         """List of the stores."""
         return [stores.read_store(each, self.dtype) for each in self.stores]
 
+    def to_json(self):
+        """A dict in JSON's types."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
     def save(self, folder, only_new=False):
         """Writes it into a `Folder`; returns whether it was written."""
-        values = json.loads(json.dumps(dataclasses.asdict(self)))
-        return folder.write_json(GROUP, {"keras_kd": values}, only_new)
+        return folder.write_json(GROUP, {"keras_kd": self.to_json()}, only_new)
 
-    def differences(self, found, ignored=()):
+    def differences(self, other, ignored=()):
         """What differs between this cache and what is asked for, in words.
 
         Args:
-            found: a `Manifest`.
+            other: a `Manifest`.
             ignored: names of attributes that may differ.
 
         Returns:
             List of strings.
         """
-        ignored = {*ignored, "chunk", "examples", "teacher_accuracy"}
-        if None in (self.elements, found.elements):
+        kept, asked = self.to_json(), other.to_json()
+        ignored = _RESULTS.union(ignored)
+        if None in (self.elements, other.elements):
             ignored.add("elements")
-        kept, found = (
-            json.loads(json.dumps(dataclasses.asdict(each)))
-            for each in (self, found)
-        )
         return [
-            f"{_NAMES.get(name, name)}: {kept[name]} in the cache, "
-            f"{found[name]} now"
+            f"{name}: {kept[name]} in the cache, {asked[name]} now"
             for name in kept
-            if name not in ignored and kept[name] != found[name]
+            if name not in ignored and kept[name] != asked[name]
         ]
 
 
@@ -121,26 +119,19 @@ def read_manifest(folder):
     Raises:
         ValueError: if it holds something else, or a damaged manifest.
     """
-    attributes = folder.read_json(GROUP)
-    if attributes is not None and "keras_kd" in attributes:
-        values = attributes["keras_kd"]
-        if values["format"] != FORMAT:
-            raise _former(folder, f"one of format {values['format']}")
+    values = (folder.read_json(GROUP) or {}).get("keras_kd")
+    if values is not None and values["format"] == FORMAT:
         return Manifest(**values)
     names = folder.names()
-    if _FORMER & set(names):
-        raise _former(folder, f"one of the former format, {names[:3]}")
+    if values is not None or _FORMER.intersection(names):
+        raise ValueError(
+            f"The cache at {folder.path} must be of format {FORMAT}. Received: "
+            f"one of another version of keras_kd, {names[:3]}. Remove the "
+            "folder and write the cache again."
+        )
     if names:
         raise ValueError(
             "A teacher cache has a folder of its own. Received: "
             f"{folder.path} with {names[:5]}. Choose another path."
         )
     return None
-
-
-def _former(folder, received):
-    return ValueError(
-        f"The cache at {folder.path} must be of format {FORMAT}. Received: "
-        f"{received}, of another version of keras_kd. Remove the folder and "
-        "write the cache again."
-    )

@@ -21,15 +21,13 @@ from keras_kd import files
 from keras_kd.data_errors import DataError
 
 GROUP = "zarr.json"
-# Left by a writer that was killed; TensorStore takes it over.
-_LOCK = ".__lock"
 # Paths such as memory:// are the same in the whole process.
 _CONTEXT = ts.Context()
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One array: [views, examples, *shape].
+    """One array, [views, examples, *shape].
 
     Attributes:
         name: string.
@@ -50,7 +48,7 @@ class Field:
 
 
 class Folder:
-    """A folder of zarr arrays and JSON files.
+    """A zarr group and what other JSON files its writer needs.
 
     Args:
         path: a local path, or a URL that TensorStore knows (gs://, s3://,
@@ -62,11 +60,10 @@ class Folder:
 
     def __init__(self, path):
         self.path = os.fspath(path)
-        self.is_local = "://" not in self.path
-        if self.is_local:
+        self._is_local = "://" not in self.path
+        if self._is_local:
             self.path = files.user_path(self.path)
-            absolute = os.path.abspath(self.path)
-            spec = {"driver": "file", "path": f"{absolute}/"}
+            spec = {"driver": "file", "path": f"{os.path.abspath(self.path)}/"}
         else:
             spec = f"{self.path.rstrip('/')}/"
         try:
@@ -79,25 +76,24 @@ class Folder:
             ) from error
 
     def names(self):
-        """List of what is in the folder, without the locks of writers."""
-        if self.is_local:
-            path = os.path.abspath(self.path)
-            names = os.listdir(path) if os.path.isdir(path) else []
-        else:
+        """What is in the folder, but for the locks of killed writers."""
+        if not self._is_local:
             names = [key.decode() for key in self._store.list().result()]
-        return sorted(name for name in names if not name.endswith(_LOCK))
-
-    def keys(self, prefix):
-        """Set of the keys of all files below a name."""
-        keys = ts.KvStore.KeyRange(f"{prefix}/", f"{prefix}0")
-        with self.reading():
-            return {key.decode() for key in self._store.list(keys).result()}
+        elif os.path.isdir(self.path):
+            names = os.listdir(self.path)
+        else:
+            names = []
+        return sorted(name for name in names if not name.endswith(".__lock"))
 
     def read_json(self, name):
-        """What `write_json` has written, `None` if there is none.
+        """What `write_json` has written.
+
+        Returns:
+            A dict, empty if another program has written it; `None` if there is
+            no such file.
 
         Raises:
-            ValueError: if it is damaged.
+            DataError: if it is damaged.
         """
         with self.reading():
             found = self._store.read(name).result()
@@ -107,12 +103,13 @@ class Folder:
             value = json.loads(found.value)
             value = value["attributes"] if name == GROUP else value
             checksum = value.pop("checksum", None)
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
-            raise self.damaged(f"{name} that is not readable") from error
-        if checksum is not None and checksum != _checksum(value):
+        except (ValueError, TypeError, LookupError, AttributeError):
+            raise self.damaged(f"{name} that is not readable") from None
+        if checksum is None:
+            return {}
+        if checksum != _checksum(value):
             raise self.damaged(f"{name} with a changed content")
-        # Another program's group has no checksum, and nothing of ours.
-        return value if checksum is not None else {}
+        return value
 
     def write_json(self, name, value, only_new=False):
         """Writes a dict whole or not at all, with its checksum.
@@ -133,15 +130,14 @@ class Folder:
                 "attributes": value,
             }
         content = (json.dumps(value, indent=1) + "\n").encode()
-        before = self._store.read(name).result() if only_new else None
-        if before is not None and before.state != "missing":
-            return False
         with self.writing():
-            stamp = self._store.write(
-                name,
-                content,
-                if_equal=before and before.stamp.generation,
-            ).result()
+            expected = None
+            if only_new:
+                before = self._store.read(name).result()
+                if before.state != "missing":
+                    return False
+                expected = before.stamp.generation
+            stamp = self._store.write(name, content, if_equal=expected).result()
         # Without a generation, somebody else has been faster.
         return bool(stamp.generation)
 
@@ -150,25 +146,18 @@ class Folder:
         with self.writing():
             self._store.write(name, None).result()
 
-    def array_spec(self, field, chunk):
-        """TensorStore's spec of an array of this folder.
-
-        Args:
-            field: a `Field`.
-            chunk: integer, examples in a chunk.
-
-        Returns:
-            A dict.
-        """
+    def open_array(self, field, chunk, create):
+        """A field's `tensorstore.TensorStore`; see `Table`."""
         store = self._store.spec().to_json()
-        return {
+        shape = [1, chunk, *field.shape]
+        spec = {
             "driver": "zarr3",
             "kvstore": {**store, "path": f"{store['path']}{field.name}/"},
             "metadata": {
                 "data_type": field.dtype,
                 "chunk_grid": {
                     "name": "regular",
-                    "configuration": {"chunk_shape": [1, chunk, *field.shape]},
+                    "configuration": {"chunk_shape": shape},
                 },
                 "codecs": [
                     {"name": "bytes", "configuration": {"endian": "little"}},
@@ -179,33 +168,17 @@ class Folder:
             "store_data_equal_to_fill_value": True,
             "fill_missing_data_reads": False,
         }
-
-    def open_array(self, field, chunk, create=False):
-        """An array of the folder.
-
-        Args:
-            field: a `Field`.
-            chunk: integer, examples in a chunk.
-            create: whether to make it, without examples, if it is missing.
-
-        Returns:
-            A `tensorstore.TensorStore`, [views, examples, *shape].
-        """
-        spec = self.array_spec(field, chunk)
-        if not create:
-            with self.reading():
-                return ts.open(spec, context=_CONTEXT, open=True).result()
+        # An array that is there has grown beyond the shape it was made with.
+        with contextlib.suppress(ValueError) if create else self.reading():
+            return ts.open(spec, context=_CONTEXT, open=True).result()
         spec["metadata"]["shape"] = [field.views, 0, *field.shape]
         with self.writing():
-            with contextlib.suppress(ValueError):
-                # It is there already, with examples.
-                return self.open_array(field, chunk)
             return ts.open(
                 spec, context=_CONTEXT, open=True, create=True
             ).result()
 
     def damaged(self, received):
-        """The error that says what is damaged."""
+        """The error that says what is damaged, and what to do."""
         return DataError(
             f"The cache at {self.path} is damaged. Received: {received}. "
             "Remove the folder and write the cache again."
@@ -216,8 +189,6 @@ class Folder:
         """Turns TensorStore's errors into `damaged`."""
         try:
             yield
-        except DataError:
-            raise
         except ValueError as error:
             raise self.damaged(_text(error)) from None
 
@@ -233,7 +204,7 @@ class Folder:
                 f"{_text(error)}. Free some space, or choose a folder that you "
                 "may write to; what was written is used again."
             )
-            raised.errno = int(code.group(1) or code.group(2)) if code else None
+            raised.errno = int(code[1] or code[2]) if code else None
             raise raised from error
 
 
@@ -266,14 +237,12 @@ class Table:
         """
         writes = []
         with self._folder.writing():
-            for name, values in arrays.items():
-                field = self._fields[name]
-                if view >= field.views:
-                    continue
-                stop = start + len(values)
-                array = self._grown(name, stop)
-                values = np.ascontiguousarray(values, field.dtype)
-                writes.append(array[view, start:stop].write(values))
+            for name, field in self._fields.items():
+                if view < field.views:
+                    values = np.ascontiguousarray(arrays[name], field.dtype)
+                    stop = start + len(values)
+                    array = self._grown(name, stop)
+                    writes.append(array[view, start:stop].write(values))
             for write in writes:
                 write.result()
 
@@ -293,53 +262,32 @@ class Table:
             self._arrays[name] = array
         return array
 
-    def read(self, view, start, stop, names=None):
+    def read(self, view, start, stop, names):
         """Reads examples.
 
         Args:
             view: integer.
             start: integer.
             stop: integer.
-            names: of the fields; all of them by default.
+            names: of the fields.
 
         Returns:
             Dict by field name of [stop - start, ...] NumPy arrays.
-        """
-        names = self._fields if names is None else names
-        with self._folder.reading():
-            reads = {
-                name: self._arrays[name][
-                    view % self._fields[name].views, start:stop
-                ].read()
-                for name in names
-            }
-            return {name: read.result() for name, read in reads.items()}
-
-    def check(self, examples, contents):
-        """Refuses missing and damaged chunks.
-
-        Args:
-            examples: integer.
-            contents: whether to read every chunk and compare its CRC-32C.
 
         Raises:
-            ValueError: naming the first such chunk.
+            DataError: naming a chunk that is damaged or missing.
         """
+        with self._folder.reading():
+            reads = {}
+            for name in names:
+                array = self._arrays[name][view % self._fields[name].views]
+                reads[name] = array[start:stop].read()
+            return {name: read.result() for name, read in reads.items()}
+
+    def check(self, examples):
+        """Reads every chunk once, to refuse those that are damaged."""
         for name, field in self._fields.items():
-            if self._arrays[name].shape[1] < examples:
-                raise self._folder.damaged(f"{name} with fewer examples")
             starts = range(0, examples, self._chunk)
-            wanted = {
-                "/".join([name, "c", str(view), str(number)])
-                + "/0" * len(field.shape)
-                for view in range(field.views)
-                for number in range(len(starts))
-            }
-            missing = wanted - self._folder.keys(name)
-            if missing:
-                raise self._folder.damaged(f"{min(missing)} that is missing")
-            if not contents:
-                continue
             for view, start in itertools.product(range(field.views), starts):
                 stop = min(start + self._chunk, examples)
                 self.read(view, start, stop, [name])

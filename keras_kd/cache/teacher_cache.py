@@ -64,7 +64,8 @@ class TeacherCache:
         self._stores = manifest.read_stores
         self._augment = None
         self._table = Table(self._folder, manifest.arrays, manifest.chunk)
-        self._table.check(manifest.examples, check_files)
+        if check_files:
+            self._table.check(manifest.examples)
 
     # -- what is in it ---------------------------------------------------------
 
@@ -165,21 +166,18 @@ class TeacherCache:
             batch_size,
             teacher_right,
         )
-        if begun is None and plan.manifest.save(folder, only_new=True):
-            begun = plan.manifest
-        # Where another process was faster, it is that one's.
-        begun = begun or read_manifest(folder)
+        if begun is None:
+            plan.manifest.save(folder, only_new=True)
+            # Where another process was faster, it is that one's.
+            begun = read_manifest(folder)
         whole = begun.examples is not None
         # What is kept may be more than what these losses need.
         ignored = ("stores", "fields") if whole else ()
-        differences = begun.differences(plan.manifest, ignored)
-        _refuse(folder.path, differences)
+        _refuse(folder.path, begun.differences(plan.manifest, ignored))
         if not whole:
             plan = dataclasses.replace(plan, manifest=begun)
             with raised_plainly():
-                writer.CacheWriter(
-                    folder, plan, checkpoint_seconds, verbose
-                ).run()
+                writer.write(folder, plan, checkpoint_seconds, verbose)
         cache = cls(path)
         cache.check(dataset, losses=losses, augment=augment)
         return cache
@@ -308,8 +306,9 @@ class TeacherCache:
         read = self._reader(store, wanted)
         passed = data.one_pass(dataset, self._manifest, read, view)
         passed = self._augmented(passed)
-        merge = self._merged(wanted, check)
-        passed = passed.map(merge, num_parallel_calls=tf.data.AUTOTUNE)
+        passed = passed.map(
+            self._merged(wanted, check), num_parallel_calls=tf.data.AUTOTUNE
+        )
         size = int(dataset.cardinality())
         if size < 0:
             # Unknown: it is read to its end, so that one too long is noticed.
@@ -500,12 +499,13 @@ class TeacherCache:
     def _write_shuffled(self, folder, sources):
         manifest = self._manifest
         table = Table(folder, manifest.arrays, manifest.chunk, create=True)
+        names = [field.name for field in manifest.arrays]
         for view in range(self.views):
-            arrays = self._table.read(view, 0, self.examples)
-            for field in manifest.statistics:
-                kept = arrays[field.name]
+            arrays = self._table.read(view, 0, self.examples, names)
+            for name in set(names) - {CHECKSUM}:
+                kept = arrays[name]
                 own = kept.reshape(sources.size, *kept.shape[sources.ndim :])
-                arrays[field.name] = own[sources.ravel()].reshape(kept.shape)
+                arrays[name] = own[sources.ravel()].reshape(kept.shape)
             # Chunk by chunk, of which each is whole or not there.
             for start in range(0, self.examples, manifest.chunk):
                 rows = slice(start, start + manifest.chunk)

@@ -48,24 +48,7 @@ def plan(
     batch_size,
     teacher_right,
 ):
-    """What will be written, of what, and how; see `TeacherCache.write`.
-
-    Args:
-        dataset: a `tf.data.Dataset`.
-        teacher: a `keras.Model`.
-        teacher_output: what it gives, or `None`.
-        losses: list of `DistillationLoss`.
-        views: `Views`.
-        dtype: "float16" or "float32".
-        batch_size: integer, used for a data set of examples.
-        teacher_right: boolean.
-
-    Returns:
-        A `Plan`.
-
-    Raises:
-        ValueError: for bad arguments.
-    """
+    """The `Plan` of a cache; for arguments see `TeacherCache.write`."""
     _check_arguments(dataset, views, dtype, teacher, batch_size)
     batched = is_batched(dataset, teacher)
     x, labels = _first_batch(dataset, batched)
@@ -168,6 +151,43 @@ def _chunk(fields, examples):
     return -(-examples // -(-examples // limit))
 
 
+def write(folder, plan, checkpoint_seconds, verbose):
+    """Writes what is missing of a cache, then that it is whole.
+
+    After each write of statistics the progress is recorded, in one file with
+    the teacher's carried state. Whatever is written twice is written with the
+    same values, so that a writer may be killed and two may work at once.
+
+    Args:
+        folder: `Folder` with the plan's manifest.
+        plan: `Plan`.
+        checkpoint_seconds: number.
+        verbose: 0 or 1.
+
+    Raises:
+        ValueError: if batches are of several sizes, views of different ones,
+            or logits not finite.
+    """
+    manifest, teacher = plan.manifest, plan.teacher_pass.teacher
+    table = Table(folder, manifest.arrays, manifest.chunk, create=True)
+    progress = _Progress(**(folder.read_json(PROGRESS) or {}))
+    bar = _progress_bar(manifest, verbose)
+    kept = read_states(teacher)
+    try:
+        while progress.view < manifest.views:
+            _restore_states(teacher, progress)
+            bar.add(progress.elements)
+            view = _ViewWriter(folder, table, plan, progress)
+            view.write(checkpoint_seconds, bar)
+            progress = progress.of_next_view()
+            folder.write_json(PROGRESS, vars(progress))
+    finally:
+        assign_states(teacher, kept)
+    if verbose:
+        bar.update(bar.target or bar._seen_so_far, finalize=True)
+    _finish(folder, manifest, progress)
+
+
 @dataclasses.dataclass
 class _Progress:
     """What is written already.
@@ -190,89 +210,49 @@ class _Progress:
     labels: float = 0.0
     states: str = ""
 
-
-class CacheWriter:
-    """Writes a cache, chunk by chunk.
-
-    After each write of statistics the progress is noted, in one file with
-    the teacher's carried state; the manifest is marked as whole at the end.
-    Whatever is written twice is written with the same values, so that a
-    writer may be killed and two may work at once.
-
-    Args:
-        folder: `Folder`.
-        plan: `Plan`.
-        checkpoint_seconds: number.
-        verbose: 0 or 1.
-    """
-
-    def __init__(self, folder, plan, checkpoint_seconds, verbose):
-        self.folder = folder
-        self.source = plan.source
-        self.manifest = plan.manifest
-        self.checkpoint_seconds = checkpoint_seconds
-        self.verbose = verbose
-        self._pass = plan.teacher_pass
-        self._teacher = plan.teacher_pass.teacher
-
-    def run(self):
-        """Writes what is missing, then that the cache is whole."""
-        table = Table(
-            self.folder,
-            self.manifest.arrays,
-            self.manifest.chunk,
-            create=True,
-        )
-        progress = _Progress(**(self.folder.read_json(PROGRESS) or {}))
-        bar = self._progress_bar()
-        kept = read_states(self._teacher)
-        try:
-            while progress.view < self.manifest.views:
-                progress = self._write_view(table, progress, bar)
-        finally:
-            assign_states(self._teacher, kept)
-        if self.verbose:
-            bar.update(bar.target or bar._seen_so_far, finalize=True)
-        self._finish(progress)
-
-    def _progress_bar(self):
-        batches = self.manifest.elements
-        if batches and not self.manifest.batched:
-            batches = -(-batches // self.manifest.batch_size)
-        target = batches * self.manifest.views if batches else None
-        return keras.utils.Progbar(
-            target, unit_name="batch", verbose=self.verbose
+    def of_next_view(self):
+        return _Progress(
+            view=self.view + 1,
+            sizes=[*self.sizes, self.examples],
+            right=self.right,
+            labels=self.labels,
         )
 
-    def _write_view(self, table, progress, bar):
-        """Writes the rest of a view; returns where the next one begins."""
-        self._restore_states(progress)
-        block = _Block()
-        bar.add(progress.elements)
-        batches = self.source.batches(progress.view, progress.elements)
-        for element, checksums in batches:
-            self._check_size(progress, len(checksums))
-            self._add(block, progress, element, checksums)
+
+class _ViewWriter:
+    """Writes the rest of one view."""
+
+    def __init__(self, folder, table, plan, progress):
+        self._folder = folder
+        self._table = table
+        self._plan = plan
+        self._progress = progress
+        self._waiting = []  # Arrays of batches that are not written yet.
+        self._written = progress.examples
+
+    def write(self, checkpoint_seconds, bar):
+        progress, manifest = self._progress, self._plan.manifest
+        saved = time.monotonic()
+        for element, checksums in self._plan.source.batches(
+            progress.view, progress.elements
+        ):
+            self._check_size(len(checksums))
+            arrays = self._run(*element)
+            self._waiting.append({**arrays, CHECKSUM: checksums.numpy()})
+            progress.elements += 1
+            progress.examples += len(checksums)
             bar.add(1)
             if (
-                block.examples >= self.manifest.chunk
-                or block.seconds > self.checkpoint_seconds
+                progress.examples - self._written >= manifest.chunk
+                or time.monotonic() - saved > checkpoint_seconds
             ):
-                self._flush(table, block, progress)
-                block = _Block()
-        if block.examples:
-            self._flush(table, block, progress)
-        done = _Progress(
-            view=progress.view + 1,
-            sizes=[*progress.sizes, progress.examples],
-            right=progress.right,
-            labels=progress.labels,
-        )
-        self._save(done)
-        return done
+                self._flush()
+                saved = time.monotonic()
+        if self._waiting:
+            self._flush()
 
-    def _check_size(self, progress, rows):
-        size = self.manifest.batch_size
+    def _check_size(self, rows):
+        progress, size = self._progress, self._plan.manifest.batch_size
         if progress.examples != progress.elements * size or rows > size:
             raise ValueError(
                 "All batches but the last must be of one size, and that one "
@@ -281,90 +261,72 @@ class CacheWriter:
                 f"a batch of {rows}. Batch the data set once, at the end."
             )
 
-    def _add(self, block, progress, element, checksums):
-        """Runs the teacher on a batch."""
-        x, ids, *weight = element
-        arrays, finite = self._pass.run(x, ids)
+    def _run(self, x, ids, weight=None):
+        """What the teacher gives for a batch."""
+        progress, teacher = self._progress, self._plan.teacher_pass
+        arrays, finite = teacher.run(x, ids)
         if not finite:
             raise ValueError(
                 "The teacher's logits are not finite. Received: NaN or "
-                f"infinite logits from teacher {self._teacher.name!r} in batch "
-                f"{progress.elements} of the data set. Check its weights, its "
-                "input's preprocessing and its dtype (float16 overflows at "
-                "65504)."
+                f"infinite logits from teacher {teacher.teacher.name!r} in "
+                f"batch {progress.elements} of the data set. Check its "
+                "weights, its input's preprocessing and its dtype (float16 "
+                "overflows at 65504)."
             )
-        right, labels = count_right(arrays[TEACHER_RIGHT], *weight)
+        right, labels = count_right(arrays[TEACHER_RIGHT], weight)
         progress.right += right
         progress.labels += labels
-        progress.elements += 1
-        progress.examples += len(checksums)
-        arrays[CHECKSUM] = checksums.numpy()
-        block.add({f.name: arrays[f.name] for f in self.manifest.arrays})
+        return arrays
 
-    def _flush(self, table, block, progress):
-        start = progress.examples - block.examples
-        table.write(progress.view, start, block.arrays())
-        states = read_states(self._teacher)
+    def _flush(self):
+        progress, names = self._progress, list(self._waiting[0])
+        arrays = {
+            name: np.concatenate([batch[name] for batch in self._waiting])
+            for name in names
+        }
+        self._table.write(progress.view, self._written, arrays)
+        self._waiting, self._written = [], progress.examples
+        states = read_states(self._plan.teacher_pass.teacher)
         if states:
             buffer = io.BytesIO()
             np.savez(buffer, *[a for arrays in states for a in arrays])
             progress.states = base64.b64encode(buffer.getvalue()).decode()
-        self._save(progress)
+        self._folder.write_json(PROGRESS, vars(progress))
 
-    def _save(self, progress):
-        self.folder.write_json(PROGRESS, dataclasses.asdict(progress))
 
-    def _restore_states(self, progress):
-        """The teacher's carried state as it was after these batches."""
-        states = read_states(self._teacher)
-        if not states:
-            return
-        if not progress.states:
-            reset_states(self._teacher)
-            return
+def _restore_states(teacher, progress):
+    """The teacher's carried state as it was after what is written."""
+    reset_states(teacher)
+    if progress.states:
         loaded = np.load(io.BytesIO(base64.b64decode(progress.states)))
         flat = iter([loaded[key] for key in loaded.files])
-        kept = [[next(flat) for _ in arrays] for arrays in states]
-        assign_states(self._teacher, kept)
-
-    def _finish(self, progress):
-        examples = progress.sizes[0]
-        if len(set(progress.sizes)) > 1:
-            raise ValueError(
-                "Every pass over the data set must give the same examples. "
-                f"Received: views of {progress.sizes} examples. Remove what is "
-                f"random in the data set, and the folder {self.folder.path}."
-            )
-        elements = examples
-        if self.manifest.batched:
-            elements = -(-examples // self.manifest.batch_size)
-        dataclasses.replace(
-            self.manifest,
-            elements=elements,
-            examples=examples,
-            teacher_accuracy=progress.right / max(progress.labels, 1),
-        ).save(self.folder)
-        self.folder.remove(PROGRESS)
+        kept = [[next(flat) for _ in arrays] for arrays in read_states(teacher)]
+        assign_states(teacher, kept)
 
 
-class _Block:
-    """Batches that are not written yet."""
+def _progress_bar(manifest, verbose):
+    batches = manifest.elements
+    if batches and not manifest.batched:
+        batches = -(-batches // manifest.batch_size)
+    target = batches * manifest.views if batches else None
+    return keras.utils.Progbar(target, unit_name="batch", verbose=verbose)
 
-    def __init__(self):
-        self.examples = 0
-        self._batches = []
-        self._began = time.monotonic()
 
-    @property
-    def seconds(self):
-        return time.monotonic() - self._began
-
-    def add(self, arrays):
-        self._batches.append(arrays)
-        self.examples += len(next(iter(arrays.values())))
-
-    def arrays(self):
-        return {
-            name: np.concatenate([batch[name] for batch in self._batches])
-            for name in self._batches[0]
-        }
+def _finish(folder, manifest, progress):
+    examples = progress.sizes[0]
+    if len(set(progress.sizes)) > 1:
+        raise ValueError(
+            "Every pass over the data set must give the same examples. "
+            f"Received: views of {progress.sizes} examples. Remove what is "
+            f"random in the data set, and the folder {folder.path}."
+        )
+    elements = examples
+    if manifest.batched:
+        elements = -(-examples // manifest.batch_size)
+    dataclasses.replace(
+        manifest,
+        elements=elements,
+        examples=examples,
+        teacher_accuracy=progress.right / max(progress.labels, 1),
+    ).save(folder)
+    folder.remove(PROGRESS)
