@@ -8,6 +8,7 @@ import pytest
 import reference
 import tensorflow as tf
 import tensorstore
+from caches import batches, compiled, crop, lstm, text, write
 from keras import layers
 from models import (
     CLASSES,
@@ -15,7 +16,6 @@ from models import (
     assert_same_weights,
     data,
     mlp,
-    uniform,
     weights_of,
 )
 
@@ -59,18 +59,6 @@ class Counted(kd.losses.DistillationLoss):
         )
 
 
-def batches(examples=30, size=8, seed=0):
-    x, labels, weights = data(examples, seed)
-    dataset = tf.data.Dataset.from_tensor_slices((x, labels, weights))
-    return dataset.batch(size)
-
-
-def write(path, dataset, teacher, losses, **more):
-    return kd.TeacherCache.write(
-        path, dataset, teacher, losses, verbose=0, **more
-    )
-
-
 def losses_by_step(distiller, dataset, **more):
     """The loss of every step, one after the other."""
     found = []
@@ -87,12 +75,6 @@ def losses_by_step(distiller, dataset, **more):
         dataset, verbose=0, shuffle=False, callbacks=[Record()], **more
     )
     return found
-
-
-def compiled(loss, teacher=None, student=None):
-    distiller = kd.Distiller(student or mlp(), teacher)
-    distiller.compile(optimizer=keras.optimizers.SGD(0.1), loss=loss)
-    return distiller
 
 
 # -- the same training ---------------------------------------------------------
@@ -157,12 +139,6 @@ def test_one_cache_serves_every_loss(kept, tmp_path):
             cache.attach(dataset)
 
 
-def crop(x, seed):
-    """A part of a padded vector, as a crop is of an image."""
-    x = tf.pad(x, [[2, 2]])
-    return tf.image.stateless_random_crop(x, (FEATURES,), seed)
-
-
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("name", NEEDY)
 def test_each_epoch_has_the_pixels_that_the_teacher_saw(
@@ -221,30 +197,9 @@ def test_an_interrupted_stream_goes_on_with_what_it_would_have_given(tmp_path):
     assert not np.array_equal(whole[0], whole[10])
 
 
-def lstm(units, seed, batch=4):
-    inputs = keras.Input(batch_shape=(batch, 6), dtype="int32")
-    x = layers.Embedding(CLASSES, units, embeddings_initializer=uniform(seed))(
-        inputs
-    )
-    x = layers.LSTM(
-        units,
-        return_sequences=True,
-        stateful=True,
-        kernel_initializer=uniform(seed + 1),
-        recurrent_initializer=uniform(seed + 2),
-    )(x)
-    logits = layers.Dense(CLASSES, kernel_initializer=uniform(seed + 3))(x)
-    return keras.Model(inputs, logits)
-
-
 @pytest.fixture
 def segments():
-    """Text whose rows go on from batch to batch."""
-    tokens = np.random.default_rng(1).integers(0, CLASSES, (28, 7), "int32")
-    dataset = tf.data.Dataset.from_tensor_slices(
-        (tokens[:, :-1], tokens[:, 1:])
-    )
-    return dataset.batch(4)
+    return text()
 
 
 @pytest.mark.parametrize("name", NEEDY)

@@ -186,11 +186,18 @@ class Folder:
 
     @contextlib.contextmanager
     def reading(self):
-        """Turns TensorStore's errors into `damaged`."""
+        """Turns TensorStore's errors into `damaged`, or an `OSError`."""
         try:
             yield
         except ValueError as error:
-            raise self.damaged(_text(error)) from None
+            if _os_error(error) is None:
+                raise self.damaged(_text(error)) from None
+            raised = OSError(
+                f"The cache at {self.path} can't be read. Received: "
+                f"{_text(error)}. Check the path, and that you may read it."
+            )
+            raised.errno = _os_error(error)
+            raise raised from error
 
     @contextlib.contextmanager
     def writing(self):
@@ -198,13 +205,12 @@ class Folder:
         try:
             yield
         except ValueError as error:
-            code = re.search(r"os_error_code='(\d+)|OS error (\d+)", str(error))
             raised = OSError(
                 f"The cache at {self.path} can't be written. Received: "
                 f"{_text(error)}. Free some space, or choose a folder that you "
                 "may write to; what was written is used again."
             )
-            raised.errno = int(code[1] or code[2]) if code else None
+            raised.errno = _os_error(error)
             raise raised from error
 
 
@@ -296,6 +302,12 @@ class Table:
 def _checksum(value):
     content = json.dumps(value, sort_keys=True).encode()
     return f"{zlib.crc32(content):08x}"
+
+
+def _os_error(error):
+    """The operating system's number of an error, `None` without one."""
+    code = re.search(r"os_error_code='(\d+)|OS error (\d+)", str(error))
+    return int(code[1] or code[2]) if code else None
 
 
 def _text(error):
