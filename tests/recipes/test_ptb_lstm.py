@@ -231,9 +231,9 @@ def test_a_cache_gives_the_perplexities_of_the_teacher(
         assert found[name]["test_perplexity"] == pytest.approx(
             expected[name]["test_perplexity"], rel=2e-3
         )
-    written = (tmp_path / "cache" / "manifest.json").stat().st_mtime_ns
+    written = (tmp_path / "cache" / "zarr.json").stat().st_mtime_ns
     run(tmp_path, *arguments, "--log-dir", "again", "--seed", 1)
-    assert written == (tmp_path / "cache" / "manifest.json").stat().st_mtime_ns
+    assert written == (tmp_path / "cache" / "zarr.json").stat().st_mtime_ns
     process = run(
         tmp_path,
         *("--data-dir", text, *SMALL, "--log-dir", "other", "--cache", "cache"),
