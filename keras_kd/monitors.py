@@ -88,8 +88,8 @@ class Monitors:
 
 # What `InvalidExamples` counts in a step, in this order: labels that are not
 # class ids and the largest of them, examples whose loss is not finite because
-# of the inputs, the student or the teacher, statistics of another temperature or
-# teacher, and outputs that student or teacher are not taken to give.
+# of the inputs, the student or the teacher, statistics of another temperature
+# or teacher, and outputs that student or teacher are not taken to give.
 _COUNTS = (
     "labels",
     "label",

@@ -13,7 +13,12 @@ import keras
 import numpy as np
 
 from keras_kd import fingerprint
-from keras_kd.batch import LABELS, STATISTICS_TEMPERATURE, TEACHER_RIGHT
+from keras_kd.batch import (
+    LABELS,
+    STATISTICS_TEMPERATURE,
+    TEACHER_FINGERPRINT,
+    TEACHER_RIGHT,
+)
 from keras_kd.cache import data, stores, verification, writer
 from keras_kd.cache.data import Source, Views
 from keras_kd.cache.manifest import CHECKSUM, read_manifest

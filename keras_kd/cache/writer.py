@@ -8,8 +8,9 @@ import time
 import keras
 import numpy as np
 
-from keras_kd import distribution, fingerprint, stores
+from keras_kd import distribution, fingerprint
 from keras_kd.batch import TEACHER_RIGHT
+from keras_kd.cache import stores
 from keras_kd.cache.data import Source, class_ids, is_batched
 from keras_kd.cache.manifest import CHECKSUM, Manifest
 from keras_kd.cache.storage import Field, Table
