@@ -485,7 +485,8 @@ class Distiller(backend.Trainer):
     def _note_teacher_of(self, x):
         """Before training on data that say whose statistics they carry."""
         spec = getattr(x, "element_spec", None)
-        named = isinstance(spec, tuple) and TEACHER_FINGERPRINT in spec[1]
+        y = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else None
+        named = isinstance(y, dict) and TEACHER_FINGERPRINT in y
         number = None
         if named and self.teacher is not None:
             number = fingerprint.teacher_number(
