@@ -499,7 +499,7 @@ class Distiller(backend.Trainer):
     def _contradicted(self, reader, outputs):
         """1 if the first batch shows that a model gives something else."""
         return ops.cond(
-            self.invalid_examples.is_first_batch,
+            self.invalid_examples.is_first_batch(),
             lambda: ops.cast(reader.contradicted(outputs), "float32"),
             lambda: ops.zeros(()),
         )
