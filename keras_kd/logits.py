@@ -168,7 +168,7 @@ class LogitReader:
         """What went into Keras's softmax, if that gave the outputs."""
         if self.declared not in (None, "probabilities"):
             return None
-        return getattr(outputs, "_keras_logits", None)
+        return private.kept_logits(outputs)
 
 
 def are_distributions(values):
@@ -205,10 +205,10 @@ def graph_kind(model):
 
 def _tensor_kind(tensor):
     """What an operation's result is, as far as the graph tells."""
-    operation, node_index, tensor_index = tensor._keras_history
+    operation, inputs, position = private.made_by(tensor)
     if isinstance(operation, keras.Model):
         outputs = getattr(operation, "outputs", None)
-        return _tensor_kind(outputs[tensor_index]) if outputs else None
+        return _tensor_kind(outputs[position]) if outputs else None
     while isinstance(operation, keras.layers.TimeDistributed):
         operation = operation.layer
         if isinstance(operation, keras.Model):
@@ -224,7 +224,6 @@ def _tensor_kind(tensor):
         return "log_probabilities"
     if _makes_logits(operation, activation):
         return "logits"
-    inputs = operation._inbound_nodes[node_index].input_tensors
     if not inputs:
         return None
     kinds = {_tensor_kind(each) for each in inputs}

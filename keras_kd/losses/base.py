@@ -18,7 +18,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd import backend, distribution
-from keras_kd.backend.private import get_keras_mask
+from keras_kd.backend.private import get_keras_mask, kept_logits
 from keras_kd.batch import LABELS, settle
 from keras_kd.logits import are_distributions
 from keras_kd.losses.targets import DenseTarget, SparseTarget, term
@@ -483,7 +483,7 @@ def _term_name(weight_name):
 
 def _logits_of(y_pred):
     """Logits, and whether outputs of a plain model are probabilities."""
-    kept = getattr(y_pred, "_keras_logits", None)
+    kept = kept_logits(y_pred)
     if kept is not None:
         return kept, None
     y_pred = ops.convert_to_tensor(y_pred)
