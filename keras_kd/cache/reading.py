@@ -10,7 +10,6 @@ from keras_kd.batch import (
     STATISTICS_TEMPERATURE,
     TEACHER_FINGERPRINT,
     TEACHER_RIGHT,
-    teacher_number,
 )
 from keras_kd.cache.data import (
     Views,
@@ -22,6 +21,7 @@ from keras_kd.cache.manifest import CHECKSUM, Manifest
 from keras_kd.cache.storage import Table
 from keras_kd.cache.stores import OwnStore, Store
 from keras_kd.data_errors import DataError
+from keras_kd.fingerprint import teacher_number
 
 # What is read with the statistics of each example, and not given on.
 _POSITION, _VIEW = "position", "view"
