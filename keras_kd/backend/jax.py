@@ -141,7 +141,16 @@ class Trainer(keras.Model):
         """
         values, batch = data
         variables = self._step_variables()
-        with _substituted(variables, values):
+        # The teacher may share layers with the student, whose values Keras
+        # passes.
+        of_student = [
+            *self.trainable_variables,
+            *self.non_trainable_variables,
+        ]
+        with (
+            _substituted(of_student, [*state[0], *state[1]]),
+            _substituted(variables, values),
+        ):
             batch = self.with_teacher(batch)
             changed = _changed(variables, values)
             logs, after = super().train_step(state, batch)
@@ -169,6 +178,8 @@ class Trainer(keras.Model):
     def _step_variables(self):
         """What a step reads beside the student, optimizer and metrics."""
         teacher = [] if self.teacher is None else all_variables(self.teacher)
+        student = {id(variable) for variable in all_variables(self.student)}
+        teacher = [v for v in teacher if id(v) not in student]
         return [*teacher, *self.loss.variables]
 
     def _make_function(self, step_function, concatenate_outputs=False):
