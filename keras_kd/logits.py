@@ -88,11 +88,13 @@ class LogitReader:
         total = ops.sum(values, axis=-1)
         sums_to_1 = ops.abs(total - 1.0) <= tolerance
         distribution = ops.logical_and(lowest >= 0, sums_to_1)
-        if self.kind == "logits" and not kept:
-            return ops.all(distribution)
-        # Masked steps may be zeros.
+        # Masked steps may be zeros, and NaN tells nothing of what was meant.
         zeros = ops.logical_and(lowest == 0, total == 0)
-        return ops.logical_not(ops.all(ops.logical_or(distribution, zeros)))
+        silent = ops.logical_or(zeros, ops.logical_not(ops.isfinite(total)))
+        fits = ops.all(ops.logical_or(distribution, silent))
+        if self.kind == "logits" and not kept:
+            return ops.logical_and(fits, ops.any(distribution))
+        return ops.logical_not(fits)
 
     def refuse(self):
         """Raises for outputs that contradict what the model is taken to give.
