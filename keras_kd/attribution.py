@@ -11,12 +11,14 @@ import functools
 import json
 import math
 import operator
-import os
 import pathlib
 import re
 import time
 
 import numpy as np
+
+from keras_kd.files import errors_naming, read_json, user_path, write_json
+from keras_kd.reports import events
 
 METHODS = (
     "plain",
@@ -400,7 +402,15 @@ def _score(result, metric, method, seed):
                 "as `metric`."
             )
         result = result[metric]
-    score = float(result)
+    try:
+        score = float(result)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`train` must return a score, a number, or a dict with {metric!r}"
+            f". Received: {_described(result)} for {method!r} with seed {seed}"
+            ". End it with a return of the score, such as `return "
+            "distiller.evaluate(test, return_dict=True)`."
+        ) from error
     if not math.isfinite(score):
         raise ValueError(
             f"The score of a run must be a finite number. Received: {score} "
@@ -411,36 +421,55 @@ def _score(result, metric, method, seed):
     return score
 
 
+def _described(result):
+    if result is None:
+        return "None"
+    text = repr(result)
+    shown = text if len(text) <= 60 else f"{text[:60]}..."
+    return f"{shown} of type {type(result).__name__}"
+
+
 class _Runs:
     """Finished runs, in memory and in one file each."""
 
     def __init__(self, folder, study):
         self.results, self.seconds = {}, {}
-        self.folder = None if folder is None else pathlib.Path(folder)
-        if self.folder is None:
+        self.folder = folder
+        if folder is None:
             return
+        self.folder = pathlib.Path(user_path(folder, "folder"))
         self._claim(json.loads(json.dumps(study)))
         for path in sorted(self.folder.glob("run-*.json")):
-            self._take(**json.loads(path.read_text()))
+            self._take(**_read_run(path))
 
     def _claim(self, study):
         path = self.folder / "study.json"
         if path.exists():
-            before = json.loads(path.read_text())
+            before = read_json(
+                path,
+                "Remove it, if the folder's runs are of this study, or choose "
+                "another `folder`.",
+            )
             if before != study:
                 raise ValueError(
                     f"{self.folder} holds the runs of another study. Received: "
                     f"{study}, where it has {before}. Choose another `folder`."
                 )
             return
-        if self.folder.exists() and any(self.folder.iterdir()):
+        if self.folder.exists() and self._has_other_files():
             raise ValueError(
                 "The folder must be new, empty, or an earlier call's. "
                 f"Received: {self.folder} with other files. Choose another "
                 "`folder`."
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _write_json(path, study)
+        with errors_naming(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, study)
+
+    def _has_other_files(self):
+        """Whether anything but runs is there, or what a killed call left."""
+        ours = re.compile(r"run-.+\.json|.+\.unfinished")
+        return any(not ours.fullmatch(p.name) for p in self.folder.iterdir())
 
     def add(self, method, seed, score, seconds):
         run = {
@@ -451,18 +480,39 @@ class _Runs:
         }
         self._take(**run)
         if self.folder is not None:
-            _write_json(self.folder / f"run-{method}-{seed}.json", run)
+            write_json(self.folder / _file_name(method, seed), run)
 
     def _take(self, method, seed, score, seconds):
         self.results[method, seed] = score
         self.seconds.setdefault(method, []).append(seconds)
 
 
-def _write_json(path, value):
-    """Writes a file whole or not at all."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(unfinished, path)
+def _read_run(path):
+    """The run in a file, with all that it must hold."""
+    remedy = "Remove it: its student is trained again, the others are kept."
+    run = read_json(path, remedy)
+    if not _is_run(run) or path.name != _file_name(**run):
+        raise ValueError(
+            f"The file {path} must hold one finished run, that of its name. "
+            f"Received: {json.dumps(run)[:200]}. {remedy}"
+        )
+    return run
+
+
+def _is_run(run):
+    return (
+        isinstance(run, dict)
+        and run.keys() == {"method", "seed", "score", "seconds"}
+        and isinstance(run["seed"], int)
+        and all(
+            isinstance(run[key], int | float) and math.isfinite(run[key])
+            for key in ("score", "seconds")
+        )
+    )
+
+
+def _file_name(method, seed, **_):
+    return f"run-{method}-{seed}.json"
 
 
 # -- the outcome ---------------------------------------------------------------
@@ -631,8 +681,6 @@ class Attribution:
         """
         import tensorflow as tf
 
-        from keras_kd.reports import figures
-
         write_hparams(
             log_dir,
             {
@@ -646,7 +694,7 @@ class Attribution:
         )
         with _writing(log_dir, "levels"):
             for name, figure in self._figures().items():
-                image = figures.to_image(figure)
+                image = figure.to_image()
                 tf.summary.image(name, image[None], step=0)
             for comparison in self.levels:
                 level = comparison.level
@@ -696,7 +744,7 @@ class Attribution:
         page.save(path)
 
     def _figures(self):
-        """Matplotlib figures by name; without what has fewer than two pairs."""
+        """Figures by name; without what has fewer than two pairs."""
         from keras_kd.reports.figures import bars
 
         label = f"gain in {self.metric}"
@@ -752,15 +800,11 @@ def write_hparams(log_dir, runs):
 @contextlib.contextmanager
 def _writing(log_dir, name):
     """Makes TensorFlow's summaries go to a new event file."""
-    import tensorflow as tf
-
-    folder = pathlib.Path(log_dir) / "hparams" / name
+    folder = pathlib.Path(user_path(log_dir, "log_dir")) / "hparams" / name
     for old in folder.glob("events.out.tfevents.*"):
         old.unlink()
-    writer = tf.summary.create_file_writer(str(folder))
-    with writer.as_default():
+    with events.writing(folder):
         yield
-    writer.close()
 
 
 def _by_level(comparisons):

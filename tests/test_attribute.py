@@ -1,8 +1,10 @@
 """Attribution: controls, intervals, resuming, time budget, what it says."""
 
+import errno
 import html.parser
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -179,13 +181,116 @@ def test_seeds_and_methods_can_be_added(tmp_path):
     assert set(second.calls) == {("plain", 2), ("kd", 0), ("kd", 1), ("kd", 2)}
 
 
-def test_a_half_written_result_does_not_count(tmp_path):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "",
+        '{"method": "kd", "se',
+        "[]",
+        "null",
+        '{"method": "kd", "seed": 1}',
+        '{"method": "kd", "seed": 1, "score": null, "seconds": 1}',
+        '{"method": "kd", "seed": 1, "score": NaN, "seconds": 1}',
+        # That of another run.
+        '{"method": "kd", "seed": 0, "score": 1.0, "seconds": 1.0}',
+    ],
+)
+def test_a_damaged_run_file_is_named_with_what_to_do(tmp_path, damage):
     attribute(flat(EVEN), range(2), folder=tmp_path, verbose=False)
-    (tmp_path / "run-kd-1.json").rename(tmp_path / "run-kd-1.unfinished")
-    (tmp_path / "run-kd-1.unfinished").write_text('{"method": "kd", "se')
+    path = tmp_path / "run-kd-1.json"
+    path.write_text(damage)
+    train = flat(EVEN)
+    with pytest.raises(ValueError, match=r"run-kd-1\.json.*Received") as caught:
+        attribute(train, range(2), folder=tmp_path, verbose=False)
+    assert "Remove it" in str(caught.value)
+    assert not train.calls
+    path.unlink()
+    outcome = attribute(train, range(2), folder=tmp_path, verbose=False)
+    assert train.calls == [("kd", 1)]
+    assert outcome.scores["kd"] == {0: 1.0, 1: 11.0}
+
+
+def test_a_damaged_study_file_is_named(tmp_path):
+    attribute(flat(EVEN), range(2), folder=tmp_path, verbose=False)
+    (tmp_path / "study.json").write_text("")
+    with pytest.raises(ValueError, match=r"study\.json is damaged"):
+        attribute(flat(EVEN), range(2), folder=tmp_path)
+    (tmp_path / "study.json").unlink()
     train = flat(EVEN)
     attribute(train, range(2), folder=tmp_path, verbose=False)
-    assert train.calls == [("kd", 1)]
+    assert not train.calls
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("killed_at", range(4))
+def test_killed_at_any_write_nothing_is_lost(
+    tmp_path, monkeypatch, call, killed_at
+):
+    """study.json and two runs are written, whole or not at all."""
+    real, calls = getattr(os, call), []
+
+    def dying(*args):
+        calls.append(args)
+        if len(calls) > killed_at:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    first = flat(EVEN)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, dying)
+        # A kill removes nothing.
+        patched.setattr(os, "remove", lambda path: None)
+        with pytest.raises(KeyboardInterrupt):
+            attribute(first, range(2), ["plain", "kd"], tmp_path, verbose=False)
+    second = flat(EVEN)
+    outcome = attribute(
+        second, range(2), ["plain", "kd"], tmp_path, verbose=False
+    )
+    assert len(second.calls) == 4 - max(killed_at - 1, 0)
+    assert outcome.scores["plain"] == {0: 1.0, 1: 11.0}
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"study\.json can't be.*No space left"):
+        attribute(flat(EVEN), range(2), folder=tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="can't be written"):
+        attribute(flat(EVEN), range(2), folder=tmp_path / "file" / "runs")
+
+
+def test_folders_may_start_with_a_tilde_and_not_be_empty(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    outcome = attribute(flat(EVEN), range(2), folder="~/runs", verbose=False)
+    assert len(list((tmp_path / "runs").glob("run-*.json"))) == 18
+    outcome.save("~/report.html")
+    outcome.to_tensorboard("~/logs")
+    assert (tmp_path / "report.html").exists()
+    assert (tmp_path / "logs" / "hparams" / "levels").exists()
+    for call in (
+        lambda: attribute(flat(EVEN), range(2), folder=""),
+        lambda: outcome.save(""),
+        lambda: outcome.to_tensorboard(""),
+    ):
+        with pytest.raises(ValueError, match="an empty path"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("result", "received"),
+    [
+        (None, "None for 'plain' with seed 0"),
+        ([0.3, 0.5], r"\[0.3, 0.5\] of type list"),
+        ("good", "'good' of type str"),
+        ({"score": None}, "None for 'plain'"),
+    ],
+)
+def test_a_train_that_returns_no_score_is_refused(result, received):
+    with pytest.raises(ValueError, match=f"must return.*Received: {received}"):
+        attribute(lambda method, seed: result, range(2))
 
 
 def test_a_folder_of_another_study_is_refused(tmp_path):
@@ -449,7 +554,7 @@ class Reader(html.parser.HTMLParser):
         self.addresses += [
             value
             for name, value in attributes
-            if name in ("src", "href", "xlink:href") and value[:1] != "#"
+            if name in ("src", "srcset", "href") and value[:5] != "data:"
         ]
 
     def handle_data(self, data):

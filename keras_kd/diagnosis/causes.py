@@ -47,39 +47,54 @@ _NEVER_SHARE = 0.05
 
 
 def not_finite(numbers):
-    """NaN or infinite outputs of the teacher."""
+    """NaN or infinite outputs of the teacher, and where they come from."""
     data = numbers["data"]
-    if not data["not_finite"]:
+    bad, from_inputs = data["not_finite"], data["not_finite_inputs"]
+    if not bad:
         return None
+    weights = data["not_finite_weights"]
+    origins, remedies = [], []
+    if from_inputs:
+        origins.append(
+            f"the inputs, which are NaN or infinite for {from_inputs} of them"
+        )
+        remedies.append(
+            "Clean that batch's inputs: look for a division by 0 or a "
+            "logarithm of 0 in the preprocessing."
+        )
+    if weights:
+        origins.append(
+            f"the teacher, whose weights {', '.join(weights)} are NaN or "
+            "infinite"
+        )
+        remedies.append("Load the teacher from before it diverged.")
+    elif bad > from_inputs:
+        origins.append(
+            f"the teacher, whose inputs are finite for {bad - from_inputs}"
+        )
+        remedies.append(
+            "Check the teacher's preprocessing and its dtype (float16 "
+            "overflows at 65504)."
+        )
     return Finding(
         "not_finite",
         PROBLEM,
-        f"The teacher's outputs are NaN or infinite for {data['not_finite']} "
-        f"examples, first in batch {data['first_bad_batch']} (counted from "
-        "0). All other findings are about the rest.",
-        {k: data[k] for k in ("not_finite", "first_bad_batch", "examples")},
+        f"The teacher's outputs are NaN or infinite for {bad} examples, first "
+        f"in batch {data['first_bad_batch']} (counted from 0). The origin is "
+        f"{' and '.join(origins)}. All other findings are about the rest.",
+        {
+            key: data[key]
+            for key in (
+                "not_finite",
+                "not_finite_inputs",
+                "not_finite_weights",
+                "first_bad_batch",
+                "examples",
+            )
+        },
         "There is no soft target on these examples; training on them stops "
         "with an error.",
-        "Look at that batch's inputs; check the teacher's weights, its "
-        "preprocessing and its dtype (float16 overflows at 65504).",
-    )
-
-
-def probabilities_as_logits(numbers):
-    """A softmax that the library could not see."""
-    share = numbers["teacher"]["like_probabilities"]
-    if share < 0.99:
-        return None
-    return Finding(
-        "probabilities_as_logits",
-        PROBLEM,
-        "The teacher's outputs are probabilities, taken for logits: "
-        f"{share:.0%} of them are not negative and sum to 1.",
-        {"share": share},
-        "A softmax of probabilities is nearly uniform, so that every part of "
-        "the knowledge is lost: KD becomes label smoothing.",
-        "End the teacher in a Softmax layer or activation, which keras_kd "
-        "recognises, or return the logits from its `call`.",
+        " ".join(remedies),
     )
 
 

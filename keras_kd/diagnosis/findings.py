@@ -6,7 +6,6 @@ from keras_kd.diagnosis.finding import INFO
 # The surer a rule is of its cause, the earlier it comes.
 _RULES = (
     causes.not_finite,
-    causes.probabilities_as_logits,
     causes.noisy_labels,
     causes.label_smoothed,
     causes.temperature_too_high,
@@ -42,16 +41,6 @@ def find(numbers):
 
 # What follows from a finding is no finding of its own.
 _EXPLAINS = {
-    "probabilities_as_logits": (
-        "noisy_labels",
-        "label_smoothed_teacher",
-        "temperature_too_high",
-        "noisy_tail",
-        "under_confident",
-        "weak_teacher",
-        "no_class_relations",
-        "suggestions",
-    ),
     "noisy_labels": (
         "label_smoothed_teacher",
         "noisy_tail",

@@ -1,4 +1,4 @@
-"""From the sums of a `keras_kd.survey.Survey` to the numbers of a diagnosis."""
+"""From the sums of a `survey.Survey` to the numbers of a diagnosis."""
 
 import numpy as np
 
@@ -25,6 +25,7 @@ def data_numbers(totals, num_classes, tokens):
         "classes": num_classes,
         "tokens": tokens,
         "not_finite": int(totals["not_finite"]),
+        "not_finite_inputs": int(totals["not_finite_inputs"]),
         "first_bad_batch": int(totals["first_bad_batch"]),
     }
 
@@ -57,7 +58,6 @@ def teacher_numbers(totals):
         },
         "label_probability_histogram": totals["label_probability_bins"],
         "bin_edges": np.linspace(0, 1, CONFIDENCE_BINS + 1),
-        "like_probabilities": totals["like_probabilities"] / n,
         "by_class": {
             "examples": totals["class_examples"],
             "predicted": totals["class_predicted"],

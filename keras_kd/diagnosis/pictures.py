@@ -44,7 +44,7 @@ def page(diagnosis):
 def images(diagnosis):
     """Dict by name of [height, width, 3] uint8 arrays."""
     pictures = draw(diagnosis.numbers)
-    return {k: figures.to_image(fig) for k, (fig, _) in pictures.items()}
+    return {k: fig.to_image() for k, (fig, _) in pictures.items()}
 
 
 def draw(numbers):
@@ -54,7 +54,7 @@ def draw(numbers):
         numbers: of a `keras_kd.Diagnosis`.
 
     Returns:
-        Dict by name of (Matplotlib figure, caption).
+        Dict by name of (`keras_kd.reports.figures.Figure`, caption).
     """
     if "teacher" not in numbers:
         return {}
