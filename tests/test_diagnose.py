@@ -593,6 +593,11 @@ def test_clustering_puts_similar_classes_together():
     order = measures.cluster_order(kd.similarity.class_similarity(rows))
     assert sorted(order) == list(range(20))
     assert (np.diff(groups[order]) != 0).sum() == 3
+    # On a line, the order is that of the line, from one end or the other.
+    line = random.permutation(9)
+    similarity = -np.abs(line[:, None] - line)
+    placed = line[measures.cluster_order(similarity)]
+    assert list(placed) in (list(range(9)), list(range(8, -1, -1)))
 
 
 def test_the_logit_layer_is_the_teachers(case):

@@ -17,7 +17,7 @@ from tensorboard.util import tensor_util
 from keras_kd import files
 from keras_kd.diagnosis import diagnose
 from keras_kd.diagnosis.pictures import draw
-from keras_kd.reports import events, figures
+from keras_kd.reports import events, figures, tables
 from keras_kd.reports.page import Page
 
 
@@ -182,6 +182,22 @@ def test_bars_have_their_lengths_and_intervals():
     drawn = [tuple(line.get_xdata()) for line in axes.lines]
     assert (0.5, 1.5) in drawn and (-3.0, -1.0) in drawn
     assert [t.get_text() for t in axes.get_yticklabels()] == ["one", "two"]
+
+
+def test_markdown_tables_are_what_they_are_given():
+    rows = [
+        {"method": "kd", "gain [b]": "+1 [0.5, 1.5]"},
+        {"method": "a|b", "gain [b]": "[red]2[/red]"},
+    ]
+    assert tables.markdown(rows) == (
+        "| method | gain [b]      |\n"
+        "|--------|---------------|\n"
+        "| kd     | +1 [0.5, 1.5] |\n"
+        "| a\\|b   | [red]2[/red]  |"
+    )
+    assert tables.markdown([]) == ""
+    long = "x" * 500
+    assert f"| {long} |" in tables.markdown([{"name": long}])
 
 
 def test_histograms_are_shares():

@@ -376,6 +376,8 @@ def _logit_rows(model, layer, num_classes=None):
             if layer is not None:
                 raise
             return None
+    if layer is None and not np.isfinite(rows).all():
+        return None
     if num_classes is not None and len(rows) != num_classes:
         if layer is None:
             return None

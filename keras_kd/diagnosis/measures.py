@@ -1,6 +1,7 @@
 """From the sums of a `survey.Survey` to the numbers of a diagnosis."""
 
 import numpy as np
+import scipy
 
 from keras_kd.diagnosis.bins import CONFIDENCE_BINS, SCALE_EDGES, TEMPERATURES
 from keras_kd.similarity import class_similarity
@@ -292,20 +293,17 @@ def cluster_order(similarity):
         similarity: [classes, classes] array.
 
     Returns:
-        [classes] integers: the leaves of average-linkage clustering.
+        [classes] integers: the leaves of average-linkage clustering, with
+        the most similar ones of two clusters next to each other.
     """
-    clusters = [[i] for i in range(len(similarity))]
-    links = np.array(similarity, "float64")
-    np.fill_diagonal(links, -np.inf)
-    while len(clusters) > 1:
-        i, j = sorted(divmod(int(links.argmax()), len(links)))
-        sizes = len(clusters[i]), len(clusters[j])
-        merged = (links[i] * sizes[0] + links[j] * sizes[1]) / sum(sizes)
-        links[i], links[:, i] = merged, merged
-        links[i, i] = -np.inf
-        links = np.delete(np.delete(links, j, 0), j, 1)
-        clusters[i] += clusters.pop(j)
-    return np.array(clusters[0])
+    distances = 1 - np.asarray(similarity, "float64")
+    # The upper triangle row by row, which is what SciPy takes.
+    tree = scipy.cluster.hierarchy.linkage(
+        distances[np.triu_indices(len(distances), 1)],
+        method="average",
+        optimal_ordering=True,
+    )
+    return scipy.cluster.hierarchy.leaves_list(tree)
 
 
 def plain(value):
