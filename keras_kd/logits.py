@@ -25,11 +25,19 @@ class LogitReader:
         role: "student" or "teacher", for messages and the argument's name.
 
     Raises:
+        TypeError: if `model` is not a `keras.Model`.
         ValueError: if `kind` is none of `KINDS`, or the model has several
             outputs or a single class.
     """
 
     def __init__(self, model, kind=None, role="student"):
+        if not isinstance(model, keras.Model):
+            raise TypeError(
+                f"The {role} must be a keras.Model. Received: "
+                f"{type(model).__name__}. Load a saved one with "
+                "keras.models.load_model; wrap a layer or a function in a "
+                "keras.Model."
+            )
         if kind is not None and kind not in KINDS:
             raise ValueError(
                 f"`{role}_output` says what the {role} gives, one of "

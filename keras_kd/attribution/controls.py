@@ -4,18 +4,18 @@ import numpy as np
 
 
 def permuted_logit_weights(weights, seed=0):
-    """A logit layer whose class relations are those of other classes.
+    """A logit layer in which every class has the relations of another.
 
     It is the control of `KDSim`: the same similarities, and so the same
     smoothing, between the wrong classes.
 
     Args:
-        weights: [classes, features] array, as of
-            `keras_kd.similarity.logit_weights`.
+        weights: [classes, features] array, such as
+            `keras_kd.similarity.logit_weights` gives.
         seed: integer.
 
     Returns:
-        [classes, features] array with the same rows, none in its place.
+        [classes, features] array of the same rows, none in its own place.
 
     Raises:
         ValueError: if there are fewer than two classes.
@@ -27,9 +27,10 @@ def permuted_logit_weights(weights, seed=0):
     weights = np.asarray(weights)
     if weights.ndim != 2 or len(weights) < 2:
         raise ValueError(
-            "Class relations are permuted among the rows of a [classes, "
-            f"features] matrix. Received: shape {weights.shape}. Pass the rows "
-            "of a logit layer with at least two classes."
+            "`weights` must be a [classes, features] matrix with at least two "
+            f"rows, to permute them. Received: shape {weights.shape}. Pass the "
+            "rows of a logit layer, as keras_kd.similarity.logit_weights gives "
+            "them."
         )
     # Each class takes the row of the next in one random cycle through all.
     cycle = np.random.default_rng(seed).permutation(len(weights))
@@ -61,9 +62,9 @@ def shuffle_within_labels(values, labels, seed=0):
     values, labels = np.asarray(values), np.asarray(labels)
     if labels.ndim != 1 or len(values) != len(labels):
         raise ValueError(
-            "Values are shuffled within the classes of one label each. "
-            f"Received: values of shape {values.shape} and labels of shape "
-            f"{labels.shape}. Pass one class id for each value."
+            "Values are shuffled within classes, which takes one label for "
+            f"each. Received: values of shape {values.shape} and labels of "
+            f"shape {labels.shape}. Pass one class id for each value."
         )
     order = np.random.default_rng(seed).permutation(len(labels))
     # Both list the examples class by class, the second in random order.

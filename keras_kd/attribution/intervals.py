@@ -9,13 +9,13 @@ import scipy
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """The mean of paired differences, and where it is with 95 % confidence.
+    """The mean of paired differences, with its 95 % confidence interval.
 
     Attributes:
         mean: float; above 0 is better.
         low: float, NaN for fewer than two seeds.
         high: float.
-        seeds: how many differences there were.
+        seeds: number of differences.
     """
 
     mean: float

@@ -24,7 +24,7 @@ class Level:
         method: the method that has it.
         baseline: the method that lacks it; or several, of which the one with
             the better mean counts.
-        question: in plain words, what the difference tells.
+        question: in plain words, what the difference measures.
     """
 
     name: str

@@ -44,14 +44,14 @@ class Diagnosis:
         return json.dumps({"findings": findings, "numbers": self.numbers})
 
     def save(self, path):
-        """Writes a report: one HTML page that needs nothing else.
+        """Writes a report: one HTML page that needs no other file.
 
         Args:
             path: of a file that does not exist yet.
 
         Raises:
             FileExistsError: if it does.
-            ImportError: without matplotlib, which draws the pictures.
+            ImportError: without Matplotlib, which draws the figures.
             OSError: if it can't be written, such as on a full disk.
         """
         from keras_kd.diagnosis import pictures
@@ -60,13 +60,13 @@ class Diagnosis:
         pictures.page(self).save(page.check_new(path))
 
     def to_tensorboard(self, log_dir):
-        """Writes the numbers as scalars, the pictures as images, the text.
+        """Writes numbers as scalars, figures as images, and the text.
 
         Args:
             log_dir: folder of the event file.
 
         Raises:
-            ImportError: without matplotlib, which draws the pictures.
+            ImportError: without Matplotlib, which draws the figures.
         """
         import tensorflow as tf
 
@@ -142,11 +142,10 @@ def diagnose(
 ):
     """Tells what a teacher has to offer on some data, before training.
 
-    One pass over the data in inference mode; memory does not grow with them.
-    Give it the data that the student is to be trained on, with the labels
-    that it is to be trained with.
+    It goes over the data once, in inference mode; memory does not grow with
+    them. Give it the data and the labels that the student will be trained on.
 
-    Of vocabularies, entropies, the relations of classes, the tail and w are
+    With a large vocabulary, entropies, class relations, the tail and w are
     taken from an even sample of each batch.
 
     Args:
@@ -189,12 +188,11 @@ def diagnose(
     Source: Tang et al. 2020, "Understanding and Improving Knowledge
     Distillation" (arXiv 2002.03532).
     """
-    _check_model("teacher", teacher)
-    if student is not None:
-        _check_model("student", student)
-    _check_dataset(dataset)
     teacher_reader = LogitReader(teacher, teacher_output, "teacher")
-    student_reader = student and LogitReader(student, student_output)
+    student_reader = None
+    if student is not None:
+        student_reader = LogitReader(student, student_output)
+    _check_dataset(dataset)
     # Builds the models, whose weights are read next.
     logits_shape = _logits_shape(teacher_reader, student_reader, dataset)
     num_classes = logits_shape[-1]
@@ -246,26 +244,17 @@ def diagnose(
         }
     elif not totals["not_finite"]:
         raise ValueError(
-            "No example of the data set counts. Received: "
-            f"{totals['batches']} batches, in which every example has sample "
-            "weight 0 or is masked or of the class to ignore. Check the "
+            "At least one example of the data set must count. Received: "
+            f"{totals['batches']} batches in which every example has sample "
+            "weight 0, is masked or has the label `ignore_class`. Check the "
             "weights and `ignore_class`."
         )
     numbers = measures.plain(numbers)
     return Diagnosis(numbers, find(numbers))
 
 
-def _check_model(role, model):
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"`{role}` must be a keras.Model. Received: "
-            f"{type(model).__name__}. Load a saved one with "
-            "keras.models.load_model."
-        )
-
-
 def _check_dataset(dataset):
-    """Refuses data sets that can't be gone over."""
+    """Refuses data sets that can't be diagnosed."""
     import tensorflow as tf
 
     if not isinstance(dataset, tf.data.Dataset):
@@ -280,7 +269,7 @@ def _check_dataset(dataset):
     labels = labels.get(LABELS) if isinstance(labels, dict) else labels
     if not isinstance(labels, tf.TensorSpec):
         raise ValueError(
-            "`dataset` has no labels to hold the teacher against. Received: "
+            "`dataset` has no labels to compare the teacher with. Received: "
             f"elements {spec}. Give (x, labels) or (x, labels, sample_weight)."
         )
     if labels.shape.rank == 0:
@@ -291,17 +280,17 @@ def _check_dataset(dataset):
     cardinality = int(dataset.cardinality())
     if cardinality == tf.data.INFINITE_CARDINALITY:
         raise ValueError(
-            "`dataset` has no end, and a diagnosis goes over all of it. "
-            "Received: an infinite data set. Leave out repeat(), or cut it "
-            "with dataset.take(100)."
+            "`dataset` must be finite, because a diagnosis goes over all of "
+            "it. Received: an infinite data set. Leave out repeat(), or cut "
+            "it with dataset.take(100)."
         )
     if cardinality == 0:
         raise ValueError(_EMPTY)
 
 
 _EMPTY = (
-    "`dataset` is empty. Received: no batch. Check its filters and files; "
-    "drop_remainder=True leaves nothing of less than a batch."
+    "`dataset` must not be empty. Received: no batch. Check its filters and "
+    "files; drop_remainder=True drops everything that does not fill a batch."
 )
 
 

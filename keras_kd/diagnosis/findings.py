@@ -3,7 +3,7 @@
 from keras_kd.diagnosis import causes, hints
 from keras_kd.diagnosis.finding import INFO
 
-# The surer a rule is of its cause, the earlier it comes.
+# The more certain a rule is of its cause, the earlier it comes.
 _RULES = (
     causes.not_finite,
     causes.noisy_labels,
@@ -22,7 +22,7 @@ _RULES = (
 
 
 def find(numbers):
-    """The findings, problems first and the likeliest cause before others.
+    """The findings, problems first, the likeliest cause before others.
 
     Args:
         numbers: the dict of a `keras_kd.Diagnosis`.
@@ -39,7 +39,7 @@ def find(numbers):
     return sorted(found.values(), key=lambda each: each.severity == INFO)
 
 
-# What follows from a finding is no finding of its own.
+# What follows from a finding is not reported again.
 _EXPLAINS = {
     "noisy_labels": (
         "label_smoothed_teacher",

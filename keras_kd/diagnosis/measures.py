@@ -3,7 +3,8 @@
 import numpy as np
 import scipy
 
-from keras_kd.diagnosis.bins import CONFIDENCE_BINS, SCALE_EDGES, TEMPERATURES
+from keras_kd import metrics
+from keras_kd.diagnosis.bins import CONFIDENCE_BINS, TEMPERATURES
 from keras_kd.similarity import class_similarity
 
 # Below this many nats between the soft targets and the best label smoothing,
@@ -12,9 +13,9 @@ LABEL_SMOOTHING_NATS = 0.02
 # A tail is unrelated to the class where the class explains less than this
 # share of the variance of its log-probabilities.
 RELATED_SHARE = 0.05
-# What is beyond the suggested k where it ends for lack of mass.
+# The mass beyond k at which a larger k is not worth it.
 NEGLIGIBLE_MASS = 0.01
-# A picture of more classes could not be read.
+# More classes than this would be unreadable in a figure.
 _PICTURED_CLASSES = 100
 
 
@@ -45,7 +46,7 @@ def teacher_numbers(totals):
         "accuracy": totals["correct"] / n,
         "cross_entropy": cross_entropy,
         "label_entropy": label_entropy,
-        # The share of what is not known of the labels that the teacher knows.
+        # The share of the labels' uncertainty that the teacher removes.
         "skill": 1 - cross_entropy / max(label_entropy, 1e-9),
         "confidence": totals["confidence"] / n,
         "label_probability": totals["label_probability"] / n,
@@ -58,7 +59,7 @@ def teacher_numbers(totals):
             "accuracy": _ratio(correct, counts),
         },
         "label_probability_histogram": totals["label_probability_bins"],
-        "bin_edges": np.linspace(0, 1, CONFIDENCE_BINS + 1),
+        "bin_edges": metrics.bin_edges(0, 1, CONFIDENCE_BINS),
         "by_class": {
             "examples": totals["class_examples"],
             "predicted": totals["class_predicted"],
@@ -93,19 +94,18 @@ def gradient_scale_numbers(totals):
     n = max(count.sum(), 1)
     mean = total.sum() / n
     histogram = totals["scale_histogram"].sum(0)
-    below = np.concatenate([[0], np.cumsum(histogram)]) / n
     by_class = totals["scale_by_class"]
     return {
         "mean": mean,
-        "median": np.interp(0.5, below, SCALE_EDGES),
+        "median": metrics.median(histogram, metrics.bin_edges()),
         "deviation": np.sqrt(max(totals["scale_squared"] / n - mean**2, 0)),
         "reversed_share": reversed_.sum() / n,
         "switched_off_share": off.sum() / n,
         "undefined_share": totals["scale_undefined"] / totals["sampled"],
-        "edges": SCALE_EDGES,
+        "edges": metrics.bin_edges(),
         "histogram": histogram,
         "by_difficulty": {
-            "edges": np.linspace(0, 1, len(count) + 1),
+            "edges": metrics.bin_edges(0, 1, len(count)),
             "count": count,
             "mean": _ratio(total, count),
             "reversed_share": _ratio(reversed_, count),
@@ -155,8 +155,8 @@ def relation_numbers(totals, num_classes, temperature):
     """How much class relation the non-target probabilities carry, or `None`.
 
     `relation` is the mean divergence of a class's mean non-target
-    distribution from the one over all classes, and `permuted` the same with
-    the labels shuffled: what of it is chance.
+    distribution from that of all classes. `permuted` is the same with the
+    labels shuffled: the part of it that is chance.
     """
     if "relations" not in totals or not totals["ranked"]:
         return None
@@ -307,7 +307,7 @@ def cluster_order(similarity):
 
 
 def plain(value):
-    """A value without NumPy, as JSON takes it; numbers not finite are `None`.
+    """A value in JSON's types; numbers that are not finite become `None`.
 
     Args:
         value: nested dicts and sequences of numbers, arrays and strings.

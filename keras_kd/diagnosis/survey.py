@@ -15,11 +15,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd import backend
+from keras_kd import backend, metrics
 from keras_kd.diagnosis import examples
 from keras_kd.diagnosis.bins import (
     CONFIDENCE_BINS,
-    SCALE_EDGES,
+    DIFFICULTY_BINS,
     TEMPERATURES,
 )
 from keras_kd.diagnosis.relations import Relations, as_number
@@ -27,13 +27,13 @@ from keras_kd.distillation_loss import LABELS
 from keras_kd.softmax import label_softmax
 from keras_kd.states import all_variables
 
-# An example whose gradient is under a tenth of plain training's is as good as
-# left out of the data.
+# An example whose gradient is less than a tenth of plain training's might as
+# well be left out.
 SWITCHED_OFF = 0.1
 
-# What costs more than one look at the logits (softmaxes at many temperatures,
-# sorting, the loss) is done for so many logits of a batch at most: all of
-# them with 100 classes, evenly spaced examples of a vocabulary.
+# What costs more than one pass over the logits (softmaxes at many temperatures,
+# sorting, the loss) is done for at most so many logits of a batch: all of them
+# with 100 classes, those of evenly spaced examples with a large vocabulary.
 _SAMPLE_CELLS = 2**18
 
 
@@ -92,9 +92,9 @@ class Survey:
             sums = {
                 name: ops.convert_to_numpy(value).astype("float64")
                 for name, value in step(
-                    backend.from_tf_data(settled.x),
-                    settled.labels,
-                    settled.counted,
+                    *backend.from_tf_data(
+                        (settled.x, settled.labels, settled.counted)
+                    ),
                     sample,
                     order,
                 ).items()
@@ -124,7 +124,7 @@ class Survey:
 
     def _check_labels(self, sums, batch, settled):
         """Raises for labels that are not class ids."""
-        # Popped, because a place in a batch can't be added up.
+        # Popped, because places in batches can't be added up.
         place = int(sums.pop("bad_label_place"))
         if sums["bad_labels"]:
             raise ValueError(
@@ -172,7 +172,7 @@ class Survey:
     def _sample(self, size, batch):
         """Evenly spaced examples of a batch: [n] int32, their places."""
         stride = 1 + size * self.num_classes // _SAMPLE_CELLS
-        # Another part of each batch, so that none of its places is favoured.
+        # Another part of each batch, so that no place is favoured.
         return np.arange(batch % stride, size, stride, dtype="int32")
 
     def batch_sums(self, x, labels, counted, sample, order):
@@ -182,7 +182,7 @@ class Survey:
             x: the models' inputs.
             labels: [examples] int32 class ids, or `NO_CLASS`.
             counted: [examples] booleans.
-            sample: [n] int32, the examples for what costs more than a look.
+            sample: [n] int32, the examples for what costs more than a pass.
             order: [n] int32, a random order of the sample.
 
         Returns:
@@ -257,8 +257,8 @@ class Survey:
     def _predictions(self, labels, keep, logits):
         """What is counted for every example: labels, predictions, confidence.
 
-        The difficulty of an example is told by the teacher's probability of
-        its label, at temperature 1.
+        An example's difficulty is the teacher's probability of its label, at
+        temperature 1.
         """
         classes = self.num_classes
         softmax = label_softmax(logits, labels)
@@ -273,11 +273,11 @@ class Survey:
             "label_probability": ops.sum(keep * label_probability),
             "confidence": ops.sum(keep * confidence),
             "label_probability_bins": _sum_by(
-                _bin(label_probability), keep, CONFIDENCE_BINS
+                _confidence_bin(label_probability), keep, CONFIDENCE_BINS
             ),
             "confidence_bins": ops.stack(
                 [
-                    _sum_by(_bin(confidence), value, CONFIDENCE_BINS)
+                    _sum_by(_confidence_bin(confidence), value, CONFIDENCE_BINS)
                     for value in (keep, keep * confidence, correct)
                 ]
             ),
@@ -323,19 +323,27 @@ class Survey:
             as_number(scale < 0),
             counts * as_number(ops.abs(scale) < SWITCHED_OFF),
         )
-        difficulty = _bin(
-            ops.sigmoid(label_softmax(logits, labels).log_odds), 10
+        difficulty = metrics.bin_index(
+            ops.sigmoid(label_softmax(logits, labels).log_odds),
+            0.0,
+            1.0,
+            DIFFICULTY_BINS,
         )
-        bins = len(SCALE_EDGES) - 1
-        low, high = float(SCALE_EDGES[0]), float(SCALE_EDGES[-1])
-        index = _bin((scale - low) / (high - low), bins)
-        cells = _sum_by(difficulty * bins + index, counts, 10 * bins)
+        shape = (DIFFICULTY_BINS, metrics.BINS)
+        cells = _sum_by(
+            difficulty * metrics.BINS + metrics.bin_index(scale),
+            counts,
+            DIFFICULTY_BINS * metrics.BINS,
+        )
         return {
             "scale_undefined": ops.sum(keep * as_number(undefined)),
             "scale_squared": ops.sum(scale**2),
-            "scale_histogram": ops.reshape(cells, (10, bins)),
+            "scale_histogram": ops.reshape(cells, shape),
             "scale_by_difficulty": ops.stack(
-                [_sum_by(difficulty, value, 10) for value in values]
+                [
+                    _sum_by(difficulty, value, DIFFICULTY_BINS)
+                    for value in values
+                ]
             ),
             "scale_by_class": ops.stack(
                 [_sum_by(labels, value, self.num_classes) for value in values]
@@ -440,9 +448,8 @@ def _count(booleans):
     return ops.sum(as_number(booleans))
 
 
-def _bin(share, bins=CONFIDENCE_BINS):
-    """The bin of equal width that a number in [0, 1] falls in."""
-    return ops.cast(ops.clip(share * bins, 0, bins - 1), "int32")
+def _confidence_bin(probability):
+    return metrics.bin_index(probability, 0.0, 1.0, CONFIDENCE_BINS)
 
 
 def _sum_by(index, values, size):

@@ -1,4 +1,4 @@
-"""A report: one HTML page with its pictures in it, for a screen and for print.
+"""A report: one HTML page with its figures in it, for screen and print.
 
 A `Page` takes headings, text, tables and figures in order. Figures are those
 of `keras_kd.reports.figures`, drawn for the page's light and dark scheme.
@@ -152,7 +152,7 @@ class Page:
         )
 
     def add_figure(self, figure, caption):
-        """Adds a picture; one after the other share a row where there is room.
+        """Adds a figure; successive ones share a row where there is room.
 
         Args:
             figure: a `keras_kd.reports.figures.Figure`, drawn in the colours

@@ -37,9 +37,8 @@ def markdown(rows):
     rich.console.Console(file=file, width=_WIDTH, color_system=None).print(
         table
     )
-    return "\n".join(
-        line.rstrip() for line in file.getvalue().split("\n")
-    ).strip()
+    # Rich leaves a blank line above and below.
+    return file.getvalue().strip()
 
 
 def _cell(text):
