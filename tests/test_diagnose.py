@@ -125,6 +125,10 @@ def gradient_scales(case, student_logits):
 def check_scales(numbers, w, case):
     close(numbers["mean"], w.mean(), 1e-3)
     close(numbers["deviation"], w.std(), 1e-3)
+    # One definition of the bins: those of a training run's histogram.
+    assert numbers["edges"] == list(kd.metrics.GradientScale().edges)
+    width = numbers["edges"][1] - numbers["edges"][0]
+    assert abs(numbers["median"] - np.median(w)) < width
     close(numbers["reversed_share"], (w < 0).mean())
     close(numbers["switched_off_share"], (np.abs(w) < 0.1).mean())
     expected, _ = np.histogram(np.clip(w, -2.999, 4.999), numbers["edges"])
@@ -560,6 +564,29 @@ def test_labels_out_of_range_are_refused(case, bad):
         diagnose(case.teacher, batched(case.x, labels))
     weights = np.arange(EXAMPLES) != 40
     diagnose(case.teacher, batched(case.x, labels, weights))
+
+
+class InADict(keras.Model):
+    """A model whose only output has a name."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def call(self, inputs):
+        return {"logits": self.inner(inputs)}
+
+
+def test_the_only_output_may_be_in_a_dict(case):
+    named = keras.Model(
+        case.student.inputs, {"logits": case.student.outputs[0]}
+    )
+    dataset = batched(case.x, case.labels)
+    numbers = diagnose(InADict(case.teacher), dataset, named, loss()).numbers
+    for part in ("teacher", "student", "gradient_scale"):
+        assert dict(flat(numbers[part])) == pytest.approx(
+            dict(flat(case.numbers[part])), rel=1e-4, abs=1e-4
+        )
 
 
 @pytest.mark.parametrize("classes", [2, 3])

@@ -8,12 +8,12 @@ import keras
 import numpy as np
 
 from keras_kd import losses
+from keras_kd.batch import LABELS
 from keras_kd.diagnosis import measures
 from keras_kd.diagnosis.finding import PROBLEM, Finding
 from keras_kd.diagnosis.findings import find
 from keras_kd.diagnosis.survey import Survey, not_finite_weights
-from keras_kd.distillation_loss import LABELS
-from keras_kd.logits import LogitReader, class_count_message
+from keras_kd.logits import LogitReader, check_model, class_count_message
 from keras_kd.similarity import logit_weights
 
 
@@ -188,9 +188,11 @@ def diagnose(
     Source: Tang et al. 2020, "Understanding and Improving Knowledge
     Distillation" (arXiv 2002.03532).
     """
+    check_model("teacher", teacher)
     teacher_reader = LogitReader(teacher, teacher_output, "teacher")
     student_reader = None
     if student is not None:
+        check_model("student", student)
         student_reader = LogitReader(student, student_output)
     _check_dataset(dataset)
     # Builds the models, whose weights are read next.
@@ -326,18 +328,13 @@ _ONE_UNIT = (
 
 def _output_shape(reader, dataset):
     outputs = getattr(reader.model, "outputs", None)
-    if outputs:
-        outputs = outputs[0] if len(outputs) == 1 else outputs
-    else:
+    if not outputs:
         x = keras.tree.map_structure(
             lambda spec: keras.KerasTensor(spec.shape, spec.dtype.name),
             dataset.element_spec[0],
         )
         outputs = reader.model(x, training=False)
-    if keras.tree.is_nested(outputs):
-        # Refuses several outputs.
-        outputs = reader.logits(outputs)
-    return tuple(outputs.shape)
+    return tuple(reader.single(outputs).shape)
 
 
 def _check_superclasses(superclasses, num_classes):

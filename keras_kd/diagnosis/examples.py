@@ -9,7 +9,7 @@ import dataclasses
 import keras
 import numpy as np
 
-from keras_kd.distillation_loss import LABELS
+from keras_kd.batch import LABELS
 
 # Stands for a label that is not a class id.
 NO_CLASS = -1

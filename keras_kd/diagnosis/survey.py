@@ -16,6 +16,8 @@ import numpy as np
 from keras import ops
 
 from keras_kd import backend, metrics
+from keras_kd.backend import private
+from keras_kd.batch import LABELS
 from keras_kd.diagnosis import examples
 from keras_kd.diagnosis.bins import (
     CONFIDENCE_BINS,
@@ -23,7 +25,6 @@ from keras_kd.diagnosis.bins import (
     TEMPERATURES,
 )
 from keras_kd.diagnosis.relations import Relations, as_number
-from keras_kd.distillation_loss import LABELS
 from keras_kd.softmax import label_softmax
 from keras_kd.states import all_variables
 
@@ -119,7 +120,8 @@ class Survey:
             ("teacher_contradicted", self.teacher),
             ("student_contradicted", self.student),
         ):
-            if sums.pop(name, 0) and not checked:
+            contradicted = sums.pop(name, 0)
+            if contradicted and not checked and not reader.is_certain:
                 reader.refuse()
 
     def _check_labels(self, sums, batch, settled):
@@ -220,7 +222,7 @@ class Survey:
         """
         outputs = self.teacher.model(x, training=False)
         logits, finite = _logits(self.teacher, outputs)
-        mask = keras.src.backend.get_keras_mask(outputs)
+        mask = private.get_keras_mask(self.teacher.single(outputs))
         if mask is not None:
             counted = counted & _spread(ops.cast(mask, "bool"), finite)
         bad_inputs = ~_spread(_finite_inputs(x), finite)
