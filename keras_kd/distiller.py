@@ -29,6 +29,7 @@ from keras_kd.batch import (
 from keras_kd.logits import (
     LogitReader,
     check_class_counts,
+    check_model,
     class_count_message,
 )
 from keras_kd.losses.base import reduce_over_batch
@@ -144,7 +145,7 @@ class Distiller(backend.Trainer):
         student_output=None,
         teacher_output=None,
     ):
-        _check_model("student", student)
+        check_model("student", student)
         _check_overrides(student)
         # The student's policy decides on loss scaling; inputs are left to the
         # student's own layers to cast.
@@ -193,7 +194,7 @@ class Distiller(backend.Trainer):
             super().__setattr__(name, value)
             return
         if value is not None:
-            _check_model("teacher", value)
+            check_model("teacher", value)
             check_class_counts(self.student, value)
             check_sharing(self.student, value, self.save_teacher)
         # Past Keras, which would track it: it would be trained, its
@@ -786,14 +787,6 @@ def _floats(x):
         if values is not None
         and "float" in keras.backend.standardize_dtype(values.dtype)
     ]
-
-
-def _check_model(role, model):
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"The {role} must be a keras.Model. Received: {type(model)}. Wrap "
-            "a layer or a function in a keras.Model."
-        )
 
 
 def _check_overrides(student):
