@@ -18,9 +18,24 @@ LOG_SOFTMAX_OPERATIONS = (LogSoftmax,)
 # Those that give their input's values in another shape or dtype.
 RESHAPING_OPERATIONS = (Cast, ExpandDims, Reshape, Squeeze)
 
+
+def set_initial_epoch(model, epoch):
+    """Makes a `fit` that has begun start at an epoch.
+
+    Keras's `BackupAndRestore` says it this way; `fit` takes `initial_epoch`
+    only before its callbacks have read anything.
+
+    Args:
+        model: a `keras.Model` in `on_train_begin`.
+        epoch: integer.
+    """
+    model._initial_epoch = epoch
+
+
 __all__ = [
     "LOG_SOFTMAX_OPERATIONS",
     "RESHAPING_OPERATIONS",
     "SOFTMAX_OPERATIONS",
     "BaseConv",
+    "set_initial_epoch",
 ]
