@@ -100,7 +100,7 @@ def main(losses, log_dir, **options):
         vocabulary = read_vocabulary(documents, options)
         data = read_data(documents, vocabulary, options)
         # Losses may be added to a run later; everything else makes it another.
-        run = common.RunFolder(
+        run = common.open_run(
             "causal_lm", study.run_config(options), log_dir, strategy
         )
         click.echo(documents.source)

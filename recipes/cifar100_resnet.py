@@ -45,7 +45,7 @@ LOSS_ARGUMENTS = {
 )
 @click.option(
     "--data-dir",
-    type=click.Path(exists=True, file_okay=False),
+    type=common.UserPath(exists=True, file_okay=False),
     help="Folder of TFDS data sets. [default: TFDS's own]",
 )
 @click.option(
@@ -100,7 +100,7 @@ def main(losses, log_dir, **options):
             options["strategy"], options["replicas"]
         )
         data = load(options)
-        run = common.RunFolder(
+        run = common.open_run(
             "cifar100_resnet", study.run_config(options), log_dir, strategy
         )
         click.echo(f"{options['dataset']}. Run folder: {run.folder}")

@@ -1,13 +1,23 @@
-"""What the recipes share: options, the study itself, its folder and table."""
+"""What the recipes share: messages, the folder of a run, its table."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import pathlib
-import time
+import re
+import socket
+import zipfile
 
 import click
+
+from keras_kd import callbacks, distribution, files
+
+# How `keras_kd.files` ends the names of what is being written.
+_UNFINISHED = ".unfinished"
+# What a TensorFlow error says that is one of the disk.
+_DISK = re.compile("No space left|Read-only file|Permission denied|quota", re.I)
 
 
 @contextlib.contextmanager
@@ -15,15 +25,57 @@ def errors_as_messages():
     """Shows a refused option or file as one message, not as a traceback."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(_message(error)) from error
+    except Exception as error:
+        # TensorFlow writes its logs itself, and has errors of its own.
+        if type(error).__module__.startswith("tensorflow") and (
+            _DISK.search(str(error))
+        ):
+            raise click.ClickException(
+                "TensorFlow could not write a file. Received: "
+                f"{first_line(error)}. Free some space, or choose a --log-dir "
+                "that you may write to; the same command then resumes."
+            ) from error
+        raise
+
+
+def _message(error):
+    if "Received:" in str(error) or error.filename is None:
+        return str(error)
+    return (
+        f"{error.filename} can't be read or written. Received: "
+        f"{error.strerror}. Check the path, who may use it, and the space "
+        "that is left."
+    )
+
+
+def first_line(error):
+    """The first line of an error's message, or an empty string."""
+    return (str(error).strip().splitlines() or [""])[0]
+
+
+class UserPath(click.Path):
+    """A path as the user meant it: with a home folder, and not empty."""
+
+    def convert(self, value, param, ctx):
+        """The path; see `click.Path`."""
+        try:
+            value = files.user_path(value, param.opts[0])
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class RunFolder:
     """The folder of one run: its configuration, models, results and logs.
 
-    The same command finds its folder again and goes on in it; a folder that
-    holds anything else is refused, so that nothing is overwritten.
+    The same command finds its folder again and resumes in it; a folder that
+    holds anything else is refused, so that nothing is overwritten, and so is
+    one that another process is using. It is a context manager, at whose end
+    others may use the folder.
 
     Args:
         recipe: name of the recipe.
@@ -35,25 +87,70 @@ class RunFolder:
 
     Raises:
         ValueError: if the folder holds another run, naming the options that
-            differ, or other files.
+            differ, other files, or damaged ones.
+        OSError: if another process uses it, or it can't be written.
     """
 
     def __init__(self, recipe, config, folder=None, strategy=None):
-        from keras_kd import distribution
-
         config = json.loads(json.dumps({"recipe": recipe, **config}))
         if folder is None:
             text = json.dumps(config, sort_keys=True)
             digest = hashlib.sha256(text.encode()).hexdigest()[:8]
             folder = pathlib.Path("runs") / f"{recipe}-{digest}"
-        self.folder = pathlib.Path(folder)
+        self.folder = pathlib.Path(files.user_path(folder, "--log-dir"))
         self.writes = strategy is None or distribution.is_chief(strategy)
-        self._check(config)
+        self._lock = None
+        self._refuse_other_files()
         if self.writes:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _write_json(self.folder / "config.json", config)
+            with files.errors_naming(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            self._claim()
+        try:
+            self._check(config)
+            if self.writes:
+                self._remove_unfinished()
+                files.write_json(self.folder / "config.json", config)
+        except BaseException:
+            self.close()
+            raise
 
-    def _check(self, config):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        """Lets other processes use the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _claim(self):
+        """Takes the folder's lock, which ends with this process."""
+        path = self.folder / "lock"
+        with files.errors_naming(path):
+            self._lock = open(path, "a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = path.read_text(encoding="utf-8").strip()
+            self.close()
+            raise OSError(
+                f"The run folder {self.folder} is in use. Received: {holder}, "
+                "which runs in it. Wait for its end, or choose another "
+                "--log-dir."
+            ) from error
+        except OSError:
+            pass  # Some network file systems have no locks.
+        with files.errors_naming(path):
+            self._lock.truncate(0)
+            self._lock.write(
+                f"process {os.getpid()} on {socket.gethostname()}\n"
+            )
+            self._lock.flush()
+
+    def _refuse_other_files(self):
         if not self.folder.exists():
             return
         if not self.folder.is_dir():
@@ -61,17 +158,24 @@ class RunFolder:
                 "The run folder must be a folder. Received: "
                 f"{self.folder}, a file. Choose another --log-dir."
             )
-        path = self.folder / "config.json"
-        if not path.exists():
-            names = sorted(p.name for p in self.folder.iterdir())
-            if names:
-                raise ValueError(
-                    "The run folder must be new, empty, or an earlier run's. "
-                    f"Received: {self.folder} with {names[:5]}. Choose another "
-                    "--log-dir."
-                )
+        names = sorted(p.name for p in self.folder.iterdir())
+        others = [
+            name
+            for name in names
+            if name != "lock" and not name.endswith(_UNFINISHED)
+        ]
+        if others and "config.json" not in names:
+            raise ValueError(
+                "The run folder must be new, empty, or an earlier run's. "
+                f"Received: {self.folder} with {others[:5]}. Choose another "
+                "--log-dir."
+            )
+
+    def _check(self, config):
+        remedy = "Choose another --log-dir, or remove this folder."
+        before = _read_dict(self.folder / "config.json", remedy)
+        if before is None:
             return
-        before = json.loads(path.read_text())
         differing = [
             f"{key}: {before.get(key)!r} there, {config.get(key)!r} now"
             for key in sorted({*before, *config})
@@ -84,11 +188,18 @@ class RunFolder:
                 "it out for a new folder."
             )
 
+    def _remove_unfinished(self):
+        """Removes what was being written when a process was killed."""
+        for path in self.folder.glob(f"*{_UNFINISHED}*"):
+            path.unlink()
+
     @property
     def results(self):
         """Dict of the finished models' results by name."""
-        path = self.folder / "results.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        remedy = (
+            "Put back a copy of it, or remove it to train every model again."
+        )
+        return _read_dict(self.folder / "results.json", remedy) or {}
 
     @property
     def tensorboard(self):
@@ -99,78 +210,155 @@ class RunFolder:
         """Path of a model's file."""
         return self.folder / f"{name}.keras"
 
+    def save(self, model, name):
+        """Saves a model whole or not at all.
+
+        Args:
+            model: a `keras.Model`.
+            name: of the model.
+        """
+        path = self.model(name)
+        unfinished = self.folder / f"{name}{_UNFINISHED}.keras"
+        with files.errors_naming(path):
+            model.save(unfinished)
+            with open(unfinished, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+
     def backup(self, name):
-        """Path of the folder that keeps the state of unfinished training."""
-        return self.folder / "unfinished" / name
+        """The callback that makes an interrupted `fit` resume.
 
-    def epochs_done(self, name):
-        """How many epochs of unfinished training need not be repeated."""
-        path = self.backup(name) / "training_metadata.json"
-        return json.loads(path.read_text())["epoch"] if path.exists() else 0
+        Its file stays until the result is written.
 
-    def callbacks(self, name):
-        """Callbacks that make an interrupted `fit` go on from its last epoch.
+        Args:
+            name: of the model.
 
         Returns:
-            List of Keras callbacks, the last of them a stopwatch.
+            A `keras_kd.callbacks.BackupAndRestore`.
         """
-        import keras
+        return _Backup(self.folder / "unfinished" / name)
 
-        backup = self.backup(name)
-        if self.writes:
-            backup.parent.mkdir(parents=True, exist_ok=True)
-        return [
-            # The copy before the last serves if the last is cut short.
-            keras.callbacks.BackupAndRestore(
-                str(backup), double_checkpoint=True
-            ),
-            make_stopwatch(backup.with_suffix(".seconds"), self.writes),
-        ]
-
-    def train_once(self, name, train):
+    def train_once(self, name, train, path=None):
         """Trains a model unless its result is there already.
 
         Args:
             name: of the model.
             train: function without arguments that returns a dict of results.
+            path: of the model's file, by default in this folder. A result
+                counts only together with the file that it was taken of.
+
+        Raises:
+            ValueError: if that file has changed.
         """
-        if name in self.results:
+        path = self.model(name) if path is None else pathlib.Path(path)
+        result = self.results.get(name)
+        if result is not None and self._is_kept(name, result, path):
             click.echo(f"{name}: done before, kept.")
-            return
-        click.echo(f"\n{name}")
-        result = train()
+        else:
+            click.echo(f"\n{name}")
+            result = train()
+            if self.writes:
+                if path.exists():
+                    result = {**result, "sha256": _sha256(path)}
+                results = {**self.results, name: result}
+                files.write_json(self.folder / "results.json", results)
         if self.writes:
-            results = {**self.results, name: result}
-            _write_json(self.folder / "results.json", results)
+            self.backup(name).delete()
+
+    def _is_kept(self, name, result, path):
+        """Whether the model of a result is there as it was written."""
+        if not isinstance(result, dict):
+            raise ValueError(
+                f"{self.folder / 'results.json'} is damaged. Received: "
+                f"{result!r} for {name!r}, where there must be results by "
+                "name. Put back a copy of it, or remove it to train every "
+                "model again."
+            )
+        if "sha256" not in result:
+            return True  # It has no file.
+        if not path.exists():
+            click.echo(f"{name}: {path} was removed, so it is trained again.")
+            return False
+        if _sha256(path) != result["sha256"]:
+            raise ValueError(
+                f"{path} is not the model that {name}'s results are of: it is "
+                "damaged or was replaced. Received: "
+                f"{path.stat().st_size} bytes with another SHA-256. Put back a "
+                "copy of it, or remove it to train it again."
+            )
+        return True
 
 
-def make_stopwatch(path, writes=True):
-    """A callback that adds up the seconds of epochs over interruptions.
+def open_run(recipe, config, folder=None, strategy=None):
+    """A `RunFolder` that is closed at the end of the command.
 
     Args:
-        path: of the file that keeps them.
-        writes: whether this process keeps the file.
+        recipe: see `RunFolder`, as the following.
+        config: dict.
+        folder: path, or `None`.
+        strategy: a `tf.distribute.Strategy`, or `None`.
 
     Returns:
-        A Keras callback with a method `seconds`.
+        A `RunFolder`.
+    """
+    run = RunFolder(recipe, config, folder, strategy)
+    return click.get_current_context().with_resource(run)
+
+
+class _Backup(callbacks.BackupAndRestore):
+    """Lets `RunFolder` remove the backup, once there is a result."""
+
+    def on_train_end(self, logs=None):
+        pass
+
+
+def load_model(path, option="--teacher"):
+    """A trained model, without how it was trained.
+
+    Args:
+        path: of a file of Keras.
+        option: what named the file.
+
+    Returns:
+        A `keras.Model`.
+
+    Raises:
+        ValueError: if it is damaged, or not a model of Keras.
     """
     import keras
 
-    class Stopwatch(keras.callbacks.Callback):
-        def seconds(self):
-            return float(path.read_text()) if path.exists() else 0.0
+    path = pathlib.Path(path)
+    try:
+        if path.suffix == ".keras":
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged:
+                raise ValueError(f"{damaged} in it is damaged")
+        return keras.models.load_model(path, compile=False)
+    # Keras says in many ways that it can't read a file.
+    except Exception as error:
+        raise ValueError(
+            f"The model {path} can't be loaded: it is damaged, or was not "
+            f"saved by Keras. Received: {path.stat().st_size} bytes "
+            f"({type(error).__name__}: {first_line(error)}). Save it again, or "
+            f"choose another {option}."
+        ) from error
 
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 0 and writes:
-                path.unlink(missing_ok=True)
-            self._began = time.perf_counter()
 
-        def on_epoch_end(self, epoch, logs=None):
-            took = time.perf_counter() - self._began
-            if writes:
-                path.write_text(str(self.seconds() + took))
+def _sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
-    return Stopwatch()
+
+def _read_dict(path, remedy):
+    """The dict in a JSON file, or `None` if there is no file."""
+    value = files.read_json(path, remedy)
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(
+            f"The file {path} is damaged: it must hold a JSON object. "
+            f"Received: {value!r:.60}. {remedy}"
+        )
+    return value
 
 
 def print_table(title, rows):
@@ -191,10 +379,3 @@ def print_table(title, rows):
     for row in rows:
         table.add_row(*row.values())
     rich.console.Console().print(table)
-
-
-def _write_json(path, value):
-    """Writes a file whole or not at all."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(unfinished, path)

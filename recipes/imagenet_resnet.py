@@ -40,7 +40,7 @@ network = click.Choice(tuple(NETWORKS))
 @click.command(context_settings={"show_default": True})
 @click.option(
     "--data-dir",
-    type=click.Path(exists=True, file_okay=False),
+    type=common.UserPath(exists=True, file_okay=False),
     help="Folder of TFDS data sets. [default: TFDS's own]",
 )
 @click.option(
@@ -85,7 +85,7 @@ def main(losses, log_dir, **options):
             "put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into the "
             "folder's downloads/manual/ and run this again",
         )
-        run = common.RunFolder(
+        run = common.open_run(
             "imagenet_resnet", study.run_config(options), log_dir, strategy
         )
         click.echo(f"imagenet2012. Run folder: {run.folder}")

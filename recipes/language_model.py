@@ -1,6 +1,7 @@
 """What the studies of language models share."""
 
 import click
+import common
 import study
 
 # Chosen on the validation part of CPython's text, with one seed. Spread over
@@ -22,7 +23,7 @@ def text_options(command):
     options = [
         click.option(
             "--data-dir",
-            type=click.Path(exists=True, file_okay=False),
+            type=common.UserPath(exists=True, file_okay=False),
             help="Folder with {train,valid,test}.txt, or with ptb. before the "
             "names.",
         ),

@@ -55,7 +55,7 @@ def main(losses, log_dir, **options):
             options["strategy"], options["replicas"]
         )
         # Losses may be added to a run later; everything else makes it another.
-        run = common.RunFolder(
+        run = common.open_run(
             "ptb_lstm", study.run_config(options), log_dir, strategy
         )
         click.echo(corpus.source)

@@ -69,12 +69,12 @@ def shared_options(default_losses):
         ),
         click.option(
             "--teacher",
-            type=click.Path(exists=True, dir_okay=False),
+            type=common.UserPath(exists=True, dir_okay=False),
             help="A trained teacher, instead of training one.",
         ),
         click.option(
             "--cache",
-            type=click.Path(file_okay=False),
+            type=common.UserPath(file_okay=False),
             help="Folder of a teacher cache: made if it is missing, used if "
             "it fits. The teacher then runs once for all students.",
         ),
@@ -121,7 +121,7 @@ def shared_options(default_losses):
         ),
         click.option(
             "--log-dir",
-            type=click.Path(),
+            type=common.UserPath(),
             help="Run folder. [default: a folder below runs/ named after the "
             "options]",
         ),
@@ -298,8 +298,6 @@ class Study:
 
     def teacher(self):
         """The teacher: the one given, or one trained now or before."""
-        import keras
-
         from keras_kd import distribution
 
         path = self.options["teacher"]
@@ -309,7 +307,7 @@ class Study:
             self._wait_for_chief()
         with distribution.scope(self.strategy):
             # It is not trained on, so that how it was does not matter.
-            model = keras.models.load_model(path, compile=False)
+            model = common.load_model(path)
             teacher = self.fitted_teacher(model)
         if self.options["teacher"]:
             self.evaluate_teacher(teacher)
@@ -320,6 +318,7 @@ class Study:
         self.run.train_once(
             "teacher",
             lambda: self._scores(self._distiller("teacher", teacher)),
+            self.options["teacher"],
         )
 
     def cache(self, loss_names, teacher):
@@ -480,7 +479,7 @@ class Study:
 
     def _fit(self, name, role, distiller, cache=None):
         """Fits a Distiller, saves its student and returns its results."""
-        *callbacks, stopwatch = self.run.callbacks(name)
+        backup = self.run.backup(name)
         epochs, steps = self.epochs(role), self.steps_per_epoch(role)
         probe = None
         if self.options["probe_steps"]:
@@ -488,7 +487,7 @@ class Study:
             probe = make_step_timer(steps)
             epochs = 1
         validation = next(iter(self.evaluation_data().values()))
-        first_epoch = self.run.epochs_done(name)
+        first_epoch = backup.epochs_done()
         if cache is None:
             data = self.training_data(role, first_epoch)
         else:
@@ -500,17 +499,16 @@ class Study:
             validation_data=validation,
             validation_freq=self.options["validate_every"],
             callbacks=[
-                *callbacks,
-                stopwatch,
+                backup,
                 *self.callbacks(distiller.student, distiller.teacher),
                 self.board(str(self.run.tensorboard / name)),
                 *([probe] if probe else []),
             ],
         )
         if self.run.writes:
-            distiller.student.save(self.run.model(name))
+            self.run.save(distiller.student, name)
         result = self._scores(distiller)
-        result["seconds"] = round(stopwatch.seconds(), 1)
+        result["seconds"] = round(backup.seconds, 1)
         if probe:
             seconds = probe.seconds_per_step()
             total = seconds * self.epochs(role) * self.steps_per_epoch(role)

@@ -142,7 +142,7 @@ def _sized(*flags, help, **kwargs):
 @click.option("--quick", is_flag=True, help="A small study, in a minute.")
 @click.option(
     "--log-dir",
-    type=click.Path(),
+    type=common.UserPath(),
     help="Run folder. [default: a folder below runs/ named after the options]",
 )
 def main(quick, log_dir, **options):
@@ -160,7 +160,7 @@ def main(quick, log_dir, **options):
             "settings": _SETTINGS,
             "confidences": _CONFIDENCES,
         }
-        run = common.RunFolder("synthetic", config, log_dir)
+        run = common.open_run("synthetic", config, log_dir)
         click.echo(f"Run folder: {run.folder}")
         study = SyntheticStudy(run, options)
         study.train_all(methods)
@@ -239,14 +239,14 @@ class SyntheticStudy:
 
     def _train_teachers(self):
         networks, result = self._fit("teacher", plain_loss(), {})
-        networks.save(self.run.model("teacher"))
+        self.run.save(networks, "teacher")
         return result
 
     def _read_teachers(self):
         """What a loss may ask of the teachers, once for all students."""
         import keras
 
-        teachers = keras.models.load_model(self.run.model("teacher"))
+        teachers = common.load_model(self.run.model("teacher"))
         self.teacher_logits = teachers.predict(
             self.train.inputs, batch_size=1000, verbose=0
         )

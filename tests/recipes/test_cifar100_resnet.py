@@ -52,7 +52,7 @@ def test_killed_and_run_again_ends_where_an_uninterrupted_run_does(
     arguments = [*SMALL, "--log-dir", "run", *losses("kd_pt")]
     backup = tmp_path / "run" / "unfinished" / "student-kd_pt"
     processes.kill_when(
-        (backup / "training_metadata.json").exists, RECIPE, tmp_path, *arguments
+        (backup / "backup.npz").exists, RECIPE, tmp_path, *arguments
     )
     output = run(tmp_path, *arguments).stdout
     assert "teacher: done before" in output and "Epoch 1/2" not in output
@@ -177,7 +177,7 @@ def test_a_cache_of_views_is_written_once_and_resumed_from(finished, tmp_path):
     assert "3 views, 2 bytes each" in output
     backup = cut / "run" / "unfinished" / "student-kd_pt"
     processes.kill_when(
-        (backup / "training_metadata.json").exists,
+        (backup / "backup.npz").exists,
         *(RECIPE, cut, *arguments, "--log-dir", "run"),
     )
     run(cut, *arguments, "--log-dir", "run")

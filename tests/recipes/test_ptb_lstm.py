@@ -93,7 +93,7 @@ def test_killed_and_run_again_ends_where_an_uninterrupted_run_does(
     arguments += ["--loss", "kd_pt"]
     backup = tmp_path / "run" / "unfinished" / "student-kd_pt"
     processes.kill_when(
-        (backup / "training_metadata.json").exists, RECIPE, tmp_path, *arguments
+        (backup / "backup.npz").exists, RECIPE, tmp_path, *arguments
     )
     teacher = results(tmp_path / "run")["teacher"]
     output = run(tmp_path, *arguments).stdout
