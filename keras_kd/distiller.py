@@ -3,32 +3,31 @@
 import contextlib
 
 import keras
-import numpy as np
 from keras import ops
-from keras.src.backend import get_keras_mask, set_keras_mask
 
-from keras_kd import backend, distribution, losses
-from keras_kd.distillation_loss import (
-    LABELS,
-    check_labels,
-    expand_weights,
+from keras_kd import backend, batch, distribution, losses
+from keras_kd.backend.private import (
+    get_keras_mask,
+    set_keras_mask,
+    set_loss_tracker,
 )
-from keras_kd.metrics import GradientScale
-from keras_kd.monitors import Monitors
-from keras_kd.outputs import (
+from keras_kd.batch import (
+    STATISTICS_TEMPERATURE,
+    TEACHER_LOGITS,
+    TEACHER_RIGHT,
+)
+from keras_kd.logits import (
+    LogitReader,
     check_class_counts,
     class_count_message,
-    to_logits,
 )
+from keras_kd.losses.base import reduce_over_batch
+from keras_kd.metrics import GradientScale
+from keras_kd.monitors import LossTracker, Monitors
 from keras_kd.softmax import label_softmax
 
-# Beside labels and statistics, y may carry these of each example: whether the
-# teacher's largest logit is the label's, its logits, and the temperature at
-# which the statistics were computed.
-TEACHER_RIGHT = "teacher_right"
-TEACHER_LOGITS = "teacher_logits"
-STATISTICS_TEMPERATURE = "statistics_temperature"
-_TEACHER_FINITE = "teacher_finite"
+# In y, what the teacher gave, where its values have to tell what that is.
+_TEACHER_OUTPUTS = "teacher_outputs"
 _HALF = ("float16", "bfloat16")
 
 
@@ -50,8 +49,7 @@ class Distiller(backend.Trainer):
     It is a `keras.Model`: `compile` it with a distillation loss and `fit` it
     as any other. The teacher runs in inference mode, outside the gradient, in
     its own dtype, and only when the loss needs something from it; it is left
-    as it was found. A model that ends in softmax is recognised and its logits
-    are used.
+    as it was found. Of a model whose graph ends in softmax the logits are used.
 
     `evaluate` and `val_loss` report the student's plain cross-entropy on the
     labels, whatever the loss, so that runs compare; the teacher does not run
@@ -62,11 +60,15 @@ class Distiller(backend.Trainer):
     the mean gradient scale. `gradient_scales` holds the histograms.
 
     Args:
-        student: a `keras.Model` with one output, [..., classes] logits (or
-            probabilities from a softmax).
+        student: a `keras.Model` with one output, [..., classes].
         teacher: a `keras.Model` with the same input and classes; may be left
             out for losses that need nothing from it per example, and for data
             that carries its statistics.
+        student_output: what the student gives: "logits", "probabilities" or
+            "log_probabilities". `None` reads it from the student's graph, or
+            expects logits where there is no graph. Values of the first batch
+            that show something else are refused.
+        teacher_output: likewise, of the teacher.
         save_teacher: whether the saved Distiller holds the teacher.
         gradient_scale: a `GradientScale` that gives the bins of the
             histograms, or `False` for no histograms.
@@ -99,6 +101,9 @@ class Distiller(backend.Trainer):
         save_teacher=True,
         gradient_scale=None,
         name=None,
+        *,
+        student_output=None,
+        teacher_output=None,
     ):
         _check_model("student", student)
         # The student's policy decides on loss scaling; inputs are left to the
@@ -106,6 +111,8 @@ class Distiller(backend.Trainer):
         super().__init__(name=name, dtype=student.dtype_policy, autocast=False)
         self.student = student
         self.save_teacher = save_teacher
+        self.student_output = student_output
+        self.teacher_output = teacher_output
         self._evaluating = False
         self._class_weight = {}
         self._teacher_classes = None
@@ -114,8 +121,24 @@ class Distiller(backend.Trainer):
             gradient_scale = GradientScale()
         self._bins = _Untracked(gradient_scale or None)
         self.teacher = teacher
+        check_class_counts(student, teacher)
+        # Refuse a kind of output that doesn't exist.
+        LogitReader(student, student_output, "student")
+        LogitReader(teacher, teacher_output, "teacher")
         if student.built:
             self.built = True
+
+    @property
+    def student_reader(self):
+        """The `LogitReader` of the student."""
+        return LogitReader(self.student, self.student_output, "student")
+
+    @property
+    def teacher_reader(self):
+        """The `LogitReader` of the teacher, or `None`."""
+        if self.teacher is None:
+            return None
+        return LogitReader(self.teacher, self.teacher_output, "teacher")
 
     @property
     def teacher(self):
@@ -202,6 +225,8 @@ class Distiller(backend.Trainer):
             **kwargs,
         }
         super().compile(**{**arguments, "optimizer": self._scaled(**arguments)})
+        with self._scope():
+            set_loss_tracker(self, LossTracker(name="loss"))
         self.loss = loss
         # Kept out of Keras's tracking, which ends when a model is built: a
         # Distiller can be compiled again with a loss of other terms.
@@ -242,13 +267,13 @@ class Distiller(backend.Trainer):
         """
         if not self.compiled:
             return {}
-        self.bring_up_to_date()
+        self.sync_variables()
         return dict(self._monitors.value.scales)
 
     @property
-    def faults(self):
-        """The `Faults` that a step notes, for the host to look at after it."""
-        return self._monitors.value.faults
+    def invalid_examples(self):
+        """The `InvalidExamples` that steps count, for the host to check."""
+        return self._monitors.value.invalid_examples
 
     @property
     def metrics(self):
@@ -279,7 +304,7 @@ class Distiller(backend.Trainer):
             (x, y, sample_weight), with y a dict.
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        return x, self._with_statistics(x, _as_dict(y)), sample_weight
+        return x, self._with_statistics(x, batch.as_dict(y)), sample_weight
 
     def _with_statistics(self, x, y):
         """Adds to the labels what the loss needs from the teacher."""
@@ -298,24 +323,55 @@ class Distiller(backend.Trainer):
                 "LabelSmoothing, which needs no teacher."
             )
         else:
-            logits = to_logits(self.teacher, self.teacher(x, training=False))
+            outputs = self.teacher(x, training=False)
+            logits = self.teacher_reader.logits(outputs)
+            if not self.teacher_reader.is_certain:
+                y = {**y, _TEACHER_OUTPUTS: self.teacher_reader.single(outputs)}
         logits = ops.cast(logits, self.loss.dtype)
         self._teacher_classes = logits.shape[-1]
-        labels = check_labels(y[LABELS], logits.shape)
-
-        finite = ops.isfinite(ops.sum(logits, axis=-1))
-        logits = ops.where(ops.expand_dims(finite, -1), logits, 0.0)
-        labels_in_range = ops.clip(labels, 0, self._teacher_classes - 1)
-        statistics = self.loss.teacher_statistics(labels_in_range, logits)
+        settled = batch.settle(y, logits)
+        top_class = ops.argmax(logits, axis=-1)
+        right = ops.equal(ops.cast(top_class, "int32"), settled.labels)
         return {
             **y,
-            **statistics,
-            LABELS: labels,
-            _TEACHER_FINITE: finite,
-            TEACHER_RIGHT: ops.equal(
-                ops.cast(ops.argmax(logits, axis=-1), "int32"), labels
-            ),
+            **self.loss.teacher_statistics(settled.labels, logits),
+            TEACHER_RIGHT: right,
         }
+
+    def settle(self, y, y_pred, sample_weight=None):
+        """What a batch is to losses and metrics.
+
+        Args:
+            y: labels, or a dict of labels and teacher statistics; or a batch
+                that is settled, which is returned as it is.
+            y_pred: the student's outputs.
+            sample_weight: optional, [batch] or the shape of the labels.
+
+        Returns:
+            A `keras_kd.batch.Batch`.
+        """
+        if isinstance(y, batch.Batch):
+            return y
+        outputs = self.student_reader.single(y_pred)
+        logits = self.student_reader.logits(outputs)
+        self.num_classes = logits.shape[-1]
+        if self._teacher_classes not in (None, self.num_classes):
+            raise ValueError(
+                class_count_message(self.num_classes, self._teacher_classes)
+            )
+        class_weight = None
+        if self._class_weight and not self._evaluating:
+            class_weight = batch.class_weight_array(
+                self._class_weight, self.num_classes
+            )
+        return batch.settle(
+            y,
+            logits,
+            sample_weight,
+            get_keras_mask(outputs),
+            self.loss.ignore_class,
+            class_weight,
+        )
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
@@ -323,146 +379,112 @@ class Distiller(backend.Trainer):
         """The loss of a batch.
 
         Args:
-            x: inputs, not used.
-            y: labels, or a dict of labels and teacher statistics.
+            x: optional inputs, looked at where the loss is not finite.
+            y: labels, a dict of labels and teacher statistics, or a settled
+                batch.
             y_pred: the student's outputs.
             sample_weight: optional, [batch] or the shape of the labels.
             training: whether to give the distillation loss with the layers'
                 own losses, or the plain cross-entropy on the labels.
 
         Returns:
-            A scalar.
+            A scalar; NaN for a batch that must not be trained on. Under a
+            strategy, this replica's share of the sum over all.
         """
-        mask = get_keras_mask(y_pred)
-        logits = self._student_logits(y_pred)
-        y, usable = self._usable(_as_dict(y), logits)
-        sample_weight = self._weights(y, logits, sample_weight)
-        if not training:
-            values = self._cross_entropy(y, logits)
-            return self._reduce(values, mask, sample_weight)
-
-        parts = self.loss.parts(y, logits)
-        counted = ops.logical_and(parts.valid, usable)
-        if mask is not None:
-            counted = ops.logical_and(counted, ops.cast(mask, "bool"))
-        self._monitors.value.update(
-            parts, counted, sample_weight, y.get(TEACHER_RIGHT)
-        )
-        values = ops.where(usable, parts.loss, 0.0)
-        if self.loss.ignore_class is not None:
-            set_keras_mask(values, parts.valid)
-        total = self._reduce(values, mask, sample_weight)
-        if self.losses:
+        settled = self.settle(y, y_pred, sample_weight)
+        if training:
+            parts = self.loss.batch_parts(settled)
+            values = parts.loss
+            self._monitors.value.update(
+                parts, settled, settled.y.get(TEACHER_RIGHT)
+            )
+        else:
+            values = self._cross_entropy(settled)
+        number = self._count_invalid(x, y_pred, settled, values, training)
+        total = reduce_over_batch(values, settled, self.loss.reduction)
+        if training and self.losses:
             # Keras's own sum of the layers' losses, scaled for distribution.
             total = total + ops.cast(super().compute_loss(), total.dtype)
-        return total
+        is_invalid = distribution.sum_over_replicas(number) > 0
+        return ops.where(is_invalid, float("nan"), total)
 
-    def _reduce(self, values, mask, sample_weight):
-        """The loss's reduction, of the whole batch under a strategy.
+    def _cross_entropy(self, settled):
+        """[...], plain cross-entropy on the labels, 0 where none counts."""
+        logits = ops.cast(settled.logits, self.loss.dtype)
+        values = label_softmax(logits, settled.labels).cross_entropy
+        return ops.where(settled.counted, values, 0.0)
 
-        Keras divides each replica's sum by what that replica counted and
-        averages, so that a step of few unmasked examples weighs as much as one
-        of many; this divides by what all replicas counted.
+    def _count_invalid(self, x, y_pred, settled, values, training):
+        """Counts what must not be trained on in `invalid_examples`.
+
+        Returns:
+            A scalar that is above 0 if there is anything.
         """
-        reduced = self.loss.reduce(values, mask, sample_weight)
-        strategy = distribution.strategy_of(self)
-        replicas = distribution.num_replicas(strategy)
-        if replicas == 1 or self.loss.reduction in ("sum", "none", None):
-            return reduced
-        count = self.loss.divisor(values, mask, sample_weight)
-        total = distribution.sum_over_replicas(count, strategy)
-        return reduced * ops.divide_no_nan(count * replicas, total)
+        bad = ops.logical_not(settled.is_class)
+        labels = ops.max(ops.where(bad, settled.given_labels, batch.NOT_WHOLE))
+        counts = {
+            "labels": _number(bad),
+            "label": ops.where(ops.any(bad), ops.cast(labels, "float32"), 0.0),
+        }
+        if training:
+            counts["stale"] = _number(self._stale(settled))
+        infinite = _number(ops.logical_not(ops.isfinite(values)))
+        # Not every layer passes a NaN on.
+        inputs = sum((ops.sum(each) for each in _floats(x)), ops.zeros(()))
+        origins = ops.cond(
+            ops.logical_or(infinite > 0, ops.logical_not(ops.isfinite(inputs))),
+            lambda: _origins(x, settled.logits, infinite),
+            lambda: ops.zeros((3,)),
+        )
+        for name, count in zip(
+            ("inputs", "student", "teacher"),
+            ops.unstack(origins, 3),
+            strict=True,
+        ):
+            counts[name] = count
+        outputs = {self.student_reader: y_pred}
+        if _TEACHER_OUTPUTS in settled.y:
+            outputs[self.teacher_reader] = settled.y[_TEACHER_OUTPUTS]
+        for reader, values in outputs.items():
+            if not reader.is_certain:
+                counts[f"{reader.role}_output"] = self._contradicted(
+                    reader, values
+                )
+        self.invalid_examples.update_state(**counts)
+        del counts["label"]
+        return sum(counts.values())
+
+    def _stale(self, settled):
+        """Booleans: whether statistics are of another temperature."""
+        kept = settled.y.get(STATISTICS_TEMPERATURE)
+        if kept is None:
+            return ops.zeros((1,), dtype="bool")
+        wanted = ops.cast(self.loss.temperature, kept.dtype)
+        return ops.abs(kept - wanted) > 1e-4 * wanted
+
+    def _contradicted(self, reader, outputs):
+        """1 if the first batch shows that a model gives something else."""
+        return ops.cond(
+            self.invalid_examples.is_first_batch,
+            lambda: ops.cast(reader.contradicted(outputs), "float32"),
+            lambda: ops.zeros(()),
+        )
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Updates the compiled metrics with labels and student outputs.
 
         Half-precision outputs are given in float32, as some metrics ask.
         """
-        logits = self._student_logits(y_pred)
-        labels, in_range = self._labels(_as_dict(y), logits)
-        y = {LABELS: ops.where(in_range, labels, 0)}
-        sample_weight = self._weights(y, logits, sample_weight)
-        if keras.backend.standardize_dtype(y_pred.dtype) in _HALF:
-            mask = get_keras_mask(y_pred)
-            y_pred = ops.cast(y_pred, "float32")
-            set_keras_mask(y_pred, mask)
-        return super().compute_metrics(x, y[LABELS], y_pred, sample_weight)
-
-    def _student_logits(self, y_pred):
-        logits = to_logits(self.student, y_pred)
-        classes = logits.shape[-1]
-        if self._teacher_classes not in (None, classes):
-            raise ValueError(
-                class_count_message(classes, self._teacher_classes)
-            )
-        return logits
-
-    def _labels(self, y, logits):
-        """The labels, and which are class ids or the ignored one."""
-        num_classes = logits.shape[-1]
-        labels = check_labels(y[LABELS], logits.shape)
-        in_range = ops.logical_and(labels >= 0, labels < num_classes)
-        if self.loss.ignore_class is not None:
-            ignored = ops.equal(labels, self.loss.ignore_class)
-            in_range = ops.logical_or(in_range, ignored)
-        return labels, in_range
-
-    def _usable(self, y, logits):
-        """Puts out-of-range labels aside, and notes them in `faults`.
-
-        Returns:
-            y with every label inside [0, classes) or the ignored one, and
-            [...] booleans, false where an example must not be trained on.
-        """
-        self.num_classes = logits.shape[-1]
-        labels, in_range = self._labels(y, logits)
-        finite = y.get(_TEACHER_FINITE, ops.ones_like(in_range))
-        current = self._at_current_temperature(y, in_range)
-        self.faults.update_state(labels, in_range, finite, current)
-        labels = ops.where(in_range, labels, 0)
-        usable = ops.logical_and(in_range, ops.logical_and(finite, current))
-        return {**y, LABELS: labels}, usable
-
-    def _at_current_temperature(self, y, like):
-        """[...] booleans: whether statistics are of the loss's temperature."""
-        kept = y.get(STATISTICS_TEMPERATURE)
-        if kept is None:
-            return ops.ones_like(like)
-        wanted = ops.cast(self.loss.temperature, kept.dtype)
-        same = ops.abs(kept - wanted) <= 1e-4 * wanted
-        return ops.logical_and(expand_weights(same, like), ops.ones_like(like))
-
-    def _weights(self, y, logits, sample_weight):
-        """Sample weights, times the class weights in training."""
-        if not self._class_weight or self._evaluating:
-            return sample_weight
-        num_classes = logits.shape[-1]
-        by_class = np.ones(num_classes, dtype="float32")
-        for class_id, weight in self._class_weight.items():
-            if not 0 <= class_id < num_classes:
-                raise ValueError(
-                    "`class_weight` must be a dict from class ids to weights. "
-                    f"Received: class id {class_id} with {num_classes} "
-                    "classes. Remove it, or correct the class ids."
-                )
-            by_class[class_id] = weight
-        labels = ops.clip(y[LABELS], 0, num_classes - 1)
-        weights = ops.take(by_class, labels, axis=0)
-        if sample_weight is None:
-            return weights
-        return ops.cast(expand_weights(sample_weight, weights), "float32") * (
-            weights
+        settled = self.settle(y, y_pred, sample_weight)
+        labels = ops.where(settled.is_class, settled.given_labels, 0)
+        outputs = self.student_reader.single(y_pred)
+        if keras.backend.standardize_dtype(outputs.dtype) in _HALF:
+            mask = get_keras_mask(outputs)
+            outputs = ops.cast(outputs, "float32")
+            set_keras_mask(outputs, mask)
+        return super().compute_metrics(
+            x, ops.cast(labels, "int32"), outputs, settled.weights
         )
-
-    def _cross_entropy(self, y, logits):
-        """[...], plain cross-entropy on the labels, 0 on ignored ones."""
-        logits = ops.cast(logits, self.loss.dtype)
-        valid = self.loss.valid_labels(y[LABELS])
-        values = label_softmax(logits, y[LABELS]).cross_entropy
-        values = ops.where(valid, values, 0.0)
-        if self.loss.ignore_class is not None:
-            set_keras_mask(values, valid)
-        return values
 
     # -- running -------------------------------------------------------------
 
@@ -542,7 +564,9 @@ class Distiller(backend.Trainer):
             return
         spec = getattr(x, "element_spec", None)
         spec = spec[0] if isinstance(spec, tuple) else x
-        if all(hasattr(s, "shape") for s in keras.tree.flatten(spec)):
+        leaves = keras.tree.flatten(spec)
+        # Of other data, such as those of pandas, Keras makes arrays in `fit`.
+        if all(hasattr(s, "shape") and hasattr(s, "dtype") for s in leaves):
             inputs = keras.tree.map_structure(
                 lambda s: keras.KerasTensor(
                     (None, *s.shape[1:]),
@@ -572,6 +596,8 @@ class Distiller(backend.Trainer):
             "student": serialize(self.student),
             "teacher": serialize(self.teacher) if self.save_teacher else None,
             "save_teacher": self.save_teacher,
+            "student_output": self.student_output,
+            "teacher_output": self.teacher_output,
             "gradient_scale": serialize(self._bins.value or False),
             "name": self.name,
         }
@@ -585,20 +611,35 @@ class Distiller(backend.Trainer):
         return cls(**config)
 
 
-def _as_dict(y):
-    if y is None:
-        raise ValueError(
-            "Distillation needs labels. Received: data without them. Pass "
-            "(x, labels) with integer class ids."
-        )
-    if isinstance(y, dict):
-        if LABELS in y:
-            return y
-        raise ValueError(
-            f'Labels given as a dict must have the key "{LABELS}". Received: '
-            f"keys {sorted(y)}. Rename the key of the class ids."
-        )
-    return {LABELS: y}
+def _number(booleans):
+    return ops.sum(ops.cast(booleans, "float32"))
+
+
+def _origins(x, logits, infinite):
+    """Where losses that are not finite come from.
+
+    Returns:
+        [3]: numbers of inputs that are not finite, of examples if it is the
+        student's logits, and if it is what the teacher gave.
+    """
+    inputs = sum(
+        (_number(ops.logical_not(ops.isfinite(each))) for each in _floats(x)),
+        ops.zeros(()),
+    )
+    # A class that the student rules out has the logit -inf.
+    odd = ops.logical_or(ops.isnan(logits), ops.equal(logits, float("inf")))
+    student = ops.where(ops.any(odd), infinite, 0.0)
+    return ops.stack([inputs, student, infinite - student])
+
+
+def _floats(x):
+    """The inputs of a float dtype, in float32."""
+    return [
+        ops.cast(values, "float32")
+        for values in keras.tree.flatten(x)
+        if values is not None
+        and "float" in keras.backend.standardize_dtype(values.dtype)
+    ]
 
 
 def _check_model(role, model):

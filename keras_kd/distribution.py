@@ -65,22 +65,69 @@ def local_values(value, strategy):
     return strategy.experimental_local_results(value)
 
 
-def sum_over_replicas(value, strategy):
+def sum_over_replicas(value):
     """The sum of what all replicas have, inside of a step.
 
     Args:
         value: a tensor.
-        strategy: a `tf.distribute.Strategy`, or `None`.
 
     Returns:
-        A tensor of the same shape.
+        A tensor of the same shape; the value itself where there is one
+        replica, or outside of a step.
     """
-    if num_replicas(strategy) == 1:
+    if keras.backend.backend() != "tensorflow":
         return value
     import tensorflow as tf
 
     context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return value
     return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def run_either(condition, then, otherwise, arguments):
+    """Runs one of two functions that update variables, inside of a step.
+
+    Args:
+        condition: boolean scalar, the same on all replicas.
+        then: function of the arguments that returns nothing.
+        otherwise: likewise.
+        arguments: tuple of structures of this replica's tensors.
+    """
+    import tensorflow as tf
+
+    def choose(condition, *arguments):
+        def run(function):
+            def body():
+                function(*arguments)
+                return 0
+
+            return body
+
+        tf.cond(condition, run(then), run(otherwise))
+
+    if tf.__internal__.distribute.strategy_supports_no_merge_call():
+        choose(condition, *arguments)
+        return
+
+    # Variables of several replicas can't be updated in a branch of one of
+    # them: the branch is taken for all, and the replicas run inside of it.
+    def choose_for_all(strategy, condition, *arguments):
+        def run(function):
+            def body():
+                strategy.extended.call_for_each_replica(
+                    function, args=arguments
+                )
+                return 0
+
+            return body
+
+        condition = strategy.experimental_local_results(condition)[0]
+        tf.cond(condition, run(then), run(otherwise))
+
+    tf.distribute.get_replica_context().merge_call(
+        choose_for_all, args=(condition, *arguments)
+    )
 
 
 def spans_workers(strategy):
@@ -136,17 +183,8 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     def check_finite(self, grads):
         """Whether the gradients of every replica are finite."""
         finite = super().check_finite(grads)
-        if keras.backend.backend() != "tensorflow":
-            return finite
-        import tensorflow as tf
-
-        context = tf.distribute.get_replica_context()
-        if context is None or context.num_replicas_in_sync == 1:
-            return finite
         overflowed = ops.cast(ops.logical_not(finite), "float32")
-        return ops.equal(
-            context.all_reduce(tf.distribute.ReduceOp.SUM, overflowed), 0
-        )
+        return ops.equal(sum_over_replicas(overflowed), 0)
 
 
 def worker_callbacks(callbacks, strategy):

@@ -13,6 +13,28 @@ from keras import ops
 from keras_kd.backend import private
 
 KINDS = ("logits", "probabilities", "log_probabilities")
+# Layers whose `activation` is the last thing that they do.
+_APPLY_LAST = (
+    keras.layers.Activation,
+    keras.layers.Dense,
+    keras.layers.EinsumDense,
+    private.BaseConv,
+)
+# What values show that a model gives something else, and what that may be.
+_CONTRADICTIONS = {
+    "logits": (
+        "probabilities, not negative and with a sum of 1 for each example",
+        "probabilities",
+    ),
+    "probabilities": (
+        "values that are negative or don't sum to 1 for each example",
+        "logits",
+    ),
+    "log_probabilities": (
+        "values whose exponentials don't sum to 1 for each example",
+        "logits",
+    ),
+}
 
 
 class LogitReader:
@@ -45,6 +67,32 @@ class LogitReader:
         """One of `KINDS`, as far as it is known before the model runs."""
         return self.declared or graph_kind(self.model) or "logits"
 
+    @property
+    def is_certain(self):
+        """Whether the model's graph alone tells, so that no value need."""
+        return self.declared is None and graph_kind(self.model) is not None
+
+    def single(self, outputs):
+        """The one tensor that a model gave, perhaps in a dict or a list.
+
+        Args:
+            outputs: what the model gave.
+
+        Returns:
+            [..., classes].
+
+        Raises:
+            ValueError: if there are several.
+        """
+        leaves = keras.tree.flatten(outputs)
+        if len(leaves) != 1:
+            raise ValueError(
+                f"The {self.role} {self.model.name!r} must have one output, "
+                f"the logits. Received: {len(leaves)} outputs. Wrap it in a "
+                "model that returns that output alone."
+            )
+        return leaves[0]
+
     def logits(self, outputs):
         """The logits behind a model's outputs.
 
@@ -59,9 +107,10 @@ class LogitReader:
         Raises:
             ValueError: if there are several outputs, or a single class.
         """
-        self._check_structure(outputs)
-        if self._kept(outputs) is not None:
-            return self._kept(outputs)
+        outputs = self.single(outputs)
+        kept = self._kept(outputs)
+        if kept is not None:
+            return kept
         if self.kind != "probabilities":
             return outputs
         dtype = keras.backend.standardize_dtype(outputs.dtype)
@@ -78,21 +127,16 @@ class LogitReader:
         Returns:
             A boolean scalar tensor.
         """
+        values = outputs = self.single(outputs)
         kept = self._kept(outputs) is not None
-        dtype = keras.backend.standardize_dtype(outputs.dtype)
-        tolerance = 2e-2 if dtype in ("float16", "bfloat16") else 1e-3
-        values = ops.cast(outputs, "float32")
         if self.kind == "log_probabilities" and not kept:
-            values = ops.exp(values)
-        lowest = ops.min(values, axis=-1)
-        total = ops.sum(values, axis=-1)
-        sums_to_1 = ops.abs(total - 1.0) <= tolerance
-        distribution = ops.logical_and(lowest >= 0, sums_to_1)
+            values = ops.exp(outputs)
+        distributions = are_distributions(values)
         if self.kind == "logits" and not kept:
-            return ops.all(distribution)
+            return ops.all(distributions)
         # Masked steps may be zeros.
-        zeros = ops.logical_and(lowest == 0, total == 0)
-        return ops.logical_not(ops.all(ops.logical_or(distribution, zeros)))
+        zeros = ops.all(ops.equal(values, 0), axis=-1)
+        return ops.logical_not(ops.all(ops.logical_or(distributions, zeros)))
 
     def refuse(self):
         """Raises for outputs that contradict what the model is taken to give.
@@ -100,32 +144,12 @@ class LogitReader:
         Raises:
             ValueError: with what to say instead.
         """
-        argument = f"{self.role}_output"
-        if self.kind == "logits":
-            expected, received = (
-                "logits",
-                (
-                    "probabilities: in the first batch no value is negative and "
-                    "those of each example sum to 1"
-                ),
-            )
-            others = f"{argument}='probabilities'"
-        else:
-            expected, received = (
-                self.kind.replace("_", "-"),
-                (
-                    "values that are none: in the first batch they are negative "
-                    "or don't sum to 1 over the classes"
-                ),
-            )
-            if self.kind == "log_probabilities":
-                received = "values whose exponentials don't sum to 1"
-            others = f"{argument}='logits'"
+        received, instead = _CONTRADICTIONS[self.kind]
         told = "said to give" if self.declared else "taken to give"
         raise ValueError(
-            f"The {self.role} {self.model.name!r} is {told} {expected}. "
-            f"Received: {received}. Say what it gives, as in {others}, or "
-            "correct the model."
+            f"The {self.role} {self.model.name!r} is {told} {self.kind}. "
+            f"Received: a first batch of {received}. Say what it gives, as in "
+            f"{self.role}_output={instead!r}, or correct the model."
         )
 
     def check(self, outputs):
@@ -137,7 +161,6 @@ class LogitReader:
         Raises:
             ValueError: see `refuse`.
         """
-        self._check_structure(outputs)
         if bool(ops.convert_to_numpy(self.contradicted(outputs))):
             self.refuse()
 
@@ -147,15 +170,21 @@ class LogitReader:
             return None
         return getattr(outputs, "_keras_logits", None)
 
-    def _check_structure(self, outputs):
-        if keras.tree.is_nested(outputs):
-            count = len(keras.tree.flatten(outputs))
-            raise ValueError(
-                f"The {self.role} {self.model.name!r} must have one output, "
-                f"the logits. Received: {count} outputs. Wrap it in a model "
-                "with that output alone, as in keras.Model(model.inputs, "
-                "model.outputs[0])."
-            )
+
+def are_distributions(values):
+    """Which vectors are probabilities of classes, to the eye.
+
+    Args:
+        values: [..., classes].
+
+    Returns:
+        [...] booleans, true where no value is negative and all sum to 1.
+    """
+    dtype = keras.backend.standardize_dtype(values.dtype)
+    tolerance = 2e-2 if dtype in ("float16", "bfloat16") else 1e-3
+    total = ops.sum(ops.cast(values, "float32"), axis=-1)
+    sums_to_1 = ops.abs(total - 1.0) <= tolerance
+    return ops.logical_and(ops.min(values, axis=-1) >= 0, sums_to_1)
 
 
 def graph_kind(model):
@@ -166,8 +195,9 @@ def graph_kind(model):
 
     Returns:
         "probabilities" or "log_probabilities" if the graph ends in a softmax
-        over the last axis or its logarithm, which reshapes, casts and averages
-        may follow; `None` where the graph does not tell.
+        over the last axis or its logarithm, "logits" if it ends in a layer
+        without activation; reshapes, casts and averages may follow. `None`
+        where the graph does not tell.
     """
     outputs = getattr(model, "outputs", None)
     return _tensor_kind(outputs[0]) if outputs else None
@@ -192,13 +222,18 @@ def _tensor_kind(tensor):
         return "probabilities"
     if activation is keras.activations.log_softmax:
         return "log_probabilities"
+    if _makes_logits(operation, activation):
+        return "logits"
     inputs = operation._inbound_nodes[node_index].input_tensors
     if not inputs:
         return None
     kinds = {_tensor_kind(each) for each in inputs}
     if isinstance(operation, keras.layers.Average):
-        # The mean of log-probabilities is not one, but serves as logits.
-        return "probabilities" if kinds == {"probabilities"} else None
+        # The mean of logits, or of log-probabilities, serves as logits.
+        if kinds == {"probabilities"}:
+            return "probabilities"
+        known = kinds <= {"logits", "log_probabilities"}
+        return "logits" if known else None
     same_classes = inputs[0].shape[-1] == tensor.shape[-1]
     if _keeps_values(operation, activation) and same_classes:
         return kinds.pop()
@@ -212,15 +247,20 @@ def _of_last_axis(operation, tensor, kind):
 
 def _last_activation(operation):
     """The function that a layer applies to its result, `None` if unknown."""
-    applies_last = (
-        keras.layers.Activation,
-        keras.layers.Dense,
-        keras.layers.EinsumDense,
-        private.BaseConv,
-    )
-    if isinstance(operation, applies_last):
+    if isinstance(operation, _APPLY_LAST):
         return operation.activation
     return None
+
+
+def _makes_logits(operation, activation):
+    """Whether a layer's result can be anything, as logits can."""
+    if private.is_reversible_embedding(operation):
+        return True
+    return (
+        isinstance(operation, _APPLY_LAST)
+        and not isinstance(operation, keras.layers.Activation)
+        and activation is keras.activations.linear
+    )
 
 
 def _keeps_values(operation, activation):
@@ -240,14 +280,37 @@ def check_class_counts(student, teacher):
 
     Args:
         student: a `keras.Model`.
-        teacher: a `keras.Model`.
+        teacher: a `keras.Model`, or `None`.
 
     Raises:
-        ValueError: if both are known and differ.
+        ValueError: if both are known and differ, or one of them is 1.
     """
-    counts = _class_count(student), _class_count(teacher)
+    counts = []
+    for role, model in (("student", student), ("teacher", teacher)):
+        count = _class_count(model)
+        check_several_classes(count, f"a {role}")
+        counts.append(count)
     if None not in counts and counts[0] != counts[1]:
         raise ValueError(class_count_message(*counts))
+
+
+def check_several_classes(num_classes, owner="a model"):
+    """Refuses a model with a single unit.
+
+    Args:
+        num_classes: integer, or `None` if it isn't known.
+        owner: whose it is, for the message.
+
+    Raises:
+        ValueError: if it is 1.
+    """
+    if num_classes == 1:
+        raise ValueError(
+            "Distillation compares classes, of which there must be at least "
+            f"two. Received: {owner} with one output unit, as for a sigmoid. "
+            "Give it two units, one a class: a sigmoid of z is the softmax of "
+            "(0, z)."
+        )
 
 
 def class_count_message(student_classes, teacher_classes):

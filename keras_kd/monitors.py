@@ -5,15 +5,34 @@ import numpy as np
 from keras import ops
 
 from keras_kd import distribution
-from keras_kd.distillation_loss import expand_weights
+from keras_kd.batch import NOT_WHOLE
 from keras_kd.metrics import GradientScale
 
 # Which examples a histogram of gradient scales is about.
 GROUPS = ("all", "teacher_right", "teacher_wrong")
 
 
+class LossTracker(keras.metrics.Mean):
+    """The mean loss, the same number however many replicas train.
+
+    Keras weighs what each replica makes of its share of a batch by the rows of
+    that share, which its loss was divided by already.
+    """
+
+    def update_state(self, values, sample_weight=None):
+        """Adds the loss of a batch.
+
+        Args:
+            values: scalar, this replica's share of the loss of the batch.
+            sample_weight: this replica's rows of the batch.
+        """
+        super().update_state(
+            distribution.sum_over_replicas(values), sample_weight
+        )
+
+
 class Monitors:
-    """Means of the loss's parts, gradient scales, and bad examples.
+    """Means of the loss's parts, gradient scales, and invalid examples.
 
     Args:
         loss: a `DistillationLoss`.
@@ -25,7 +44,7 @@ class Monitors:
         names = ("cross_entropy", *loss.term_names)
         self.parts = {name: keras.metrics.Mean(name=name) for name in names}
         self.scales = {}
-        self.faults = Faults()
+        self.invalid_examples = InvalidExamples()
         if gradient_scale is not None:
             config = gradient_scale.get_config()
             for group in GROUPS:
@@ -35,23 +54,21 @@ class Monitors:
 
     @property
     def metrics(self):
-        """The metrics that start anew with each epoch."""
+        """The metrics that are reset at the start of each epoch."""
         return [*self.parts.values(), *self.scales.values()]
 
-    def update(self, parts, counted, sample_weight=None, teacher_right=None):
-        """Takes note of a batch.
+    def update(self, parts, batch, teacher_right=None):
+        """Adds a batch.
 
         Args:
             parts: `LossParts`.
-            counted: [...] booleans, which examples count.
-            sample_weight: optional, [batch] or [...].
+            batch: the `Batch` that they belong to.
             teacher_right: optional [...] booleans, whether the teacher's
                 largest logit is the label's.
         """
-        weight = ops.cast(counted, "float32")
-        if sample_weight is not None:
-            sample_weight = expand_weights(sample_weight, weight)
-            weight = weight * ops.cast(sample_weight, "float32")
+        weight = ops.cast(batch.counted, "float32")
+        if batch.weights is not None:
+            weight = weight * batch.weights
         values = {"cross_entropy": parts.cross_entropy, **parts.terms}
         for name, metric in self.parts.items():
             metric.update_state(values[name], sample_weight=weight)
@@ -69,59 +86,78 @@ class Monitors:
                 )
 
 
-class Faults(keras.metrics.Metric):
-    """Remembers what must not be trained on, until the step is over.
+# What `InvalidExamples` counts in a step, in this order: labels that are not
+# class ids and the largest of them, examples whose loss is not finite because
+# of the inputs, the student or the teacher, statistics of another temperature,
+# and outputs that student or teacher are not taken to give.
+_COUNTS = (
+    "labels",
+    "label",
+    "inputs",
+    "student",
+    "teacher",
+    "stale",
+    "student_output",
+    "teacher_output",
+)
 
-    A compiled step can't raise (XLA drops assertions), so it leaves bad
-    examples out of the loss and notes them here; the host looks after the
-    step and raises.
+
+class InvalidExamples(keras.metrics.Metric):
+    """Counts the examples that must not be trained on.
+
+    A compiled step can't raise (XLA drops assertions), so it leaves the
+    student as it was, counts why, and the host raises after the step.
     """
 
     def __init__(self):
-        super().__init__(name="faults")
-        # All 0 as long as all is well: number of bad labels, one of them,
-        # number of examples for which the teacher's logits were not finite,
-        # and of those whose statistics are of another temperature.
-        self.state = self.add_variable((4,), "zeros", name="state")
+        super().__init__(name="invalid_examples")
+        # Batches seen, then all 0 as long as all is well.
+        self.state = self.add_variable(
+            (1 + len(_COUNTS),), "zeros", name="state"
+        )
 
-    def update_state(self, labels, in_range, teacher_finite, current):
-        """Takes note of a batch.
+    @property
+    def is_first_batch(self):
+        """Scalar boolean tensor: whether no batch was seen yet."""
+        return ops.equal(ops.convert_to_tensor(self.state)[0], 0)
+
+    def update_state(self, **counts):
+        """Counts a batch.
 
         Args:
-            labels: [...] int32.
-            in_range: [...] booleans, false for labels that are no class ids.
-            teacher_finite: [...] booleans.
-            current: [...] booleans, false for statistics of a temperature
-                that is not the loss's.
+            **counts: scalars by names of `_COUNTS`; others are 0.
         """
-        bad = ops.logical_not(in_range)
-        largest_bad = ops.max(ops.where(bad, labels, np.iinfo("int32").min))
-        count, label, teacher, stale = ops.unstack(
-            ops.convert_to_tensor(self.state), 4
+        before = ops.unstack(
+            ops.convert_to_tensor(self.state), 1 + len(_COUNTS)
         )
-        is_first = ops.logical_and(ops.equal(count, 0), ops.any(bad))
-        self.state.assign(
-            ops.stack(
-                [
-                    count + self._number(bad),
-                    ops.where(
-                        is_first, ops.cast(largest_bad, self.dtype), label
-                    ),
-                    teacher + self._number(ops.logical_not(teacher_finite)),
-                    stale + self._number(ops.logical_not(current)),
-                ]
-            )
-        )
+        after = [
+            count + ops.cast(counts.get(name, 0), self.dtype)
+            for name, count in zip(_COUNTS, before[1:], strict=True)
+        ]
+        # Of several batches the first one's label is told.
+        is_first = ops.equal(before[1], 0)
+        label = 1 + _COUNTS.index("label")
+        after[label - 1] = ops.where(is_first, after[label - 1], before[label])
+        self.state.assign(ops.stack([before[0] + 1, *after]))
 
-    def _number(self, booleans):
-        return ops.sum(ops.cast(booleans, self.dtype))
+    @staticmethod
+    def any_in(state):
+        """Whether a value of `state` counts any invalid example.
+
+        Args:
+            state: [1 + counts].
+
+        Returns:
+            A boolean scalar.
+        """
+        return ops.any(ops.not_equal(state[1:], 0))
 
     def result(self):
-        """[4], see `state`."""
+        """[1 + counts], see `state`."""
         return ops.convert_to_tensor(self.state)
 
     def check(self, distiller):
-        """Raises for what the last steps noted.
+        """Raises for what the last steps counted.
 
         Args:
             distiller: the `Distiller` that ran them.
@@ -133,34 +169,67 @@ class Faults(keras.metrics.Metric):
         # gives, would mix up the labels that two of them saw.
         strategy = distribution.strategy_of(distiller)
         for state in distribution.local_values(self.state.value, strategy):
-            count, label, teacher, stale = ops.convert_to_numpy(state)
-            if count or teacher or stale:
+            state = ops.convert_to_numpy(state)
+            if np.any(state[1:] != 0):
                 break
         else:
             return
         self.reset_state()
-        if teacher:
-            raise ValueError(
-                "The teacher's logits are not finite. Received: NaN or "
-                f"infinite logits from teacher {distiller.teacher.name!r} for "
-                f"{int(teacher)} examples of a batch. Check its weights, its "
-                "input's preprocessing and its dtype (float16 overflows at "
-                "65504). The student was not trained on these examples."
-            )
-        if stale:
-            raise ValueError(
-                "Statistics of the teacher belong to a temperature. Received: "
-                f"{int(stale)} examples with statistics of another than the "
-                f"loss's {distiller.loss.tunables['temperature']:g}. Write the "
-                "cache for a loss of this temperature; to change it while "
-                "training, write it for `KD`, whose statistics serve every "
-                "temperature. The student was not trained on these examples."
-            )
+        counts = dict(zip(_COUNTS, state[1:], strict=True))
+        for reader in (distiller.student_reader, distiller.teacher_reader):
+            if reader is not None and counts[f"{reader.role}_output"]:
+                reader.refuse()
         raise ValueError(
-            "A label is no class id of the student. Received: label "
-            f"{int(label)} among {int(count)} labels outside [0, "
-            f"{distiller.num_classes}), ignore_class="
-            f"{distiller.loss.ignore_class}. Check the labels' encoding, or "
-            "the units of the student's last layer. The student was not "
-            "trained on these examples."
+            f"{_message(counts, distiller)} The batch left the student as it "
+            "was."
         )
+
+
+def _message(counts, distiller):
+    """What was invalid, what was received and what to do about it."""
+    if counts["inputs"]:
+        return (
+            "The inputs are not finite. Received: NaN or infinity in "
+            f"{int(counts['inputs'])} inputs of a batch. Look for missing "
+            "values and for divisions by zero in the preprocessing."
+        )
+    if counts["teacher"]:
+        return (
+            "What the teacher gives is not finite. Received: NaN or infinite "
+            f"logits or statistics from {_teacher_name(distiller)} for "
+            f"{int(counts['teacher'])} examples of a batch. Check its weights, "
+            "its input's preprocessing and its dtype (float16 overflows at "
+            "65504)."
+        )
+    if counts["student"]:
+        return (
+            "The student's loss is not finite. Received: NaN or infinity from "
+            f"student {distiller.student.name!r} for "
+            f"{int(counts['student'])} examples of a batch, with finite "
+            "inputs. Lower the learning rate, or clip gradients; check the "
+            "student's weights and its dtype (float16 overflows at 65504)."
+        )
+    if counts["stale"]:
+        return (
+            "Statistics of the teacher belong to a temperature. Received: "
+            f"{int(counts['stale'])} examples with statistics of another than "
+            f"the loss's {distiller.loss.tunables['temperature']:g}. Write the "
+            "cache for a loss of this temperature; to change it while "
+            "training, write it for `KD`, whose statistics serve every "
+            "temperature."
+        )
+    label = int(counts["label"])
+    label = "not a whole number" if label == NOT_WHOLE else f"label {label}"
+    return (
+        f"A label is not a class id of the student. Received: {label} among "
+        f"{int(counts['labels'])} labels outside [0, {distiller.num_classes}), "
+        "ignore_class="
+        f"{distiller.loss.ignore_class}. Check the labels' encoding, or the "
+        "units of the student's last layer."
+    )
+
+
+def _teacher_name(distiller):
+    if distiller.teacher is None:
+        return "the data"
+    return f"teacher {distiller.teacher.name!r}"

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd import distribution
+from keras_kd.backend.private import flatten_layers, own_statistics
 
 
 def state_variables(model):
@@ -22,11 +23,42 @@ def state_variables(model):
     """
     return [
         variable
-        for layer in model._flatten_layers()
+        for layer in flatten_layers(model)
         if getattr(layer, "stateful", False)
         for variable in keras.tree.flatten(getattr(layer, "states", None))
         if variable is not None
     ]
+
+
+def changing_variables(model):
+    """Variables that a model's forward pass changes while it trains.
+
+    Args:
+        model: a `keras.Model`.
+
+    Returns:
+        List of variables: statistics such as those of batch normalisation,
+        and carried states; not the weights of frozen layers.
+    """
+    statistics = [
+        variable
+        for layer in flatten_layers(model)
+        for variable in own_statistics(layer)
+    ]
+    return [*statistics, *state_variables(model)]
+
+
+def num_rows(x):
+    """Number of examples of a batch.
+
+    Args:
+        x: a tensor, or a nested structure of them.
+
+    Returns:
+        A scalar.
+    """
+    first = next(each for each in keras.tree.flatten(x) if each is not None)
+    return ops.shape(first)[0]
 
 
 def all_variables(model):

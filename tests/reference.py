@@ -59,15 +59,29 @@ def sim_target(labels, weights, alpha, beta):
     return softmax(np.sign(cosines) * np.abs(cosines / alpha) ** beta)[labels]
 
 
-def per_example_loss(logits, labels, terms, temperature, squared=True):
+# Methods whose term is the divergence from their target; the others' is the
+# cross-entropy, which differs from it by what the student can't change.
+DIVERGENCES = ("kd", "kd_topk")
+
+
+def entropy(target):
+    logs = np.log(np.where(target > 0, target, 1.0))
+    return -(target * logs).sum(-1)
+
+
+def per_example_loss(
+    logits, labels, terms, temperature, squared=True, divergence=False
+):
     """terms: list of (weight, target [..., classes])."""
     logits = np.asarray(logits, "float64")
     hot = one_hot(labels, logits.shape[-1])
     kappa = temperature**2 if squared else 1.0
     loss = -(1 - sum(w for w, _ in terms)) * (hot * log_softmax(logits)).sum(-1)
     for weight, target in terms:
-        cross = -(target * log_softmax(logits / temperature)).sum(-1)
-        loss = loss + weight * kappa * cross
+        term = -(target * log_softmax(logits / temperature)).sum(-1)
+        if divergence:
+            term = term - entropy(target)
+        loss = loss + weight * kappa * term
     return loss
 
 

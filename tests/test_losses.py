@@ -91,13 +91,16 @@ class Case:
             "kd": lambda: [(self.weight, reference.kd_target(teacher, t))],
         }[self.name]()
 
-    def expected(self):
+    def expected(self, divergence=None):
+        if divergence is None:
+            divergence = self.name in reference.DIVERGENCES
         return reference.per_example_loss(
             self.logits,
             self.labels,
             self.terms(),
             self.temperature,
             self.squared,
+            divergence=divergence,
         )
 
     def expected_gradient(self):
@@ -264,7 +267,7 @@ def test_subtracting_a_constant_changes_nothing(name):
     )
 
 
-def test_kd_is_hinton_loss_plus_the_teachers_entropy():
+def test_kd_is_hinton_loss_and_0_where_the_student_agrees():
     case = Case("kd", seed=4)
     case.squared, case.weight = True, 1.0
     loss = case.loss(reduction=None)
@@ -272,10 +275,25 @@ def test_kd_is_hinton_loss_plus_the_teachers_entropy():
     teacher = reference.kd_target(case.teacher_logits, case.temperature)
     log_student = reference.log_softmax(case.logits / case.temperature)
     kl = (teacher * (np.log(teacher) - log_student)).sum(-1)
-    entropy = -(teacher * np.log(teacher)).sum(-1)
     np.testing.assert_allclose(
-        loss(y_true, case.logits),
-        case.temperature**2 * (kl + entropy),
+        loss(y_true, case.logits), case.temperature**2 * kl, rtol=1e-4
+    )
+    agreeing = np.array(loss(y_true, case.teacher_logits + 3))
+    np.testing.assert_allclose(agreeing, 0, atol=1e-4)
+    assert (agreeing >= 0).all()
+
+
+def test_a_class_that_the_teacher_rules_out_has_no_mass():
+    labels = np.array([0, 2])
+    teacher = np.array([[1, -np.inf, 0], [0, 2, 1]], "float32")
+    student = np.array([[1, 2, 3], [3, 2, 1]], "float32")
+    loss = kd.KD(1.0, 2.0, reduction=None)
+    target = reference.kd_target(teacher, 2.0)
+    np.testing.assert_allclose(
+        loss(targets(loss, labels, teacher), student),
+        reference.per_example_loss(
+            student, labels, [(1.0, target)], 2.0, divergence=True
+        ),
         rtol=1e-5,
     )
 
@@ -375,7 +393,9 @@ def test_a_users_own_method_is_one_small_class():
     loss = KDTop1(**arguments)
     y_true = targets(loss, case.labels, case.teacher_logits)
     np.testing.assert_allclose(
-        loss(y_true, case.logits), case.expected().mean(), rtol=1e-5
+        loss(y_true, case.logits),
+        case.expected(divergence=False).mean(),
+        rtol=1e-5,
     )
 
 
@@ -435,7 +455,11 @@ def test_a_refused_change_changes_nothing():
     ("labels", "message"),
     [
         (np.eye(4)[[0, 1, 2]].astype("int32"), "one-hot"),
-        (np.array([0.0, 1.0, 2.0]), "float"),
+        (np.array([0.0, 1.5, 2.0]), "not a class id"),
+        (np.array([0.0, np.nan, 2.0]), "not a class id"),
+        (np.array([0, 1, 2**32 + 1]), "not a class id|64 bits"),
+        (np.array([0, 1, -1]), "not a class id"),
+        (np.array([True, False, True]), "bool"),
         (np.zeros((2,), "int32"), r"\(2,\)"),
     ],
 )

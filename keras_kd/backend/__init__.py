@@ -54,6 +54,27 @@ def compiled(function, variables=(), signature=None):
     return _chosen.compiled(function, variables, signature)
 
 
+def refuse_where(condition, message, values):
+    """Values, with an error in their place where a condition holds.
+
+    Args:
+        condition: boolean scalar tensor, or `None` for one that never holds.
+        message: string.
+        values: a tensor of floats.
+
+    Returns:
+        The values. In a compiled step they are NaN where the condition holds,
+        since a compiler may drop the error.
+
+    Raises:
+        ValueError: with the message; in a compiled step the backend's own
+            error, which holds the message.
+    """
+    if condition is None:
+        return values
+    return _chosen.refuse_where(condition, message, values)
+
+
 def take_classes(values, classes):
     """The values of some classes of each example.
 

@@ -10,8 +10,9 @@ import contextlib
 
 import jax
 import keras
-from keras.src.backend import get_keras_mask, set_keras_mask
 
+from keras_kd.backend.private import get_keras_mask, set_keras_mask
+from keras_kd.batch import refuse_wide_labels
 from keras_kd.states import all_variables, state_variables
 
 # What these functions are for, and their arguments: see `keras_kd.backend`.
@@ -35,7 +36,7 @@ def compiled(function, variables, signature):
 
     @jax.jit
     def pure(values, *arguments):
-        with _standing_for(variables, values):
+        with _substituted(variables, values):
             return function(*arguments), _changed(variables, values)
 
     def run(*arguments):
@@ -44,6 +45,21 @@ def compiled(function, variables, signature):
         return result
 
     return run
+
+
+def refuse_where(condition, message, values):
+    """By a callback to the host from a compiled step."""
+    if not isinstance(condition, jax.core.Tracer):
+        if condition:
+            raise ValueError(message)
+        return values
+
+    def refuse(condition):
+        if condition:
+            raise ValueError(message)
+
+    jax.debug.callback(refuse, condition)
+    return jax.numpy.where(condition, float("nan"), values)
 
 
 def take_classes(values, classes):
@@ -63,7 +79,7 @@ def add_to_rows(variable, rows, values):
 
 
 @contextlib.contextmanager
-def _standing_for(variables, values):
+def _substituted(variables, values):
     """Lets variables have other values, such as the arguments of a trace."""
     before = [variable._value for variable in variables]
     try:
@@ -85,9 +101,11 @@ def _changed(variables, values):
     }
 
 
-def _any_fault(state):
-    """Whether a step's state, whose last variable is the faults', has any."""
-    return jax.numpy.any(state[-1][-1] != 0)
+def _keep_if(is_invalid, before, after):
+    """A step's state, or the one before it where its data were invalid."""
+    return jax.tree.map(
+        lambda old, new: jax.numpy.where(is_invalid, old, new), before, after
+    )
 
 
 def _assign(variables, changed):
@@ -98,8 +116,9 @@ def _assign(variables, changed):
 class Trainer(keras.Model):
     """The part of a Distiller that runs a step."""
 
-    # Whether the last step noted a fault; on the device until it is looked at.
-    _is_faulty = False
+    # Whether the last step met invalid examples; on the device until it is
+    # looked at.
+    _is_invalid = False
 
     def train_step(self, state, data):
         """One step: the teacher, outside the gradient, then the student.
@@ -112,25 +131,33 @@ class Trainer(keras.Model):
 
         Returns:
             A tuple of the dict of metric results, of what changed of the
-            teacher's carried states, and of whether a fault was noted; and
-            the new state.
+            teacher's carried states, and of whether examples were invalid;
+            and the new state.
         """
         values, batch = data
         variables = self._step_variables()
-        with _standing_for(variables, values):
+        with _substituted(variables, values):
             batch = self.with_teacher(batch)
             changed = _changed(variables, values)
-            logs, state = super().train_step(state, batch)
-        return (logs, changed, _any_fault(state)), state
+            logs, after = super().train_step(state, batch)
+        is_invalid = self._found_invalid(after)
+        *student, _ = state
+        *trained, metrics = after
+        kept = _keep_if(is_invalid, student, trained)
+        return (logs, changed, is_invalid), (*kept, metrics)
 
     def test_step(self, state, data):
         """One step of evaluation: the student alone, on the labels."""
         values, batch = data
-        with _standing_for(self._step_variables(), values), self.evaluation():
-            logs, state = super().test_step(state, batch)
-        return (logs, {}, _any_fault(state)), state
+        with _substituted(self._step_variables(), values), self.evaluation():
+            logs, after = super().test_step(state, batch)
+        return (logs, {}, self._found_invalid(after)), after
 
-    def bring_up_to_date(self):
+    def _found_invalid(self, state):
+        """Whether a step's state, its last variable that of the monitor."""
+        return self.invalid_examples.any_in(state[-1][-1])
+
+    def sync_variables(self):
         """Gives variables their current values, which Keras keeps elsewhere."""
         self.jax_state_sync()
 
@@ -150,24 +177,25 @@ class Trainer(keras.Model):
         variables = self._step_variables()
 
         def checked_step(state, batch):
+            refuse_wide_labels(batch)
             values = [variable.value for variable in variables]
             try:
                 outcome, state = step(state, (values, batch))
             except Exception:
-                self._give_back(state)
+                self._restore(state)
                 raise
-            logs, changed, is_faulty = outcome
+            logs, changed, is_invalid = outcome
             _assign(variables, changed)
             # The step before is looked at, not this one: to wait for it would
             # leave the device idle between steps.
-            before, self._is_faulty = self._is_faulty, is_faulty
+            before, self._is_invalid = self._is_invalid, is_invalid
             if before:
-                self._give_back(state)
+                self._restore(state)
             return logs, state
 
         return checked_step
 
-    def _give_back(self, state):
+    def _restore(self, state):
         """Gives the variables their values, which Keras took from them.
 
         It would do so at the end of an epoch, which a step that raises does
@@ -184,9 +212,9 @@ class Trainer(keras.Model):
     def jax_state_sync(self):
         """Gives the variables their values, once the last step is checked."""
         super().jax_state_sync()
-        is_faulty, self._is_faulty = self._is_faulty, False
-        if is_faulty:
-            self.faults.check(self)
+        is_invalid, self._is_invalid = self._is_invalid, False
+        if is_invalid:
+            self.invalid_examples.check(self)
 
     @property
     def non_trainable_variables(self):
@@ -198,9 +226,11 @@ class Trainer(keras.Model):
 
     @property
     def metrics_variables(self):
-        """Those of the metrics; the last one is that of the faults."""
+        """Those of the metrics; the last one is that of invalid examples."""
         variables = super().metrics_variables
-        return [*variables, self.faults.state] if self.compiled else variables
+        if not self.compiled:
+            return variables
+        return [*variables, self.invalid_examples.state]
 
     # Keras loses a mask where it takes the outputs out of the gradient.
 

@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_kd import distribution
-from keras_kd.backend.checked import CheckedFunctions
+from keras_kd.states import changing_variables, num_rows
 
 # Up to so many, zeros for all of them cost less than a scatter.
 _FEW_CLASSES = 1000
@@ -19,6 +19,18 @@ def compiled(function, variables, signature):
     """As a `tf.function`, which finds the variables by itself."""
     del variables
     return tf.function(function, autograph=False, input_signature=signature)
+
+
+def refuse_where(condition, message, values):
+    """By an assertion in the graph."""
+    if tf.executing_eagerly():
+        if condition:
+            raise ValueError(message)
+        return values
+    holds = tf.debugging.Assert(tf.logical_not(condition), [message])
+    with tf.control_dependencies([holds]):
+        nan = tf.constant(float("nan"), values.dtype)
+        return tf.where(condition, nan, values)
 
 
 def take_classes(values, classes):
@@ -46,7 +58,7 @@ def add_to_rows(variable, rows, values):
     variable.value.scatter_add(tf.IndexedSlices(values, rows))
 
 
-class Trainer(CheckedFunctions):
+class Trainer(keras.Model):
     """The part of a Distiller that runs a step."""
 
     def train_step(self, data):
@@ -58,16 +70,74 @@ class Trainer(CheckedFunctions):
         Returns:
             Dict of metric results.
         """
-        # The rest of the step (forward pass, loss scaling, regularisation,
-        # update, metrics) is Keras's own, on the targets made here.
-        logs = super().train_step(self.with_teacher(data))
+        x, y, sample_weight = self.with_teacher(data)
+        variables = changing_variables(self.student)
+        before = [tf.identity(variable.value) for variable in variables]
+        with tf.GradientTape() as tape:
+            y_pred = self(x, training=True)
+            batch = self.settle(y, y_pred, sample_weight)
+            loss = self.compute_loss(x, batch, y_pred)
+            scaled = self.optimizer.scale_loss(loss)
+        self._loss_tracker.update_state(loss, sample_weight=num_rows(x))
+        if self.trainable_weights:
+            weights = list(self.trainable_weights)
+            gradients = tape.gradient(scaled, weights)
+            self._apply(tf.math.is_finite(loss), gradients, variables, before)
+        logs = self.compute_metrics(x, batch, y_pred)
         return distribution.step_logs(logs, self.distribute_strategy)
 
     def test_step(self, data):
         """One step of evaluation: the student alone, on the labels."""
         with self.evaluation():
-            logs = super().test_step(data)
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+            y_pred = self(x, training=False)
+            batch = self.settle(y, y_pred, sample_weight)
+            loss = self.compute_loss(x, batch, y_pred, training=False)
+            self._loss_tracker.update_state(loss, sample_weight=num_rows(x))
+            logs = self.compute_metrics(x, batch, y_pred)
         return distribution.step_logs(logs, self.distribute_strategy)
+
+    def _apply(self, is_sound, gradients, variables, before):
+        """Updates the student, or leaves it as it was before the step.
+
+        Args:
+            is_sound: boolean scalar, the same on all replicas.
+            gradients: list, of the trainable weights.
+            variables: list of variables that the forward pass changes.
+            before: list of their values before it.
+        """
+        weights = list(self.trainable_weights)
+        if not self.optimizer.built:
+            with tf.init_scope():
+                self.optimizer.build(weights)
+
+        def update(gradients, before):
+            del before
+            self.optimizer.apply(gradients, weights)
+
+        def restore(gradients, before):
+            del gradients
+            for variable, value in zip(variables, before, strict=True):
+                variable.assign(value)
+
+        distribution.run_either(is_sound, update, restore, (gradients, before))
+
+    def sync_variables(self):
+        """Nothing: variables have their current values."""
+
+    def make_train_function(self, force=False):
+        """Makes the training step, followed by the check of its data."""
+        if self.train_function is None or force:
+            super().make_train_function(force=True)
+            self.train_function = self._checked(self.train_function)
+        return self.train_function
+
+    def make_test_function(self, force=False):
+        """Makes the evaluation step, followed by the check of its data."""
+        if self.test_function is None or force:
+            super().make_test_function(force=True)
+            self.test_function = self._checked(self.test_function)
+        return self.test_function
 
     def _checked(self, step):
         strategy = self.distribute_strategy
@@ -80,7 +150,7 @@ class Trainer(CheckedFunctions):
                     iterator, self.steps_per_execution
                 )
             logs = step(iterator)
-            self.faults.check(self)
+            self.invalid_examples.check(self)
             return logs
 
         return checked_step

@@ -3,7 +3,7 @@
 import keras
 import torch
 
-from keras_kd.backend.checked import CheckedFunctions
+from keras_kd.states import changing_variables, num_rows
 
 # What these functions are for, and their arguments: see `keras_kd.backend`.
 
@@ -32,6 +32,14 @@ def compiled(function, variables, signature):
     return torch.no_grad()(function)
 
 
+def refuse_where(condition, message, values):
+    """There is no compiled step to wait for."""
+    is_symbolic = condition.device.type == "meta"
+    if not is_symbolic and bool(condition):
+        raise ValueError(message)
+    return values
+
+
 def take_classes(values, classes):
     """By Keras's own."""
     return keras.ops.take_along_axis(values, classes, axis=-1)
@@ -47,7 +55,7 @@ def add_to_rows(variable, rows, values):
     variable.value.index_add_(0, rows.long(), values)
 
 
-class Trainer(CheckedFunctions):
+class Trainer(keras.Model):
     """The part of a Distiller that runs a step."""
 
     def train_step(self, data):
@@ -58,20 +66,41 @@ class Trainer(CheckedFunctions):
 
         Returns:
             Dict of metric results.
+
+        Raises:
+            ValueError: for a batch that must not be trained on, before the
+                student is changed.
         """
         with torch.no_grad():
-            data = self.with_teacher(data)
-        return super().train_step(data)
+            x, y, sample_weight = self.with_teacher(data)
+            variables = changing_variables(self.student)
+            before = [variable.value.clone() for variable in variables]
+        self.zero_grad()
+        y_pred = self(x, training=True)
+        batch = self.settle(y, y_pred, sample_weight)
+        loss = self.compute_loss(x, batch, y_pred)
+        try:
+            self.invalid_examples.check(self)
+        except ValueError:
+            with torch.no_grad():
+                for variable, value in zip(variables, before, strict=True):
+                    variable.assign(value)
+            raise
+        self._loss_tracker.update_state(loss, sample_weight=num_rows(x))
+        if self.trainable_weights:
+            self.optimizer.scale_loss(loss).backward()
+            weights = list(self.trainable_weights)
+            gradients = [weight.value.grad for weight in weights]
+            with torch.no_grad():
+                self.optimizer.apply(gradients, weights)
+        return self.compute_metrics(x, batch, y_pred)
 
     def test_step(self, data):
         """One step of evaluation: the student alone, on the labels."""
         with self.evaluation():
-            return super().test_step(data)
+            logs = super().test_step(data)
+        self.invalid_examples.check(self)
+        return logs
 
-    def _checked(self, step):
-        def checked_step(data):
-            logs = step(data)
-            self.faults.check(self)
-            return logs
-
-        return checked_step
+    def sync_variables(self):
+        """Nothing: variables have their current values."""

@@ -15,11 +15,10 @@ import zlib
 import keras
 import numpy as np
 
+from keras_kd.batch import LABELS, STATISTICS_TEMPERATURE, TEACHER_RIGHT
 from keras_kd.cache import fingerprint, records, stores, verification
 from keras_kd.cache.reader import RecordReader
 from keras_kd.cache.writer import CacheWriter, identity_differences, pack
-from keras_kd.distillation_loss import LABELS
-from keras_kd.distiller import STATISTICS_TEMPERATURE, TEACHER_RIGHT
 from keras_kd.distribution import shard_by_example
 
 

@@ -5,8 +5,8 @@ import numpy as np
 from keras import ops
 
 from keras_kd import backend, distribution
+from keras_kd.batch import TEACHER_RIGHT
 from keras_kd.cache import records
-from keras_kd.distiller import TEACHER_RIGHT
 from keras_kd.outputs import to_logits
 from keras_kd.states import all_variables
 

@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 
+from keras_kd.batch import TEACHER_RIGHT
 from keras_kd.cache.stores import EXACT, OwnStore, make_store, read_store
 from keras_kd.cache.teacher_pass import TeacherPass, count_right
-from keras_kd.distiller import TEACHER_RIGHT
 from keras_kd.states import assign_states, read_states, reset_states
 
 

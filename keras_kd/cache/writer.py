@@ -8,9 +8,9 @@ import keras
 import numpy as np
 
 from keras_kd import distribution
+from keras_kd.batch import TEACHER_RIGHT
 from keras_kd.cache import fingerprint, records, stores
 from keras_kd.cache.teacher_pass import TeacherPass, count_right
-from keras_kd.distiller import TEACHER_RIGHT
 from keras_kd.outputs import to_logits
 from keras_kd.states import assign_states, read_states, reset_states
 

@@ -8,11 +8,11 @@ import keras
 import numpy as np
 
 from keras_kd import losses
+from keras_kd.batch import LABELS
 from keras_kd.diagnosis import measures
 from keras_kd.diagnosis.finding import PROBLEM, Finding
 from keras_kd.diagnosis.findings import find
 from keras_kd.diagnosis.survey import Survey
-from keras_kd.distillation_loss import LABELS
 from keras_kd.outputs import check_class_counts
 from keras_kd.similarity import logit_weights
 

@@ -14,13 +14,13 @@ import numpy as np
 from keras import ops
 
 from keras_kd import backend
+from keras_kd.batch import LABELS
 from keras_kd.diagnosis.bins import (
     CONFIDENCE_BINS,
     SCALE_EDGES,
     TEMPERATURES,
 )
 from keras_kd.diagnosis.relations import Relations, as_number
-from keras_kd.distillation_loss import LABELS, check_labels, expand_weights
 from keras_kd.outputs import to_logits
 from keras_kd.softmax import label_softmax
 from keras_kd.states import all_variables

@@ -1,32 +1,17 @@
-"""The six partial-KD losses, each in terms of its target distribution."""
+"""The partial-KD methods, each in terms of its target distribution."""
 
 import keras
 from keras import ops
 
-from keras_kd.distillation_loss import DistillationLoss, Tunable
-from keras_kd.similarity import DEFAULT_TABLE_BYTES, ClassSimilarity
-from keras_kd.softmax import label_softmax
-from keras_kd.targets import (
+from keras_kd.losses.base import DistillationLoss, Tunable
+from keras_kd.losses.targets import (
     DenseTarget,
     LabelTarget,
     SparseTarget,
     off_label_sum,
 )
-
-__all__ = [
-    "KD",
-    "NAMES",
-    "DenseTarget",
-    "DistillationLoss",
-    "KDPt",
-    "KDPtSim",
-    "KDSim",
-    "KDTopK",
-    "LabelSmoothing",
-    "LabelTarget",
-    "SparseTarget",
-    "get",
-]
+from keras_kd.similarity import DEFAULT_TABLE_BYTES, ClassSimilarity
+from keras_kd.softmax import label_softmax
 
 
 def _register(cls):
@@ -277,7 +262,8 @@ class KDTopK(DistillationLoss):
     """KD-topk: knowledge distillation with its noisy tail removed.
 
     The target keeps the teacher's probabilities on its k largest classes and
-    spreads the rest of the mass evenly over the others.
+    spreads the rest of the mass evenly over the others. The distillation term
+    is the divergence from it, as in `KD`.
 
     Args:
         k: how many classes to keep: an integer count of at least 1, or a
@@ -360,15 +346,25 @@ class KDTopK(DistillationLoss):
     def target(self, labels, statistics, num_classes):
         """See `DistillationLoss.target`."""
         self.count(num_classes)
+        masses = statistics["top_probabilities"]
+        rest = statistics["tail_probability"]
+        others = max(num_classes - masses.shape[-1], 1)
+        entropy = _surprise(rest, others) + ops.sum(_surprise(masses), axis=-1)
         return SparseTarget(
             classes=statistics["top_classes"],
-            masses=statistics["top_probabilities"],
-            rest=statistics["tail_probability"],
+            masses=masses,
+            rest=rest,
+            entropy=entropy,
         )
 
     def get_config(self):
         """The arguments of the constructor."""
         return {**super().get_config(), "k": self.k}
+
+
+def _surprise(mass, classes=1):
+    """-m log(m / classes), 0 at a mass of 0: a share of the entropy."""
+    return -mass * ops.log(ops.maximum(mass, 1e-30) / classes)
 
 
 def _count(values, value):
@@ -379,10 +375,10 @@ def _count(values, value):
 class KD(DistillationLoss):
     """Full knowledge distillation: all three kinds of knowledge at once.
 
-    The target is the teacher's softmax at the temperature. With
-    `temperature_squared` the gradient is that of weight * T ** 2 *
-    KL(teacher, student) plus the cross-entropy's; the value differs from it
-    by the teacher's entropy, which the student can't change.
+    The target is the teacher's softmax at the temperature. The distillation
+    term is the divergence KL(teacher, student), 0 where they agree, times
+    T ** 2 with `temperature_squared`: the value of Hinton's loss as other
+    toolkits give it.
 
     Args:
         weight: float in [0, 1], weight of the distillation term.
@@ -410,10 +406,22 @@ class KD(DistillationLoss):
     def target(self, labels, statistics, num_classes):
         """See `DistillationLoss.target`."""
         logits = ops.cast(statistics["teacher_logits"], self.dtype)
-        probabilities = ops.softmax(logits / self.temperature, axis=-1)
+        scaled = logits / self.temperature
+        scaled = scaled - ops.max(scaled, axis=-1, keepdims=True)
+        probabilities = ops.softmax(scaled, axis=-1)
         return DenseTarget(
-            probabilities, off_label=off_label_sum(probabilities, labels)
+            probabilities,
+            off_label=off_label_sum(probabilities, labels),
+            entropy=_entropy(probabilities, scaled),
         )
+
+
+def _entropy(probabilities, scaled):
+    """[...], of a softmax and its input, whose largest value is 0."""
+    log_normaliser = -ops.log(ops.max(probabilities, axis=-1))
+    # A class that the teacher rules out has the logit -inf.
+    scaled = ops.maximum(scaled, -1e30)
+    return log_normaliser - ops.sum(probabilities * scaled, axis=-1)
 
 
 _BY_NAME = {

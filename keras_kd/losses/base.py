@@ -17,15 +17,26 @@ import keras
 import numpy as np
 from keras import ops
 
-# Keras's own reduction, so that masks, sample weights and the scaling under a
-# distribution strategy are the ones of every other Keras loss.
-from keras.src.backend import get_keras_mask, set_keras_mask
-from keras.src.losses.loss import reduce_weighted_values
-
+from keras_kd import backend, distribution
+from keras_kd.backend.private import get_keras_mask
+from keras_kd.batch import LABELS, settle
+from keras_kd.logits import are_distributions
+from keras_kd.losses.targets import DenseTarget, SparseTarget, term
 from keras_kd.softmax import plain_and_tempered
-from keras_kd.targets import DenseTarget, SparseTarget
 
-LABELS = "labels"
+# Outside of these a temperature leaves no digit of float32 logits, or of T**2.
+_TEMPERATURES = (1e-4, 1e4)
+_PROBABILITIES = (
+    "A distillation loss in a plain model compares logits. Received: "
+    "probabilities, values that are not negative and sum to 1 for each "
+    "example. Leave the softmax out of the model, end it in "
+    "`keras.layers.Softmax()`, or train it in a `keras_kd.Distiller` with "
+    "student_output='probabilities'."
+)
+_BAD_LABELS = (
+    "A label is not a class id of the student. Received: labels outside "
+    "[0, {}), ignore_class={}. Check the labels' encoding."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +47,13 @@ class LossParts:
         loss: [...], the mixed loss, 0 where `valid` is false.
         cross_entropy: [...], H(onehot(label), q).
         terms: dict by `term_names` of [...], H(target, q_T) of each
-            distillation term, before its weight and T ** 2.
+            distillation term, before its weight and T ** 2; less the target's
+            entropy where the target has one, which makes it the divergence.
         gradient_scale: [...], the ratio w of this loss's gradient on the
             label's logit to that of the plain cross-entropy; NaN where it is
             undefined because q_t is 1.
-        valid: [...] booleans, false where the label is `ignore_class`.
+        valid: [...] booleans, false where the label is `ignore_class` or the
+            model's mask leaves it out.
     """
 
     loss: object
@@ -287,17 +300,22 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
                 "negative weight for the cross-entropy on the labels. "
                 f"Received: {weights}. Lower them."
             )
-        if not values["temperature"] > 0:
+        low, high = _TEMPERATURES
+        if not low <= values["temperature"] <= high:
             raise ValueError(
                 f"`temperature` of {name} divides the logits and must be above "
-                f"0. Received: temperature={values['temperature']}. Choose a "
-                "value such as 1, 2 or 4."
+                f"0, in [{low:g}, {high:g}]. Received: temperature="
+                f"{values['temperature']}. Choose a value such as 1, 2 or 4."
             )
 
     # -- the loss ------------------------------------------------------------
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         """The reduced loss.
+
+        A loss that is given to a plain `keras.Model` sees the model's outputs
+        alone: those of Keras's softmax are traced back to the logits, other
+        probabilities are refused.
 
         Args:
             y_true: dict with "labels" ([...] integer class ids) and the
@@ -308,17 +326,32 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
 
         Returns:
             A scalar, or [...] with `reduction=None`.
+
+        Raises:
+            ValueError: if statistics are missing, labels or weights don't fit
+                the logits, or `y_pred` holds probabilities. (In a compiled
+                step of TensorFlow or JAX the last is the backend's own
+                error, with the same message.)
         """
         with keras.name_scope(self.name):
-            losses = self.call(y_true, y_pred)
-            return self.reduce(losses, get_keras_mask(y_pred), sample_weight)
+            logits, is_bad = _logits_of(y_pred)
+            batch = settle(
+                y_true,
+                logits,
+                sample_weight,
+                get_keras_mask(y_pred),
+                self.ignore_class,
+            )
+            losses = self.batch_parts(batch).loss
+            losses = backend.refuse_where(is_bad, _PROBABILITIES, losses)
+            is_bad = ops.logical_not(ops.all(batch.is_class))
+            message = _BAD_LABELS.format(batch.num_classes, self.ignore_class)
+            losses = backend.refuse_where(is_bad, message, losses)
+            return reduce_over_batch(losses, batch, self.reduction)
 
     def call(self, y_true, y_pred):
         """[...], the loss of each example; see `__call__`."""
-        parts = self.parts(y_true, y_pred)
-        if self.ignore_class is not None:
-            set_keras_mask(parts.loss, parts.valid)
-        return parts.loss
+        return self.parts(y_true, y_pred).loss
 
     def parts(self, y_true, y_pred):
         """The loss of each example and what it is made of.
@@ -334,10 +367,24 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
             ValueError: if statistics are missing, or labels are not integer
                 class ids of the shape that the logits ask for.
         """
-        labels, statistics = self._split(y_true)
-        logits = ops.cast(y_pred, self.dtype)
-        labels = check_labels(labels, logits.shape)
-        valid = self.valid_labels(labels)
+        batch = settle(y_true, y_pred, ignore_class=self.ignore_class)
+        return self.batch_parts(batch)
+
+    def batch_parts(self, batch):
+        """The loss of each example of a settled batch.
+
+        Args:
+            batch: a `keras_kd.batch.Batch`.
+
+        Returns:
+            `LossParts`.
+
+        Raises:
+            ValueError: if statistics are missing.
+        """
+        logits = ops.cast(batch.logits, self.dtype)
+        labels = batch.labels
+        statistics = self._statistics_of(batch.y)
         targets = self.targets(labels, statistics, logits.shape[-1])
         plain, tempered = plain_and_tempered(
             logits,
@@ -354,66 +401,20 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
                 if isinstance(target, DenseTarget)
             ],
         )
-        terms = {k: t.cross_entropy(tempered) for k, t in targets.items()}
+        terms = {k: term(t, tempered) for k, t in targets.items()}
         factor = self._term_factor()
         loss = self._hard_weight() * plain.cross_entropy
-        for key, term in terms.items():
-            loss = loss + self._tunable(key) * factor * term
+        for key, value in terms.items():
+            loss = loss + self._tunable(key) * factor * value
         return LossParts(
-            loss=ops.where(valid, loss, 0.0),
+            loss=ops.where(batch.counted, loss, 0.0),
             cross_entropy=plain.cross_entropy,
-            terms={_term_name(key): term for key, term in terms.items()},
+            terms={_term_name(key): value for key, value in terms.items()},
             gradient_scale=self._gradient_scale(
                 labels, targets, plain, tempered
             ),
-            valid=valid,
+            valid=batch.counted,
         )
-
-    def reduce(self, losses, mask=None, sample_weight=None):
-        """Reduces per-example losses as Keras reduces its own.
-
-        Args:
-            losses: [...], from `call` (its mask of ignored labels counts).
-            mask: optional [...] booleans, such as the model's padding mask.
-            sample_weight: optional, [batch] or [...].
-
-        Returns:
-            A scalar, or [...] with `reduction=None`.
-        """
-        return reduce_weighted_values(
-            losses,
-            sample_weight=expand_weights(sample_weight, losses),
-            mask=_both(mask, get_keras_mask(losses)),
-            reduction=self.reduction,
-            dtype=self.dtype,
-        )
-
-    def divisor(self, losses, mask=None, sample_weight=None):
-        """What `reduce` divides the sum of the losses by, for a mean.
-
-        Args:
-            losses: as in `reduce`, as the following.
-            mask: optional [...] booleans.
-            sample_weight: optional, [batch] or [...].
-
-        Returns:
-            A scalar.
-        """
-        counted = ops.ones_like(losses)
-        mask = _both(mask, get_keras_mask(losses))
-        if mask is not None:
-            counted = counted * ops.cast(mask, losses.dtype)
-        if self.reduction == "mean_with_sample_weight":
-            weights = expand_weights(sample_weight, losses)
-            if weights is not None:
-                counted = counted * ops.cast(weights, losses.dtype)
-        return ops.sum(counted)
-
-    def valid_labels(self, labels):
-        """[...] booleans, false where the label is `ignore_class`."""
-        if self.ignore_class is None:
-            return ops.ones_like(labels, dtype="bool")
-        return ops.not_equal(labels, self.ignore_class)
 
     def _gradient_scale(self, labels, targets, plain, tempered):
         """The ratio w of DESIGN's section on gradient rescaling.
@@ -450,22 +451,18 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
     def _tunable(self, name):
         return ops.convert_to_tensor(self._tunables[name])
 
-    def _split(self, y_true):
-        if not isinstance(y_true, dict):
-            y_true = {LABELS: y_true}
-        missing = [n for n in self.statistics if n not in y_true]
-        if LABELS not in y_true or missing:
+    def _statistics_of(self, y):
+        missing = [name for name in self.statistics if name not in y]
+        if missing:
             raise ValueError(
                 f"{type(self).__name__} needs y_true to be a dict with "
-                f"{[LABELS, *self.statistics]}. Received: {sorted(y_true)}. "
+                f"{[LABELS, *self.statistics]}. Received: {sorted(y)}. "
                 "`keras_kd.Distiller` makes it from labels and a teacher; "
                 "give it a teacher, or a data set that carries its statistics."
             )
-        statistics = {
-            name: ops.convert_to_tensor(y_true[name])
-            for name in self.statistics
+        return {
+            name: ops.convert_to_tensor(y[name]) for name in self.statistics
         }
-        return y_true[LABELS], statistics
 
     def get_config(self):
         """The arguments of the constructor, with the current values."""
@@ -479,71 +476,46 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
         }
 
 
-def _both(mask, other):
-    if mask is None or other is None:
-        return other if mask is None else mask
-    return ops.logical_and(ops.cast(mask, "bool"), other)
-
-
 def _term_name(weight_name):
     return weight_name.removesuffix("_weight").replace("weight", "distillation")
 
 
-def check_labels(labels, logits_shape):
-    """Checks that labels are class ids for logits of this shape.
+def _logits_of(y_pred):
+    """Logits, and whether outputs of a plain model are probabilities."""
+    kept = getattr(y_pred, "_keras_logits", None)
+    if kept is not None:
+        return kept, None
+    y_pred = ops.convert_to_tensor(y_pred)
+    return y_pred, ops.all(are_distributions(y_pred))
+
+
+def reduce_over_batch(values, batch, reduction):
+    """The weighted mean, or sum, of a batch's losses over all replicas.
+
+    Keras divides each replica's sum by what that replica counted and averages
+    over replicas, so that a replica with few unmasked examples weighs as much
+    as one with many; this divides by what all of them counted.
 
     Args:
-        labels: [...] or [..., 1], a tensor or array of an integer dtype.
-        logits_shape: shape of the logits, [..., classes].
+        values: [...], a loss for each example, 0 where it doesn't count.
+        batch: the `keras_kd.batch.Batch`.
+        reduction: as in `keras.losses.Loss`: "sum_over_batch_size" and "mean"
+            divide by the number of examples that count,
+            "mean_with_sample_weight" by the sum of their weights.
 
     Returns:
-        [...], the labels in int32.
-
-    Raises:
-        ValueError: if their dtype is no integer dtype or their shape does not
-            fit, as one-hot labels' does not.
+        A scalar, this replica's share of the sum over all replicas; [...]
+        with reduction "none" or `None`.
     """
-    labels = ops.convert_to_tensor(labels)
-    shape, wanted = tuple(labels.shape), tuple(logits_shape[:-1])
-    dtype = keras.backend.standardize_dtype(labels.dtype)
-    if len(shape) == len(wanted) + 1 and shape[-1] == 1:
-        labels = ops.squeeze(labels, -1)
-    elif not _may_match(shape, wanted):
-        one_hot = shape and _may_match(shape, tuple(logits_shape))
-        raise ValueError(
-            "Labels must be class ids, one for each vector of logits, here of "
-            f"shape {wanted}. Received: labels of shape {shape} and dtype "
-            f"{dtype}"
-            + (
-                ", which look one-hot. Pass `labels.argmax(-1)`."
-                if one_hot
-                else ". Check that labels and inputs are of the same batch, "
-                "and the shape of the model's output."
-            )
-        )
-    if "int" not in dtype:
-        raise ValueError(
-            "Labels must be class ids of an integer dtype. Received: labels "
-            f"of shape {shape} and dtype {dtype}. Cast class ids with "
-            '`labels.astype("int32")`; turn one-hot or soft labels into class '
-            "ids with `labels.argmax(-1)`."
-        )
-    return ops.cast(labels, "int32")
-
-
-def _may_match(shape, other):
-    """Whether two shapes are the same as far as both are known."""
-    return len(shape) == len(other) and all(
-        None in pair or pair[0] == pair[1]
-        for pair in zip(shape, other, strict=True)
-    )
-
-
-def expand_weights(sample_weight, losses):
-    """Gives [batch] weights the rank of [batch, time] losses."""
-    if sample_weight is None:
-        return None
-    sample_weight = ops.convert_to_tensor(sample_weight)
-    while len(sample_weight.shape) < len(losses.shape):
-        sample_weight = ops.expand_dims(sample_weight, -1)
-    return sample_weight
+    if batch.weights is not None:
+        values = values * ops.cast(batch.weights, values.dtype)
+    if reduction in (None, "none"):
+        return values
+    total = ops.sum(values)
+    if reduction == "sum":
+        return total
+    counted = ops.cast(batch.counted, values.dtype)
+    if reduction == "mean_with_sample_weight" and batch.weights is not None:
+        counted = counted * ops.cast(batch.weights, values.dtype)
+    count = distribution.sum_over_replicas(ops.sum(counted))
+    return ops.divide_no_nan(total, count)

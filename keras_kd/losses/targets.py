@@ -17,6 +17,7 @@ class LabelTarget:
 
     mass: object
     rest: object
+    entropy = None
 
     def cross_entropy(self, softmax):
         """[...], H(target, softmax), with no [..., classes] target."""
@@ -43,11 +44,14 @@ class SparseTarget:
         rest: [...], the probability shared by the other classes: 1 minus the
             sum of `masses`, given apart because that difference would lose
             its digits where it is small.
+        entropy: [...], of the distribution, for a term that is its divergence
+            from the student; or `None`, for one that is the cross-entropy.
     """
 
     classes: object
     masses: object
     rest: object
+    entropy: object = None
 
     def cross_entropy(self, softmax):
         """[...], H(target, softmax), with no [..., classes] target."""
@@ -83,10 +87,12 @@ class DenseTarget:
         probabilities: [..., classes].
         off_label: [...], 1 - probabilities[label], where the method knows it
             more exactly than by that difference; else `None`.
+        entropy: as in `SparseTarget`.
     """
 
     probabilities: object
     off_label: object = None
+    entropy: object = None
 
     def cross_entropy(self, softmax):
         """[...], H(target, softmax)."""
@@ -100,6 +106,23 @@ class DenseTarget:
         return 1.0 - ops.squeeze(
             ops.take_along_axis(self.probabilities, index, axis=-1), -1
         )
+
+
+def term(target, softmax):
+    """What a distillation term compares a student with a target by.
+
+    Args:
+        target: a `LabelTarget`, `SparseTarget` or `DenseTarget`.
+        softmax: the student's `LabelSoftmax`.
+
+    Returns:
+        [...], the divergence KL(target, softmax) where the target knows its
+        entropy, else the cross-entropy, which has the same gradient.
+    """
+    cross_entropy = target.cross_entropy(softmax)
+    if target.entropy is None:
+        return cross_entropy
+    return _at_least_zero(cross_entropy - ops.stop_gradient(target.entropy))
 
 
 def _at_least_zero(gap):

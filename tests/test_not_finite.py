@@ -1,0 +1,124 @@
+"""NaN and infinity: the student stays as it was, and the origin is named."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from models import CLASSES, FEATURES, data, fit, mlp, uniform
+
+import keras_kd as kd
+
+
+def normalised_student():
+    """A student whose forward pass changes statistics, too."""
+    inputs = keras.Input((FEATURES,))
+    x = layers.Dense(6, "relu", kernel_initializer=uniform(1))(inputs)
+    x = layers.BatchNormalization()(x)
+    return keras.Model(inputs, layers.Dense(CLASSES)(x))
+
+
+def everything(distiller):
+    """The student's and the optimizer's values."""
+    variables = [*distiller.student.variables, *distiller.optimizer.variables]
+    return [np.array(keras.ops.convert_to_numpy(v)) for v in variables]
+
+
+def assert_refused_and_kept(distiller, x, labels, *words):
+    """The first batch is sound and trained on, the second one is not."""
+    fit(distiller, np.ones_like(x), labels)
+    before = everything(distiller)
+    with pytest.raises(ValueError) as caught:
+        fit(distiller, x, labels)
+    message = str(caught.value)
+    for word in ("Received", "left the student as it was", *words):
+        assert word in message, message
+    for now, then in zip(everything(distiller), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def compiled(student, teacher, **arguments):
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile("adam", kd.KDPt(), **arguments)
+    return distiller
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("how", [{}, {"jit_compile": True}])
+def test_inputs(value, how):
+    if keras.backend.backend() == "torch":
+        how = {}  # Compiling needs a C++ compiler there.
+    x, labels, _ = data(8)
+    x[3, 1] = value
+    distiller = compiled(normalised_student(), mlp(), **how)
+    assert_refused_and_kept(distiller, x, labels, "inputs", "in 1 inputs")
+
+
+def test_inputs_in_mixed_precision():
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        student = normalised_student()
+    finally:
+        keras.config.set_dtype_policy(policy)
+    x, labels, _ = data(8)
+    x[3, 1] = np.nan
+    distiller = compiled(student, mlp())
+    assert_refused_and_kept(distiller, x, labels, "inputs")
+
+
+def test_teacher():
+    x, labels, _ = data(8)
+    teacher = mlp(name="broken")
+    distiller = compiled(normalised_student(), teacher)
+    fit(distiller, x, labels)
+    teacher.layers[-1].bias.assign(np.full(CLASSES, np.nan, "float32"))
+    before = everything(distiller)
+    with pytest.raises(ValueError, match="teacher 'broken' for 8 examples"):
+        fit(distiller, x, labels)
+    for now, then in zip(everything(distiller), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_student():
+    x, labels, _ = data(8)
+    student = normalised_student()
+    student.layers[-1].bias.assign(np.full(CLASSES, np.inf, "float32"))
+    distiller = compiled(student, mlp())
+    with pytest.raises(ValueError, match="student's loss .*learning rate"):
+        fit(distiller, x, labels)
+
+
+def test_evaluation():
+    x, labels, _ = data(8)
+    distiller = compiled(normalised_student(), mlp())
+    x[0, 0] = np.nan
+    with pytest.raises(ValueError, match="inputs are not finite"):
+        distiller.evaluate(x, labels, verbose=0)
+
+
+def test_training_goes_on_after_a_refusal():
+    x, labels, _ = data(8)
+    broken = x.copy()
+    broken[0, 0] = np.nan
+    one, other = (compiled(normalised_student(), mlp()) for _ in range(2))
+    other.student.set_weights(one.student.get_weights())
+    with pytest.raises(ValueError, match="inputs"):
+        fit(one, broken, labels)
+    for distiller in (one, other):
+        fit(distiller, x, labels)
+    for now, then in zip(everything(one), everything(other), strict=True):
+        np.testing.assert_allclose(now, then, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.inf, 1e20, np.nan, 0.0, -1.0, 1e-20])
+def test_temperatures_that_leave_no_digits(value):
+    with pytest.raises(ValueError, match="`temperature` of KD "):
+        kd.KD(temperature=value)
+    x, labels, _ = data(8)
+    distiller = compiled(mlp(), mlp(seed=1))
+    before = everything(distiller)
+    schedule = kd.callbacks.LossSchedule(temperature=lambda epoch: value)
+    with pytest.raises(ValueError, match="`temperature` of KDPt "):
+        fit(distiller, x, labels, callbacks=[schedule])
+    for now, then in zip(everything(distiller), before, strict=False):
+        np.testing.assert_array_equal(now, then)
