@@ -1,72 +1,21 @@
-"""What the recipes share: messages, the folder of a run, its table."""
+"""The folder of a run: whose it is, what is done, and what was interrupted."""
 
-import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import pathlib
-import re
 import socket
 import zipfile
 
 import click
+import keras
 
 from keras_kd import callbacks, distribution, files
+from study.messages import first_line
 
 # How `keras_kd.files` ends the names of what is being written.
 _UNFINISHED = ".unfinished"
-# What a TensorFlow error says that is one of the disk.
-_DISK = re.compile("No space left|Read-only file|Permission denied|quota", re.I)
-
-
-@contextlib.contextmanager
-def errors_as_messages():
-    """Shows a refused option or file as one message, not as a traceback."""
-    try:
-        yield
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
-    except OSError as error:
-        raise click.ClickException(_message(error)) from error
-    except Exception as error:
-        # TensorFlow writes its logs itself, and has errors of its own.
-        if type(error).__module__.startswith("tensorflow") and (
-            _DISK.search(str(error))
-        ):
-            raise click.ClickException(
-                "TensorFlow could not write a file. Received: "
-                f"{first_line(error)}. Free some space, or choose a --log-dir "
-                "that you may write to; the same command then resumes."
-            ) from error
-        raise
-
-
-def _message(error):
-    if "Received:" in str(error) or error.filename is None:
-        return str(error)
-    return (
-        f"{error.filename} can't be read or written. Received: "
-        f"{error.strerror}. Check the path, who may use it, and the space "
-        "that is left."
-    )
-
-
-def first_line(error):
-    """The first line of an error's message, or an empty string."""
-    return (str(error).strip().splitlines() or [""])[0]
-
-
-class UserPath(click.Path):
-    """A path as the user meant it: with a home folder, and not empty."""
-
-    def convert(self, value, param, ctx):
-        """The path; see `click.Path`."""
-        try:
-            value = files.user_path(value, param.opts[0])
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        return super().convert(value, param, ctx)
 
 
 class RunFolder:
@@ -325,8 +274,6 @@ def load_model(path, option="--teacher"):
     Raises:
         ValueError: if it is damaged, or not a model of Keras.
     """
-    import keras
-
     path = pathlib.Path(path)
     try:
         if path.suffix == ".keras":
@@ -359,23 +306,3 @@ def _read_dict(path, remedy):
             f"Received: {value!r:.60}. {remedy}"
         )
     return value
-
-
-def print_table(title, rows):
-    """Prints results as a table.
-
-    Args:
-        title: string.
-        rows: list of dicts of strings, with the same keys.
-    """
-    import rich.console
-    import rich.table
-
-    table = rich.table.Table(title=title)
-    first, *others = rows[0]
-    table.add_column(first, no_wrap=True)
-    for column in others:
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(*row.values())
-    rich.console.Console().print(table)

@@ -4,21 +4,18 @@ import errno
 import json
 import multiprocessing
 import os
-import pathlib
-import subprocess
-import sys
 
 import click
-import common
 import keras
 import numpy as np
 import pytest
+from study import messages, options, run_folder
 
 from keras_kd import files
 
 
 def open_run(folder, **config):
-    return common.RunFolder("study", config, folder)
+    return run_folder.RunFolder("study", config, folder)
 
 
 def tiny_model():
@@ -77,7 +74,7 @@ def test_the_home_folder_is_found_and_an_empty_path_refused(
         assert run.folder == tmp_path / "runs" / "first"
     with pytest.raises(ValueError, match="`--log-dir` must name.*empty path"):
         open_run("")
-    kind = common.UserPath(exists=True)
+    kind = options.UserPath(exists=True)
     option = click.Option(["--teacher"], type=kind)
     assert option.type_cast_value(None, "~/runs") == str(tmp_path / "runs")
     context = click.Context(click.Command("study"))
@@ -192,11 +189,11 @@ def test_a_given_teacher_counts_only_as_it_was(tmp_path):
 def test_a_damaged_teacher_is_not_called_missing(tmp_path, size):
     path = tmp_path / "teacher.keras"
     tiny_model().save(path)
-    np.testing.assert_equal(common.load_model(path).output_shape, (None, 3))
+    np.testing.assert_equal(run_folder.load_model(path).output_shape, (None, 3))
     whole = path.read_bytes()
     path.write_bytes(whole[:size])
     with pytest.raises(ValueError, match="it is damaged.*Received") as caught:
-        common.load_model(path)
+        run_folder.load_model(path)
     assert str(path) in str(caught.value)
     assert "not found" not in str(caught.value).lower()
 
@@ -208,7 +205,7 @@ def test_a_changed_byte_in_a_teacher_is_found(tmp_path):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match="damaged"):
-        common.load_model(path)
+        run_folder.load_model(path)
 
 
 class Killed(BaseException):
@@ -239,7 +236,7 @@ def test_killed_while_a_result_is_written_nothing_is_lost(
                 steps.append("killed")
         run = finish(folder)
         assert run.results["student"]["accuracy"] == 0.5
-        assert common.load_model(run.model("student"))
+        assert run_folder.load_model(run.model("student"))
         assert not list(folder.glob("*.unfinished*"))
     assert steps == ["killed", "killed", "whole", "whole"]
 
@@ -249,7 +246,7 @@ def test_killed_while_a_result_is_written_nothing_is_lost(
 
 def shown(error):
     with pytest.raises(click.ClickException) as caught:
-        with common.errors_as_messages():
+        with messages.errors_as_messages():
             raise error
     return caught.value.message
 
@@ -266,7 +263,7 @@ def test_an_error_of_the_disk_is_one_message():
     message = shown(PermissionError(errno.EACCES, "Permission denied", "a/b"))
     assert message.startswith("a/b can't be read or written. Received: Perm")
     with pytest.raises(tf.errors.InvalidArgumentError):
-        with common.errors_as_messages():
+        with messages.errors_as_messages():
             raise tf.errors.InvalidArgumentError(None, None, "a shape")
 
 
@@ -292,13 +289,3 @@ def test_a_full_disk_while_a_result_is_written_keeps_what_was(
         assert set(run.results) == {"teacher"}
         run.train_once("student", lambda: {"accuracy": 0.5})
         assert set(run.results) == {"teacher", "student"}
-
-
-TOOL = pathlib.Path(__file__).parents[2] / "tools" / "kill_recipe.py"
-
-
-def test_the_tool_of_real_kills_starts():
-    process = subprocess.run(
-        [sys.executable, TOOL, "--help"], capture_output=True, text=True
-    )
-    assert process.returncode == 0 and "--kills" in process.stdout

@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import keras
+import networks
 import numpy as np
 import pytest
-import resnet
 import tensorflow as tf
 
 TOOL = pathlib.Path(__file__).parents[2] / "tools" / "import_cifar_teacher.py"
@@ -130,11 +130,11 @@ def test_another_array_file_is_refused(tmp_path, change, message):
 @pytest.mark.parametrize("depth", [2, 6, 18, 51])
 def test_a_depth_that_does_not_exist_is_refused(depth):
     with pytest.raises(ValueError, match=f"depth of {depth}"):
-        resnet.cifar_resnet(depth, (32, 32, 3), 100, MEAN, DEVIATION)
+        networks.cifar_resnet(depth, (32, 32, 3), 100, MEAN, DEVIATION)
 
 
 def test_depth_counts_the_layers_with_weights_on_the_longest_path():
-    model = resnet.cifar_resnet(20, (32, 32, 3), 100, MEAN, DEVIATION)
+    model = networks.cifar_resnet(20, (32, 32, 3), 100, MEAN, DEVIATION)
     on_path = [
         layer
         for layer in model.layers
