@@ -14,11 +14,12 @@ from keras_kd.logits import check_several_classes
 
 LABELS = "labels"
 # Beside labels and statistics, y may carry these of each example: the teacher's
-# logits, whether the largest of them is the label's, and the temperature at
-# which the statistics were computed.
+# logits, whether the largest of them is the label's, the temperature at which
+# the statistics were computed, and the `teacher_number` of the teacher.
 TEACHER_LOGITS = "teacher_logits"
 TEACHER_RIGHT = "teacher_right"
 STATISTICS_TEMPERATURE = "statistics_temperature"
+TEACHER_FINGERPRINT = "teacher_fingerprint"
 # Stands for a label that is not a whole number.
 NOT_WHOLE = -(2**31)
 

@@ -3,9 +3,17 @@
 import contextlib
 
 import keras
+import numpy as np
 from keras import ops
 
-from keras_kd import backend, batch, distribution, losses
+from keras_kd import (
+    backend,
+    batch,
+    data_errors,
+    distribution,
+    fingerprint,
+    losses,
+)
 from keras_kd.backend.private import (
     get_keras_mask,
     set_keras_mask,
@@ -13,6 +21,7 @@ from keras_kd.backend.private import (
 )
 from keras_kd.batch import (
     STATISTICS_TEMPERATURE,
+    TEACHER_FINGERPRINT,
     TEACHER_LOGITS,
     TEACHER_RIGHT,
 )
@@ -116,6 +125,7 @@ class Distiller(backend.Trainer):
         self._evaluating = False
         self._class_weight = {}
         self._teacher_classes = None
+        self._teacher_number = None
         self.num_classes = None
         if gradient_scale is None:
             gradient_scale = GradientScale()
@@ -421,13 +431,16 @@ class Distiller(backend.Trainer):
             A scalar that is above 0 if there is anything.
         """
         bad = ops.logical_not(settled.is_class)
-        labels = ops.max(ops.where(bad, settled.given_labels, batch.NOT_WHOLE))
+        given = settled.given_labels
+        lowest = np.iinfo(keras.backend.standardize_dtype(given.dtype)).min
+        labels = ops.max(ops.where(bad, given, lowest))
         counts = {
             "labels": _number(bad),
             "label": ops.where(ops.any(bad), ops.cast(labels, "float32"), 0.0),
         }
         if training:
             counts["stale"] = _number(self._stale(settled))
+            counts["other_teacher"] = _number(self._of_other_teacher(settled))
         infinite = _number(ops.logical_not(ops.isfinite(values)))
         # Not every layer passes a NaN on.
         inputs = sum((ops.sum(each) for each in _floats(x)), ops.zeros(()))
@@ -461,6 +474,26 @@ class Distiller(backend.Trainer):
             return ops.zeros((1,), dtype="bool")
         wanted = ops.cast(self.loss.temperature, kept.dtype)
         return ops.abs(kept - wanted) > 1e-4 * wanted
+
+    def _of_other_teacher(self, settled):
+        """Booleans: whether statistics are not those of this teacher."""
+        kept = settled.y.get(TEACHER_FINGERPRINT)
+        if kept is None or self._teacher_number is None:
+            return ops.zeros((1,), dtype="bool")
+        return ops.not_equal(kept, self._teacher_number)
+
+    def _note_teacher_of(self, x):
+        """Before training on data that say whose statistics they carry."""
+        spec = getattr(x, "element_spec", None)
+        named = isinstance(spec, tuple) and TEACHER_FINGERPRINT in spec[1]
+        number = None
+        if named and self.teacher is not None:
+            number = fingerprint.teacher_number(
+                fingerprint.teacher_fingerprint(self.teacher)
+            )
+        if number != self._teacher_number:
+            self._teacher_number = number
+            self.train_function = None
 
     def _contradicted(self, reader, outputs):
         """1 if the first batch shows that a model gives something else."""
@@ -514,6 +547,7 @@ class Distiller(backend.Trainer):
             RuntimeError: if another worker is lost.
         """
         self._build_student(x)
+        self._note_teacher_of(x)
         class_weight = dict(class_weight or {})
         if class_weight != self._class_weight:
             self._class_weight = class_weight
@@ -521,7 +555,10 @@ class Distiller(backend.Trainer):
         strategy = distribution.strategy_of(self)
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = distribution.worker_callbacks(callbacks, strategy)
-        with distribution.lost_worker_as_message(strategy):
+        with (
+            distribution.lost_worker_as_message(strategy),
+            data_errors.raised_plainly(),
+        ):
             return super().fit(
                 x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs
             )
@@ -532,6 +569,7 @@ class Distiller(backend.Trainer):
         with (
             self.evaluation(),
             distribution.lost_worker_as_message(strategy),
+            data_errors.raised_plainly(),
         ):
             return super().evaluate(*args, **kwargs)
 

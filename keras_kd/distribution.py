@@ -139,7 +139,10 @@ def spans_workers(strategy):
     Returns:
         A boolean.
     """
-    return strategy is not None and strategy.extended._in_multi_worker_mode()
+    if num_replicas(strategy) == 1:
+        return False
+    own = len(strategy.extended.worker_devices)
+    return strategy.num_replicas_in_sync > own
 
 
 def is_chief(strategy):
@@ -188,7 +191,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
 
 def worker_callbacks(callbacks, strategy):
-    """The callbacks of `fit` that this process shall run.
+    """The callbacks of `fit` that this process runs.
 
     Every worker calls the same `fit`, but only the chief may write.
 
@@ -230,7 +233,7 @@ def local_iterator(iterator, steps):
     """The next batches, drawn outside the compiled step.
 
     A compiled step that draws its batch itself does not notice the end of the
-    data where several workers train together, but goes on with empty batches;
+    data where several workers train together, but continues with empty ones;
     and the collective operations of several replicas fail in the loop that
     Keras compiles for `steps_per_execution`. Given any other iterator, Keras
     calls the compiled step once per batch.
@@ -298,6 +301,6 @@ def lost_worker_as_message(strategy):
         raise RuntimeError(
             "Another worker does not answer: it ended, or was ended. See its "
             "output, then start all workers again; with BackupAndRestore they "
-            f"go on from the last backup. Received: {type(error).__name__} in "
+            f"resume from the last backup. Received: {type(error).__name__} in "
             "a step."
         ) from error

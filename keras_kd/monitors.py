@@ -88,8 +88,8 @@ class Monitors:
 
 # What `InvalidExamples` counts in a step, in this order: labels that are not
 # class ids and the largest of them, examples whose loss is not finite because
-# of the inputs, the student or the teacher, statistics of another temperature,
-# and outputs that student or teacher are not taken to give.
+# of the inputs, the student or the teacher, statistics of another temperature
+# or teacher, and outputs that student or teacher are not taken to give.
 _COUNTS = (
     "labels",
     "label",
@@ -97,6 +97,7 @@ _COUNTS = (
     "student",
     "teacher",
     "stale",
+    "other_teacher",
     "student_output",
     "teacher_output",
 )
@@ -176,9 +177,10 @@ class InvalidExamples(keras.metrics.Metric):
             return
         self.reset_state()
         counts = dict(zip(_COUNTS, state[1:], strict=True))
-        for reader in (distiller.student_reader, distiller.teacher_reader):
-            if reader is not None and counts[f"{reader.role}_output"]:
-                reader.refuse()
+        if not any(counts[name] for name in ("inputs", "student", "teacher")):
+            for reader in (distiller.student_reader, distiller.teacher_reader):
+                if reader is not None and counts[f"{reader.role}_output"]:
+                    reader.refuse()
         raise ValueError(
             f"{_message(counts, distiller)} The batch left the student as it "
             "was."
@@ -217,6 +219,14 @@ def _message(counts, distiller):
             "cache for a loss of this temperature; to change it while "
             "training, write it for `KD`, whose statistics serve every "
             "temperature."
+        )
+    if counts["other_teacher"]:
+        return (
+            "The Distiller's teacher is not the one whose statistics the data "
+            f"carry. Received: {_teacher_name(distiller)} and "
+            f"{int(counts['other_teacher'])} examples with the statistics of "
+            "another. Pass the teacher that the cache was written with, or "
+            "none: Distiller(student)."
         )
     label = int(counts["label"])
     label = "not a whole number" if label == NOT_WHOLE else f"label {label}"

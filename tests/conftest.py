@@ -1,4 +1,4 @@
-"""Two logical CPU devices, so that two replicas can be held against one.
+"""Logical CPU devices, so that several replicas can be held against one.
 
 The tests run on the backend that KERAS_BACKEND names; those of TensorFlow's
 own features are collected there alone.
@@ -16,10 +16,14 @@ if keras.backend.backend() == "tensorflow":
 
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0],
-        [tf.config.LogicalDeviceConfiguration()] * 2,
+        [tf.config.LogicalDeviceConfiguration()] * 4,
     )
 else:
-    collect_ignore = ["test_distribution.py", "test_multiworker.py"]
+    collect_ignore = [
+        "test_distribution.py",
+        "test_logs.py",
+        "test_multiworker.py",
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -37,12 +41,27 @@ def float64():
         return
     import jax
 
-    with jax.enable_x64(True):
+    # In old releases it was experimental.
+    if not hasattr(jax, "enable_x64"):
+        from jax.experimental import enable_x64
+    else:
+        enable_x64 = jax.enable_x64
+    with enable_x64(True):
         yield
+
+
+# One of each for all: TensorFlow tells the collectives of strategies apart by a
+# key that each counts from where its class says.
 
 
 @pytest.fixture(scope="session")
 def two_replicas():
-    # One for all: TensorFlow mixes up the collectives of two strategies over
-    # the same devices in one process.
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture(scope="session")
+def four_replicas():
+    class OtherStrategy(tf.distribute.MirroredStrategy):
+        _collective_key_base = 1_000_000
+
+    return OtherStrategy([f"CPU:{i}" for i in range(4)])

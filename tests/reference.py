@@ -103,3 +103,13 @@ def reduce_mean(values, sample_weight=None, counted=None):
     counted = np.ones(values.shape) if counted is None else counted
     weights = counted if sample_weight is None else counted * sample_weight
     return (values * weights).sum() / counted.sum()
+
+
+def gradient_scale(logits, labels, terms, temperature):
+    """Ratio of the gradients on the label, as `per_example_gradient`."""
+    at_label = one_hot(labels, logits.shape[-1]).astype(bool)
+    distilled = per_example_gradient(logits, labels, terms, temperature)
+    plain = per_example_gradient(logits, labels, [], temperature)
+    return distilled[at_label].reshape(labels.shape) / plain[at_label].reshape(
+        labels.shape
+    )

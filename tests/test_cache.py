@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import reference
 import tensorflow as tf
+import tensorstore
+from caches import batches, compiled, crop, lstm, text, write
 from keras import layers
 from models import (
     CLASSES,
@@ -14,12 +16,10 @@ from models import (
     assert_same_weights,
     data,
     mlp,
-    uniform,
     weights_of,
 )
 
 import keras_kd as kd
-from keras_kd.cache import records
 
 LOSSES = {
     "label_smoothing": lambda: kd.LabelSmoothing(),
@@ -59,18 +59,6 @@ class Counted(kd.losses.DistillationLoss):
         )
 
 
-def batches(examples=30, size=8, seed=0):
-    x, labels, weights = data(examples, seed)
-    dataset = tf.data.Dataset.from_tensor_slices((x, labels, weights))
-    return dataset.batch(size)
-
-
-def write(path, dataset, teacher, losses, **more):
-    return kd.TeacherCache.write(
-        path, dataset, teacher, losses, verbose=0, **more
-    )
-
-
 def losses_by_step(distiller, dataset, **more):
     """The loss of every step, one after the other."""
     found = []
@@ -87,12 +75,6 @@ def losses_by_step(distiller, dataset, **more):
         dataset, verbose=0, shuffle=False, callbacks=[Record()], **more
     )
     return found
-
-
-def compiled(loss, teacher=None, student=None):
-    distiller = kd.Distiller(student or mlp(), teacher)
-    distiller.compile(optimizer=keras.optimizers.SGD(0.1), loss=loss)
-    return distiller
 
 
 # -- the same training ---------------------------------------------------------
@@ -157,12 +139,6 @@ def test_one_cache_serves_every_loss(kept, tmp_path):
             cache.attach(dataset)
 
 
-def crop(x, seed):
-    """A part of a padded vector, as a crop is of an image."""
-    x = tf.pad(x, [[2, 2]])
-    return tf.image.stateless_random_crop(x, (FEATURES,), seed)
-
-
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("name", NEEDY)
 def test_each_epoch_has_the_pixels_that_the_teacher_saw(
@@ -221,30 +197,9 @@ def test_an_interrupted_stream_goes_on_with_what_it_would_have_given(tmp_path):
     assert not np.array_equal(whole[0], whole[10])
 
 
-def lstm(units, seed, batch=4):
-    inputs = keras.Input(batch_shape=(batch, 6), dtype="int32")
-    x = layers.Embedding(CLASSES, units, embeddings_initializer=uniform(seed))(
-        inputs
-    )
-    x = layers.LSTM(
-        units,
-        return_sequences=True,
-        stateful=True,
-        kernel_initializer=uniform(seed + 1),
-        recurrent_initializer=uniform(seed + 2),
-    )(x)
-    logits = layers.Dense(CLASSES, kernel_initializer=uniform(seed + 3))(x)
-    return keras.Model(inputs, logits)
-
-
 @pytest.fixture
 def segments():
-    """Text whose rows go on from batch to batch."""
-    tokens = np.random.default_rng(1).integers(0, CLASSES, (28, 7), "int32")
-    dataset = tf.data.Dataset.from_tensor_slices(
-        (tokens[:, :-1], tokens[:, 1:])
-    )
-    return dataset.batch(4)
+    return text()
 
 
 @pytest.mark.parametrize("name", NEEDY)
@@ -315,12 +270,11 @@ def test_compact_statistics_keep_three_digits_of_the_loss(
     np.testing.assert_allclose(found, exact, rtol=1e-3, atol=1e-3)
     sizes = {"kd_pt": 2, "kd_pt_sim": 2, "kd_topk": 10 * 4 + 4}
     assert cache.record_bytes == sizes.get(name, 2 * num_classes)
-    on_disk = sum(f.stat().st_size for f in cache_files(tmp_path / "cache"))
-    assert on_disk == 600 * cache.record_bytes
-
-
-def cache_files(path):
-    return sorted(path.glob("*.records"))
+    # Beside them the checksums, four bytes a chunk, and what is in JSON.
+    chunks = [f for f in (tmp_path / "cache").rglob("c/*/*") if f.is_file()]
+    chunks += (tmp_path / "cache").rglob("c/*/*/0")
+    on_disk = sum(f.stat().st_size for f in chunks)
+    assert on_disk == 600 * (cache.record_bytes + 4) + 4 * len(chunks)
 
 
 def test_tokens_take_two_bytes(segments, tmp_path):
@@ -344,170 +298,7 @@ def test_many_classes_have_wider_ids(tmp_path):
     )
 
 
-# -- safety --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"teacher": mlp(12, seed=6)}, "weights"),
-        ({"dataset": batches(seed=1)}, "another data set"),
-        ({"dataset": batches().shuffle(30, seed=2)}, "order"),
-        ({"dataset": batches(22)}, "4 elements in the cache, 3 now"),
-        ({"losses": kd.KDPt(temperature=4.0)}, "'temperature': 4.0"),
-        ({"losses": kd.KDTopK(k=2)}, "KDTopK needs"),
-        ({"dtype": "float32"}, "dtype: float16 in the cache, float32 now"),
-        ({"augment": crop}, "augmented: False in the cache, True now"),
-    ],
-)
-def test_another_cache_is_refused_with_the_difference_named(
-    change, message, tmp_path
-):
-    arguments = {
-        "dataset": batches(),
-        "teacher": mlp(12, seed=5),
-        "losses": kd.KDPt(),
-    }
-    write(tmp_path / "cache", **arguments)
-    write(tmp_path / "cache", **arguments)
-    before = [f.read_bytes() for f in cache_files(tmp_path / "cache")]
-    with pytest.raises(ValueError, match=message):
-        write(tmp_path / "cache", **{**arguments, **change})
-    assert [f.read_bytes() for f in cache_files(tmp_path / "cache")] == before
-
-
-def test_preprocessing_and_names_in_the_fingerprint(tmp_path):
-    """Another scaling is another teacher; another name is not."""
-
-    def scaled(scale):
-        inputs = keras.Input((FEATURES,))
-        x = layers.Rescaling(scale)(inputs)
-        return keras.Model(inputs, mlp(12, seed=5)(x))
-
-    write(tmp_path / "cache", batches(), scaled(2.0), kd.KDPt())
-    write(tmp_path / "cache", batches(), scaled(2.0), kd.KDPt())
-    with pytest.raises(ValueError, match="layers"):
-        write(tmp_path / "cache", batches(), scaled(3.0), kd.KDPt())
-
-
-def test_a_saved_teacher_keeps_its_fingerprint(tmp_path):
-    teacher = mlp(12, seed=5)
-    teacher.save(tmp_path / "teacher.keras")
-    loaded = keras.models.load_model(tmp_path / "teacher.keras")
-    cache = write(tmp_path / "cache", batches(), teacher, kd.KDPt())
-    cache.check(batches(), loaded)
-
-
-def test_attaching_to_other_data_is_refused(tmp_path):
-    cache = write(tmp_path / "cache", batches(), mlp(seed=5), kd.KDPt())
-    opened = kd.TeacherCache(tmp_path / "cache")
-    for other in (batches(seed=1), batches(22), batches().shuffle(30, seed=3)):
-        with pytest.raises(ValueError, match="belongs to something else"):
-            opened.attach(other)
-    with pytest.raises(ValueError, match="KD needs"):
-        cache.attach(batches(), kd.KD())
-
-
-def test_a_damaged_cache_is_not_read(tmp_path):
-    write(tmp_path / "cache", batches(), mlp(seed=5), kd.KDPt())
-    (file,) = cache_files(tmp_path / "cache")
-    content = file.read_bytes()
-    for damaged in (
-        content[:-1],
-        bytes([content[0] ^ 1]) + content[1:],
-        content + b"\0",
-    ):
-        file.write_bytes(damaged)
-        with pytest.raises(ValueError, match="damaged"):
-            kd.TeacherCache(tmp_path / "cache")
-    file.unlink()
-    with pytest.raises(ValueError, match="with 0 bytes"):
-        kd.TeacherCache(tmp_path / "cache")
-    with pytest.raises(FileNotFoundError, match="no cache"):
-        kd.TeacherCache(tmp_path / "absent")
-
-
-class Killed(BaseException):
-    pass
-
-
-@pytest.mark.parametrize("stateful", [False, True])
-def test_writing_killed_at_any_moment_goes_on_where_it_stood(
-    stateful, segments, tmp_path, monkeypatch
-):
-    """Killed before and after each file that is written."""
-    teacher = lstm(6, 5) if stateful else mlp(12, seed=5)
-    dataset = segments if stateful else batches()
-    views = {} if stateful else {"augment": crop, "views": 2}
-    arguments = dict(checkpoint_seconds=0, **views)
-    whole = write(tmp_path / "whole", dataset, teacher, kd.KDPt(), **arguments)
-    expected = b"".join(f.read_bytes() for f in cache_files(tmp_path / "whole"))
-
-    original, path, moments = records.write_whole, tmp_path / "cut", 0
-    for _ in range(100):
-        # The next file of this try is cut off, and the one after it is not
-        # reported: a part counts only once the list of parts has it.
-        calls = iter(range(100))
-
-        def dying(file, content, calls=calls, moment=moments):
-            call = next(calls)
-            if call == 1 + moment % 2:
-                raise Killed
-            original(file, content)
-            if call == 2 + moment % 2:
-                raise Killed
-
-        monkeypatch.setattr(records, "write_whole", dying)
-        try:
-            write(path, dataset, teacher, kd.KDPt(), **arguments)
-            break
-        except Killed:
-            moments += 1
-        if (path / "manifest.json").exists():
-            break
-        with pytest.raises(FileNotFoundError, match="beginning"):
-            kd.TeacherCache(path)
-    monkeypatch.undo()
-    assert moments > 5
-    cache = write(path, dataset, teacher, kd.KDPt(), **arguments)
-    found = b"".join(f.read_bytes() for f in cache_files(path))
-    assert found == expected
-    assert cache.examples == whole.examples
-    assert not list(path.glob("*.state"))
-
-
-def test_a_folder_with_other_files_is_refused(tmp_path):
-    (tmp_path / "mine.txt").write_text("text")
-    with pytest.raises(ValueError, match="mine.txt"):
-        write(tmp_path, batches(), mlp(seed=5), kd.KDPt())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"dataset": batches().repeat()}, "infinite"),
-        ({"dataset": batches().take(0)}, "empty"),
-        ({"dataset": batches(12).concatenate(batches(12))}, "one size"),
-        ({"dataset": [data(8)[:2]]}, "tf.data.Dataset"),
-        ({"dataset": batches().map(lambda x, y, w: x)}, "labels"),
-        ({"views": 2}, "views=2"),
-        ({"dtype": "int8"}, "int8"),
-        ({"losses": [kd.LabelSmoothing()]}, "need nothing"),
-    ],
-)
-def test_bad_input_is_refused(arguments, message, tmp_path):
-    usual = {"dataset": batches(), "teacher": mlp(), "losses": kd.KDPt()}
-    with pytest.raises(ValueError, match=message):
-        write(tmp_path / "cache", **{**usual, **arguments})
-    assert not (tmp_path / "cache" / "manifest.json").exists()
-
-
-def test_a_teacher_that_is_not_finite_is_refused_with_its_batch(tmp_path):
-    x, labels, _ = data(30)
-    x[20] = np.nan
-    dataset = tf.data.Dataset.from_tensor_slices((x, labels)).batch(8)
-    with pytest.raises(ValueError, match="in batch 2 of"):
-        write(tmp_path / "cache", dataset, mlp(), kd.KDPt())
+# -- what is kept besides -----------------------------------------------------
 
 
 def test_verify_tells_the_right_teacher_from_another(tmp_path):
@@ -575,7 +366,9 @@ def test_a_shuffled_cache_has_the_same_statistics_on_other_examples(
     reverse = cache.shuffled(
         tmp_path / "control", dataset, lambda labels: np.arange(59, -1, -1)
     )
-    again = cache.shuffled(tmp_path / "control", dataset, None)
+    again = cache.shuffled(
+        tmp_path / "control", dataset, lambda labels: np.arange(59, -1, -1)
+    )
     (key,) = (k for k in LOSSES[name]().statistics)
     kept, found, found_again = (
         np.concatenate([y[key] for _, y in c.attach(dataset)])
@@ -587,7 +380,9 @@ def test_a_shuffled_cache_has_the_same_statistics_on_other_examples(
     teacher.layers[-1].kernel.assign_add(teacher.layers[-1].kernel)
     other = write(tmp_path / "other", dataset, teacher, LOSSES[name]())
     with pytest.raises(ValueError, match="teacher"):
-        other.shuffled(tmp_path / "control", dataset, None)
+        other.shuffled(
+            tmp_path / "control", dataset, lambda labels: np.arange(59, -1, -1)
+        )
 
 
 # -- distribution --------------------------------------------------------------
@@ -641,18 +436,28 @@ def test_two_replicas_train_from_the_cache_as_one_does(two_replicas, tmp_path):
     assert_same_weights(weights_of(one.student), weights_of(two.student))
 
 
-def test_the_manifest_names_what_is_in_the_cache(tmp_path):
-    write(tmp_path / "cache", batches(), mlp(seed=5), kd.KDPt())
-    manifest = json.loads((tmp_path / "cache" / "manifest.json").read_text())
+def test_zarr_reads_what_is_in_the_cache(tmp_path):
+    """As any zarr tool can, without this package."""
+    teacher = mlp(12, seed=5)
+    write(tmp_path / "cache", batches(), teacher, kd.KDPt())
+    group = json.loads((tmp_path / "cache" / "zarr.json").read_text())
+    assert group["zarr_format"] == 3 and group["node_type"] == "group"
+    manifest = group["attributes"]["keras_kd"]
     assert manifest["stores"] == [{"kind": "log_odds", "temperature": 2.0}]
-    assert manifest["examples"] == 30 and manifest["batches"] == 4
+    assert manifest["examples"] == 30 and manifest["elements"] == 4
     assert len(manifest["teacher"]["weights"]) == 64
+    path = tmp_path / "cache" / "label_log_odds_2"
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{path}"}}
+    (found,) = np.array(tensorstore.open(spec).result())
+    x, labels, _ = data(30)
+    p = reference.kd_target(np.array(teacher(x)), 2.0)[np.arange(30), labels]
+    np.testing.assert_allclose(found, np.log(p / (1 - p)), rtol=1e-3, atol=1e-3)
 
 
-def test_a_path_that_is_no_local_folder():
-    """TensorFlow's file system in memory stands for a remote one."""
+def test_a_path_that_is_not_a_local_folder():
+    """TensorStore's files in memory stand for remote ones."""
     teacher, dataset = mlp(12, seed=5), batches()
-    path = "ram://caches/one"
+    path = "memory://caches/one"
     write(path, dataset, teacher, kd.KDPt(), checkpoint_seconds=0)
     y = [y for _, y, _ in kd.TeacherCache(path).attach(dataset)]
     found = np.concatenate([part["label_log_odds"] for part in y])

@@ -135,3 +135,34 @@ def test_gradient_scale_compiled_with_xla():
 
     update(tf.constant([0.5, -0.5, np.nan]))
     assert metric.summary()["count"] == 2
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_a_nan_that_one_replica_sees_leaves_the_student_as_it_was(
+    policy, two_replicas
+):
+    x, labels, _ = data(16)
+    broken = x.copy()
+    broken[13, 2] = np.nan
+    keras.config.set_dtype_policy(policy)
+    try:
+        with two_replicas.scope():
+            inputs = keras.Input((x.shape[1],))
+            hidden = keras.layers.BatchNormalization()(inputs)
+            student = keras.Model(inputs, keras.layers.Dense(CLASSES)(hidden))
+            distiller = compiled(student, mlp(seed=5), kd.KDPt(), "adam")
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+    def state():
+        variables = [*student.variables, *distiller.optimizer.variables]
+        return [np.array(variable) for variable in variables]
+
+    fit(distiller, x, labels)
+    before = state()
+    with pytest.raises(ValueError, match="inputs are not finite"):
+        fit(distiller, broken, labels, batch_size=16)
+    for now, then in zip(state(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+    fit(distiller, x, labels)
+    assert_weights_differ(state(), before)

@@ -1,116 +1,135 @@
 """The same student from one replica, two replicas and two processes."""
 
+import contextlib
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
-import time
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+import trainings
+from models import assert_same_weights
 
 import keras_kd as kd
 
 WORKER = pathlib.Path(__file__).parent / "worker.py"
+LOGGED = ("examples", "tokens")
 
 
+@contextlib.contextmanager
 def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("localhost", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    """Ports that nothing else takes; servers that share ports can."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            each.bind(("localhost", 0))
+        yield [each.getsockname()[1] for each in sockets]
 
 
-def environments(workers):
-    """One environment per process; TF_CONFIG where there are several."""
-    common = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    common.pop("TF_CONFIG", None)
-    if workers == 1:
-        return [common]
-    cluster = {"worker": [f"localhost:{p}" for p in free_ports(workers)]}
-    tasks = [{"type": "worker", "index": i} for i in range(workers)]
-    return [
-        {**common, "TF_CONFIG": json.dumps({"cluster": cluster, "task": task})}
-        for task in tasks
-    ]
+class Workers:
+    """Two processes that train together, once they have ended."""
 
+    def __init__(self, folder, *names):
+        """Runs trainings in two processes and waits until both have ended."""
+        self.folder = folder
+        with free_ports(2) as ports, contextlib.ExitStack() as stack:
+            cluster = {"worker": [f"localhost:{port}" for port in ports]}
+            processes = [
+                self._start(stack, index, cluster, names) for index in range(2)
+            ]
+            self.codes = [process.wait() for process in processes]
 
-def start(kind, folder, *options, workers=1, last_options=()):
-    """Starts the processes of a training; returns them and their output."""
-    folder.mkdir(exist_ok=True)
-    processes = []
-    for index, environment in enumerate(environments(workers)):
-        more = last_options if index == workers - 1 else ()
-        with open(folder / f"output-{index}", "w") as output:
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, WORKER, kind, folder, *options, *more],
-                    env=environment,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                )
-            )
-    return processes
+    def _start(self, stack, index, cluster, names):
+        task = {"type": "worker", "index": index}
+        config = json.dumps({"cluster": cluster, "task": task})
+        output = open(self.folder / f"output-{index}", "a")
+        process = subprocess.Popen(
+            [sys.executable, WORKER, self.folder, *names],
+            env={**os.environ, "TF_CONFIG": config},
+            stdout=stack.enter_context(output),
+            stderr=subprocess.STDOUT,
+        )
+        # Whatever ends the test, no process of it stays.
+        stack.callback(process.kill)
+        return process
 
+    def output(self, index):
+        """What a worker has printed."""
+        return (self.folder / f"output-{index}").read_text()
 
-def finish(processes, folder):
-    """Waits for processes and returns their results."""
-    for index, process in enumerate(processes):
-        code = process.wait(timeout=240)
-        assert code == 0, (folder / f"output-{index}").read_text()[-3000:]
-    return [
-        json.loads((folder / f"result-{index}.json").read_text())
-        for index in range(len(processes))
-    ]
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("one")
-    return finish(start("one", folder), folder)[0]
+    def results(self, name):
+        """What each worker's training led to."""
+        results = []
+        for index in range(2):
+            path = self.folder / name / f"result-{index}.json"
+            assert path.exists(), self.output(index)[-3000:]
+            results.append(json.loads(path.read_text()))
+        return results
 
 
 @pytest.fixture(scope="module")
 def workers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("workers")
-    return folder, finish(start("multiworker", folder, workers=2), folder)
+    """All trainings that one pair of processes can do, the last interrupted.
+
+    A process takes longer to start than to train.
+    """
+    return Workers(
+        tmp_path_factory.mktemp("workers"),
+        "train",
+        "steps",
+        "half",
+        *LOGGED,
+        "interrupted",
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    keras.utils.set_random_seed(0)
+    return trainings.train(
+        tf.distribute.get_strategy(), tmp_path_factory.mktemp("alone")
+    )
 
 
 def assert_same(found, expected, tolerance=1e-5):
     assert found["iterations"] == expected["iterations"] == 20
     assert found["counts"] == expected["counts"]
-    for one, other in zip(found["weights"], expected["weights"], strict=True):
-        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+    assert_same_weights(found["weights"], expected["weights"], tolerance)
     np.testing.assert_allclose(
         found["predict"], expected["predict"], rtol=tolerance, atol=tolerance
     )
-    assert set(found["history"]) == set(expected["history"])
     # The mean of w is a mean over few, some of them huge.
-    for key, values in expected["history"].items():
+    assert_same_logs(found["history"], expected["history"], 10 * tolerance)
+    assert_same_logs(found["evaluate"], expected["evaluate"], tolerance)
+
+
+def assert_same_logs(found, expected, tolerance=1e-5):
+    assert set(found) == set(expected)
+    for key, values in expected.items():
         np.testing.assert_allclose(
-            found["history"][key], values, rtol=10 * tolerance, err_msg=key
+            found[key], values, rtol=tolerance, err_msg=key
         )
-    for key, value in expected["evaluate"].items():
-        assert found["evaluate"][key] == pytest.approx(value, rel=tolerance)
 
 
-def test_two_replicas_end_where_one_does(alone, tmp_path):
-    assert_same(finish(start("mirrored", tmp_path), tmp_path)[0], alone)
+def test_two_replicas_end_where_one_does(alone, two_replicas, tmp_path):
+    assert_same(trainings.train(two_replicas, tmp_path), alone)
 
 
 def test_two_workers_end_where_one_process_does(alone, workers):
-    for result in workers[1]:
+    for result in workers.results("train"):
         assert_same(result, alone)
 
 
 def test_only_the_chief_writes_and_what_it_writes_is_whole(workers, alone):
-    folder = workers[0]
+    folder = workers.folder / "train"
     assert len(list((folder / "tensorboard").rglob("*tfevents*"))) == 2
     assert len((folder / "log.csv").read_text().splitlines()) == 5
     assert not (folder / "backup").exists()
@@ -120,43 +139,43 @@ def test_only_the_chief_writes_and_what_it_writes_is_whole(workers, alone):
     }
     loaded = keras.models.load_model(folder / "distiller.keras")
     assert isinstance(loaded, kd.Distiller)
-    found = loaded.student.get_weights()
-    for one, other in zip(found, alone["weights"], strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    assert_same_weights(loaded.student.get_weights(), alone["weights"])
 
 
-def test_several_steps_in_a_call_and_half_precision(alone, tmp_path):
-    options = ("--steps-per-execution", "2", "--unknown-length")
-    first = tmp_path / "steps"
-    processes = start("multiworker", first, *options, workers=2)
-    assert_same(finish(processes, first)[0], alone)
-    results = []
-    for kind, count in (("one", 1), ("multiworker", 2)):
-        folder = tmp_path / kind
-        processes = start(kind, folder, "--mixed-precision", workers=count)
-        results.append(finish(processes, folder)[0])
-    for one, other in zip(*(r["weights"] for r in results), strict=True):
-        np.testing.assert_allclose(one, other, atol=0.02)
+def test_two_workers_run_several_steps_in_a_call(alone, workers):
+    for result in workers.results("steps"):
+        assert_same(result, alone)
 
 
-def test_a_killed_worker_ends_the_other_and_both_go_on_later(alone, tmp_path):
-    """SIGKILL in the middle of the third epoch."""
-    processes = start(
-        "multiworker", tmp_path, workers=2, last_options=("--die-at", "12")
+def test_overflow_on_one_worker_skips_the_step_on_both(workers, tmp_path):
+    one = trainings.train_in_half_precision(
+        tf.distribute.get_strategy(), tmp_path
     )
-    processes[1].wait(timeout=240)
-    began = time.monotonic()
-    assert processes[0].wait(timeout=240) != 0
-    assert time.monotonic() - began < 60
-    output = (tmp_path / "output-0").read_text()
-    assert "Another worker does not answer" in output
-    assert (tmp_path / "backup" / "training_metadata.json").exists()
+    # The examples that overflow are left out, the others are trained on.
+    assert 0 < one["steps"] < 10 and one["scale"] < 1
+    for result in workers.results("half"):
+        assert result["steps"] == one["steps"]
+        assert result["scale"] == one["scale"]
+        assert_same_weights(result["weights"], one["weights"], 0.02)
 
-    again = finish(start("multiworker", tmp_path, workers=2), tmp_path)
-    for result in again:
-        # Only what was left to do is in the history.
-        expected = {
-            **alone,
-            "history": {k: v[2:] for k, v in alone["history"].items()},
-        }
-        assert_same(result, expected)
+
+@pytest.mark.parametrize("case", LOGGED)
+def test_two_workers_log_what_one_process_does(case, workers):
+    expected = trainings.log(tf.distribute.get_strategy(), case)
+    for result in workers.results(case):
+        assert_same_logs(result["fit"], expected["fit"])
+        assert_same_logs(result["evaluate"], expected["evaluate"])
+
+
+def test_a_killed_worker_ends_the_other_and_both_resume_later(alone, workers):
+    """SIGKILL in the middle of the third epoch."""
+    chief, other = workers.codes
+    assert other == -signal.SIGKILL and chief not in (0, -signal.SIGKILL)
+    assert "Another worker does not answer" in workers.output(0)
+    interrupted = workers.folder / "interrupted"
+    assert (interrupted / "backup" / "training_metadata.json").exists()
+
+    # Only what was left to do is in the history.
+    left = {key: values[2:] for key, values in alone["history"].items()}
+    for result in Workers(workers.folder, "resumed").results("resumed"):
+        assert_same(result, {**alone, "history": left})

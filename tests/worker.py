@@ -1,11 +1,11 @@
-"""One process of a distributed training, started by test_multiworker.py.
+"""One of the processes that train together in test_multiworker.py.
 
-    python worker.py KIND FOLDER [--die-at STEP] [--steps-per-execution N]
+    python worker.py FOLDER TRAINING...
 
-KIND is a strategy of the recipes. What came out is written to FOLDER.
+Runs trainings by name, one after the other, each in a folder of its name, and
+writes what came out of each to a file there.
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -14,91 +14,51 @@ import sys
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "recipes"))
 
-EPOCHS, STEPS, BATCH = 4, 5, 16
-# The last batch of each epoch is smaller.
-EXAMPLES = STEPS * BATCH - 6
+DIES_AT_STEP = 12
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("kind")
-    parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--die-at", type=int)
-    parser.add_argument("--steps-per-execution", type=int, default=1)
-    parser.add_argument("--mixed-precision", action="store_true")
-    parser.add_argument("--unknown-length", action="store_true")
-    arguments = parser.parse_args()
+def main(folder, *names):
+    """Runs the trainings."""
+    # Before TensorFlow is used for anything else.
+    from study import strategies
 
-    import strategies
-
-    strategy = strategies.make_strategy(arguments.kind)
+    strategy = strategies.make_strategy("multiworker")
     import keras
-    import numpy as np
-    import tensorflow as tf
-    from models import data, mlp
+    import trainings
 
-    import keras_kd as kd
-
-    if arguments.mixed_precision:
-        keras.config.set_dtype_policy("mixed_float16")
-    x, labels, weights = data(EXAMPLES)
-    if arguments.mixed_precision:
-        # The gradient overflows on the second worker alone.
-        weights[3 * BATCH - 1] = 1e6
-    dataset = tf.data.Dataset.from_tensor_slices((x, labels, weights))
-    dataset = dataset.batch(BATCH)
-    if arguments.unknown_length:
-        dataset = dataset.filter(lambda *_: True)
+    index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
 
     class Die(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            if self.model.optimizer.iterations == arguments.die_at:
+            if index == 1 and self.model.optimizer.iterations == DIES_AT_STEP:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    with strategy.scope():
-        teacher = mlp(units=12, seed=5)
-        student = mlp(kernel_regularizer=keras.regularizers.L2(0.01))
-        distiller = kd.Distiller(student, teacher)
-        distiller.compile(
-            optimizer=keras.optimizers.SGD(0.2, momentum=0.9),
-            loss=kd.KDPtSim(),
-            metrics=["accuracy"],
-            steps_per_execution=arguments.steps_per_execution,
-        )
-    folder = arguments.folder
-    history = distiller.fit(
-        dataset,
-        epochs=EPOCHS,
-        validation_data=dataset,
-        verbose=0,
-        callbacks=[
-            keras.callbacks.BackupAndRestore(str(folder / "backup")),
-            keras.callbacks.CSVLogger(str(folder / "log.csv")),
-            keras.callbacks.ModelCheckpoint(str(folder / "{epoch}.keras")),
-            kd.callbacks.KDTensorBoard(
-                str(folder / "tensorboard"), histogram_steps=2
-            ),
-            *([Die()] if arguments.die_at else []),
-        ],
-    ).history
-    result = {
-        "history": history,
-        "evaluate": distiller.evaluate(dataset, verbose=0, return_dict=True),
-        "predict": np.asarray(
-            distiller.predict(dataset, verbose=0), "float64"
-        ).tolist(),
-        "iterations": int(distiller.optimizer.iterations.numpy()),
-        "counts": {
-            group: scale.summary()["count"]
-            for group, scale in distiller.gradient_scales.items()
+    by_name = {
+        "train": trainings.train,
+        "steps": lambda strategy, folder: trainings.train(
+            strategy, folder, unknown_length=True, steps_per_execution=2
+        ),
+        "half": trainings.train_in_half_precision,
+        **{
+            case: lambda strategy, folder, case=case: trainings.log(
+                strategy, case
+            )
+            for case in trainings.LOGGED
         },
-        "weights": [w.tolist() for w in student.get_weights()],
+        "interrupted": lambda strategy, folder: trainings.train(
+            strategy, folder, callbacks=[Die()]
+        ),
+        "resumed": lambda strategy, folder: trainings.train(
+            strategy, folder.parent / "interrupted"
+        ),
     }
-    distiller.save(folder / "distiller.keras")
-    index = json.loads(os.environ.get("TF_CONFIG", '{"task": {"index": 0}}'))
-    name = f"result-{index['task']['index']}.json"
-    (folder / name).write_text(json.dumps(result))
+    for name in names:
+        keras.utils.set_random_seed(0)
+        own = pathlib.Path(folder) / name
+        own.mkdir(exist_ok=True)
+        result = by_name[name](strategy, own)
+        (own / f"result-{index}.json").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

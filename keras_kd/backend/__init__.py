@@ -10,6 +10,8 @@ import importlib
 import keras
 import numpy as np
 
+from keras_kd.backend import private
+
 _NAME = keras.backend.backend()
 if _NAME not in ("tensorflow", "jax", "torch"):
     raise ImportError(
@@ -17,6 +19,7 @@ if _NAME not in ("tensorflow", "jax", "torch"):
         f"backend {_NAME!r}. Set the environment variable KERAS_BACKEND to "
         "tensorflow, jax or torch before Keras is imported."
     )
+private.check_keras(_NAME)
 _chosen = importlib.import_module(f"keras_kd.backend.{_NAME}")
 
 Trainer = _chosen.Trainer

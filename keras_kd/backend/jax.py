@@ -177,9 +177,9 @@ class Trainer(keras.Model):
         variables = self._step_variables()
 
         def checked_step(state, batch):
-            refuse_wide_labels(batch)
             values = [variable.value for variable in variables]
             try:
+                refuse_wide_labels(batch)
                 outcome, state = step(state, (values, batch))
             except Exception:
                 self._restore(state)

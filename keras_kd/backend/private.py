@@ -1,26 +1,74 @@
 """Keras's private names that the package uses, each with the reason.
 
 Everything that is imported from `keras.src`, or starts with an underscore in
-Keras, stands here, so that one place has to change with Keras.
+Keras, stands here, so that one place has to change with Keras. The backends'
+modules override the methods that are listed here. A Keras that lacks any of
+it is refused when the package is imported.
 """
 
 import keras
 
-# The mask that Keras leaves on a tensor; it is public in layers alone.
-from keras.src.backend import get_keras_mask, set_keras_mask
+# Releases that the tests have passed on.
+OLDEST_KERAS, NEWEST_KERAS = "3.12", "3.15"
 
-# What `keras.ops.softmax` and its like leave in a functional model's graph;
-# Keras exports the functions alone.
-from keras.src.layers.convolutional.base_conv import BaseConv
-from keras.src.ops.core import Cast
-from keras.src.ops.nn import LogSoftmax, Softmax
-from keras.src.ops.numpy import ExpandDims, Reshape, Squeeze
-from keras.src.utils.tracking import DotNotTrackScope
+
+def _refusal(name):
+    """The error for a Keras that lacks a name."""
+    return ImportError(
+        f"keras_kd works with Keras {OLDEST_KERAS} to {NEWEST_KERAS}. "
+        f"Received: Keras {keras.__version__}, which lacks {name}. Install "
+        f'one of these releases, as in pip install "keras=={NEWEST_KERAS}.*".'
+    )
+
+
+try:
+    # The padding mask that a layer leaves on its output; only layers get it
+    # handed to them, a training step and a loss don't.
+    from keras.src.backend import get_keras_mask, set_keras_mask
+
+    # The base of the convolutions, whose `activation` comes last.
+    from keras.src.layers.convolutional.base_conv import BaseConv
+
+    # What `keras.ops.softmax` and its like leave in a functional model's
+    # graph; Keras exports the functions alone.
+    from keras.src.ops.core import Cast
+    from keras.src.ops.nn import LogSoftmax, Softmax
+    from keras.src.ops.numpy import ExpandDims, Reshape, Squeeze
+
+    # Attributes of a model that Keras must not list among its own parts.
+    from keras.src.utils.tracking import DotNotTrackScope
+except ImportError as error:
+    raise _refusal(str(error)) from error
 
 SOFTMAX_OPERATIONS = (Softmax, keras.layers.Softmax)
 LOG_SOFTMAX_OPERATIONS = (LogSoftmax,)
 # Those that give their input's values in another shape or dtype.
 RESHAPING_OPERATIONS = (Cast, ExpandDims, Reshape, Squeeze)
+
+# Methods of `keras.Model` that the backends' trainers override. Were one gone,
+# Keras would never call the override.
+OVERRIDDEN = {
+    "tensorflow": (
+        # Averages the batches of several replicas, class ids among them, and
+        # fails for several workers.
+        "_maybe_symbolic_build",
+    ),
+    "jax": (
+        # Where a step gets beside the data what else it reads; `make_*` make
+        # and compile in one.
+        "_make_function",
+        # Both lose the outputs' mask, which goes from one to the other.
+        "compute_loss_and_updates",
+        "_update_metrics_variables",
+        # Looks at the last step once the values are back in the variables;
+        # public, but not documented.
+        "jax_state_sync",
+    ),
+    "torch": (),
+}
+
+
+# -- a model's graph ---------------------------------------------------------
 
 
 def is_reversible_embedding(layer):
@@ -31,20 +79,82 @@ def is_reversible_embedding(layer):
     return hasattr(layer, "tie_weights")
 
 
-def flatten_layers(model):
+def made_by(tensor):
+    """What made a tensor of a functional model.
+
+    Keras shows a graph's inputs and outputs, not what lies between them.
+
+    Args:
+        tensor: a `keras.KerasTensor`, such as one of `model.outputs`.
+
+    Returns:
+        A tuple of the operation (a layer, a model, or one of `keras.ops`), the
+        list of its input tensors, and the position of the tensor among its
+        outputs.
+    """
+    operation, node, position = tensor._keras_history
+    return operation, operation._inbound_nodes[node].input_tensors, position
+
+
+def flatten_layers(model, include_self=True):
     """A model and all the layers inside of it, at any depth.
 
     `keras.Model.layers` lists the outermost ones alone.
+
+    Args:
+        model: a `keras.Model` or layer.
+        include_self: whether the model itself is one of them.
+
+    Returns:
+        List of layers.
     """
-    return list(model._flatten_layers())
+    return list(model._flatten_layers(include_self=include_self))
 
 
 def own_statistics(layer):
     """Variables that a layer was built with as not trainable.
 
     `non_trainable_variables` would add the weights of a frozen layer.
+
+    Args:
+        layer: a `keras.Layer`.
+
+    Returns:
+        List of variables.
     """
     return list(layer._non_trainable_variables)
+
+
+# -- a training step ---------------------------------------------------------
+
+
+def kept_logits(outputs):
+    """The logits that Keras's softmax leaves on the probabilities it makes.
+
+    Taking the logarithm instead costs digits. Keras's own cross-entropies read
+    them; there is no other way to.
+
+    Args:
+        outputs: a tensor.
+
+    Returns:
+        A tensor of the same shape, or `None`.
+    """
+    return getattr(outputs, "_keras_logits", None)
+
+
+def loss_tracker(model):
+    """The metric that a step adds a batch's loss to.
+
+    It is one of `model.metrics`, but at no fixed place.
+
+    Args:
+        model: a compiled `keras.Model`.
+
+    Returns:
+        A `keras.metrics.Metric`.
+    """
+    return model._loss_tracker
 
 
 def set_loss_tracker(model, tracker):
@@ -52,6 +162,10 @@ def set_loss_tracker(model, tracker):
 
     Keras makes it in `compile`, out of sight of the tracking that would list
     it among a model's own metrics as well.
+
+    Args:
+        model: a compiled `keras.Model`.
+        tracker: a `keras.metrics.Metric`.
     """
     with DotNotTrackScope():
         model._loss_tracker = tracker
@@ -70,15 +184,90 @@ def set_initial_epoch(model, epoch):
     model._initial_epoch = epoch
 
 
+def held_value(variable):
+    """What a variable holds, whatever scope it is read in.
+
+    `variable.value` is that of Keras's stateless scope inside of one.
+
+    Args:
+        variable: a `keras.Variable`.
+
+    Returns:
+        A tensor.
+    """
+    return variable._value
+
+
+def set_held_value(variable, value):
+    """Lets a variable hold another value, such as the argument of a trace.
+
+    `variable.assign` would note it in Keras's stateless scope, and convert it.
+
+    Args:
+        variable: a `keras.Variable`.
+        value: a tensor.
+    """
+    variable._value = value
+
+
+# -- the check ---------------------------------------------------------------
+
+
+def check_keras(backend):
+    """Refuses a Keras that lacks any of the names above.
+
+    Args:
+        backend: name of Keras's backend.
+
+    Raises:
+        ImportError: with the releases that work.
+    """
+    # Named, so that the names which Keras gives to a user's models stay.
+    model = keras.Model(name="probe")
+    tensor = keras.Input((1,), name="probe")
+    needed = [
+        (keras.Model, OVERRIDDEN[backend]),
+        (
+            model,
+            (
+                "_flatten_layers",
+                "_initial_epoch",
+                "_loss_tracker",
+                "_non_trainable_variables",
+            ),
+        ),
+        (tensor, ("_keras_history",)),
+    ]
+    for owner, names in needed:
+        for name in names:
+            if not hasattr(owner, name):
+                kind = owner if isinstance(owner, type) else type(owner)
+                raise _refusal(f"{kind.__name__}.{name}")
+    if not hasattr(tensor._keras_history[0], "_inbound_nodes"):
+        raise _refusal("Operation._inbound_nodes")
+    # To make a variable would start the backend, which users configure first.
+    if "_value" not in keras.Variable.value.fget.__code__.co_names:
+        raise _refusal("Variable._value")
+
+
 __all__ = [
     "LOG_SOFTMAX_OPERATIONS",
+    "NEWEST_KERAS",
+    "OLDEST_KERAS",
+    "OVERRIDDEN",
     "RESHAPING_OPERATIONS",
     "SOFTMAX_OPERATIONS",
     "BaseConv",
+    "check_keras",
     "flatten_layers",
     "get_keras_mask",
+    "held_value",
     "is_reversible_embedding",
+    "kept_logits",
+    "loss_tracker",
+    "made_by",
     "own_statistics",
+    "set_held_value",
     "set_initial_epoch",
     "set_keras_mask",
     "set_loss_tracker",

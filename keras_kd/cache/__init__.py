@@ -1,8 +1,10 @@
 """The teacher cache.
 
-`teacher_cache` is what a user sees; `writer` and `reader` are its two sides,
-`stores` says what is kept for which loss and how, `fingerprint` what tells one
-teacher or data set from another, `verification` compares with the teacher.
+`teacher_cache` is what a user sees. `storage` keeps zarr arrays through
+TensorStore, `manifest` says what is in them, `stores` what is kept for which
+loss and how. `writer` runs the teacher, `data` joins the data set with what is
+kept and compares every example, `fingerprint` tells one teacher from another,
+`verification` compares with the teacher.
 """
 
 from keras_kd.cache.teacher_cache import TeacherCache

@@ -9,6 +9,7 @@ What costs digits is chosen so that the loss keeps three of them (tested):
 - the tail of top-k apart and in float32, not as a difference from 1.
 """
 
+import abc
 import dataclasses
 import json
 
@@ -17,33 +18,14 @@ import numpy as np
 from keras import ops
 
 from keras_kd import losses as kd_losses
-from keras_kd.distiller import TEACHER_LOGITS
+from keras_kd.batch import TEACHER_LOGITS
+from keras_kd.cache.storage import Field
 
 EXACT, COMPACT = "float32", "float16"
 _LARGEST = 65504.0  # of float16
 
 
-@dataclasses.dataclass(frozen=True)
-class Field:
-    """One array of a record.
-
-    Attributes:
-        name: string.
-        dtype: name of a NumPy dtype.
-        shape: tuple, of one example.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple
-
-    @property
-    def size(self):
-        """Bytes of one example."""
-        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
-
-
-def plan(losses, num_classes, dtype=COMPACT):
+def plan(losses, classes, dtype=COMPACT):
     """What to keep so that each loss can be trained with.
 
     Nothing is kept twice: all logits give every other statistic, and the k
@@ -51,16 +33,16 @@ def plan(losses, num_classes, dtype=COMPACT):
 
     Args:
         losses: list of `DistillationLoss`.
-        num_classes: integer.
+        classes: integer.
         dtype: "float16" or "float32", of what is kept.
 
     Returns:
-        List of stores.
+        List of `Store`s.
 
     Raises:
         ValueError: if no loss needs anything per example.
     """
-    wanted = [make_store(loss, num_classes, dtype) for loss in losses]
+    wanted = [make_store(loss, classes, dtype) for loss in losses]
     wanted = [store for store in wanted if store is not None]
     if not wanted:
         raise ValueError(
@@ -76,16 +58,14 @@ def plan(losses, num_classes, dtype=COMPACT):
     if tops:
         temperatures = {t for store in tops for t in store.temperatures}
         k = max(store.k for store in tops)
-        kept.append(
-            TopStore(k, tuple(sorted(temperatures)), num_classes, dtype)
-        )
+        kept.append(TopStore(dtype, k, tuple(sorted(temperatures)), classes))
     for store in wanted:
         if not any(each.serves(store) for each in kept):
             kept.append(store)
     return kept
 
 
-def make_store(loss, num_classes, dtype=COMPACT):
+def make_store(loss, classes, dtype=COMPACT):
     """What one loss needs kept, or `None` if it needs nothing.
 
     A subclass that computes its statistics in its own way has them kept as
@@ -96,16 +76,22 @@ def make_store(loss, num_classes, dtype=COMPACT):
     computed_by = type(loss).teacher_statistics
     temperature = _temperature(loss)
     if computed_by is kd_losses.KD.teacher_statistics:
-        return LogitsStore(num_classes, dtype)
+        return LogitsStore(dtype, classes)
     if computed_by is kd_losses.KDTopK.teacher_statistics:
-        k = loss.count(num_classes)
-        return TopStore(k, (temperature,), num_classes, dtype)
+        return TopStore(dtype, loss.count(classes), (temperature,), classes)
     if computed_by in (
         kd_losses.KDPt.teacher_statistics,
         kd_losses.KDPtSim.teacher_statistics,
     ):
-        return LogOddsStore(temperature, dtype)
-    return OwnStore(own_config(loss), loss, num_classes)
+        return LogOddsStore(dtype, temperature)
+    return OwnStore(dtype, _own_config(loss), loss, classes)
+
+
+def read_store(description, dtype):
+    """A store from what its `describe` gave."""
+    arguments = dict(description)
+    kinds = {kind.kind: kind for kind in Store.__subclasses__()}
+    return kinds[arguments.pop("kind")](dtype, **arguments)
 
 
 def _temperature(loss):
@@ -114,62 +100,99 @@ def _temperature(loss):
 
 
 @dataclasses.dataclass(frozen=True)
-class LogitsStore:
-    """All logits, as their gaps to the largest; serves every loss."""
+class Store(abc.ABC):
+    """What is kept for one or several losses.
 
-    num_classes: int
+    Attributes:
+        dtype: "float16" or "float32".
+        kind: string.
+        temperature: the one that statistics are bound to, or `None`.
+    """
+
     dtype: str
+    kind = ""
     temperature = None
 
+    def describe(self):
+        """The store in JSON's types, but for its dtype."""
+        found = {"kind": self.kind, **dataclasses.asdict(self)}
+        del found["dtype"]
+        return json.loads(json.dumps(found))
+
+    @abc.abstractmethod
     def serves(self, store):
         """Whether what `store` would keep can be derived from this."""
+
+    @abc.abstractmethod
+    def fields(self, label_shape):
+        """The `Field`s of one example with labels of a shape."""
+
+    @abc.abstractmethod
+    def encode(self, labels, logits):
+        """Arrays by field name from a batch of labels and float32 logits."""
+
+    @abc.abstractmethod
+    def decode(self, arrays, wanted):
+        """Entries of y by name, from NumPy arrays as they were kept.
+
+        Args:
+            arrays: dict by field name.
+            wanted: the `Store` that the loss would have for itself.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitsStore(Store):
+    """All logits, as their gaps to the largest; serves every loss."""
+
+    classes: int
+    kind = "logits"
+
+    def serves(self, store):
+        """See `Store`."""
         return True
 
     def fields(self, label_shape):
-        """The `Field`s of one example with labels of a shape."""
-        return [Field("gaps", self.dtype, (*label_shape, self.num_classes))]
+        """See `Store`."""
+        return [Field("gaps", self.dtype, (*label_shape, self.classes))]
 
     def encode(self, labels, logits):
-        """Arrays by field name from a batch of labels and float32 logits."""
-        del labels
+        """See `Store`."""
         return {"gaps": _to_dtype(_gaps(logits), self.dtype)}
 
     def decode(self, arrays, wanted):
-        """Entries of y by name from arrays as they were kept."""
-        del wanted
+        """See `Store`."""
         # Half precision stays so; the loss casts it when it needs it.
         return {TEACHER_LOGITS: -arrays["gaps"]}
 
-    def describe(self):
-        """The store in JSON's types."""
-        return {"kind": "logits", "classes": self.num_classes}
 
-
-class TopStore:
+@dataclasses.dataclass(frozen=True)
+class TopStore(Store):
     """The k largest classes, and the mass of the tail at each temperature.
 
     Four bytes a class, up to 65,536 classes; the classes' gaps to the largest
     logit serve every temperature.
-
-    Args:
-        k: integer, how many classes are kept.
-        temperatures: tuple of floats.
-        num_classes: integer.
-        dtype: "float16" or "float32".
     """
 
-    def __init__(self, k, temperatures, num_classes, dtype):
-        self.k = k
-        self.temperatures = temperatures
-        self.num_classes = num_classes
-        self.dtype = dtype
-        self.temperature = temperatures[0]
-        self._losses = [
-            kd_losses.KDTopK(k, temperature=t) for t in temperatures
+    k: int
+    temperatures: tuple
+    classes: int
+    kind = "top"
+
+    def __post_init__(self):
+        # Their variables can't be made while a step is compiled.
+        losses = [
+            kd_losses.KDTopK(self.k, temperature=t) for t in self.temperatures
         ]
+        object.__setattr__(self, "_losses", losses)
+
+    @property
+    def temperature(self):
+        """See `Store`."""
+        return self.temperatures[0]
 
     def serves(self, store):
-        """Whether what `store` would keep can be derived from this."""
+        """See `Store`."""
         return (
             isinstance(store, TopStore)
             and store.k <= self.k
@@ -177,7 +200,7 @@ class TopStore:
         )
 
     def fields(self, label_shape):
-        """See `LogitsStore.fields`."""
+        """See `Store`."""
         tails = (*label_shape, len(self.temperatures))
         return [
             Field("top_classes", self._id_dtype, (*label_shape, self.k)),
@@ -187,10 +210,10 @@ class TopStore:
 
     @property
     def _id_dtype(self):
-        return "uint16" if self.num_classes <= 65536 else "int32"
+        return "uint16" if self.classes <= 65536 else "int32"
 
     def encode(self, labels, logits):
-        """See `LogitsStore.encode`."""
+        """See `Store`."""
         found = [
             loss.teacher_statistics(labels, logits) for loss in self._losses
         ]
@@ -208,173 +231,120 @@ class TopStore:
         }
 
     def decode(self, arrays, wanted):
-        """See `LogitsStore.decode`."""
-        # Inside of tf.data, whatever the backend.
-        import tensorflow as tf
-
+        """See `Store`."""
         (temperature,) = wanted.temperatures
-        gaps = tf.cast(arrays["top_gaps"], tf.float32)
-        masses = tf.exp(-gaps / temperature)
+        gaps = arrays["top_gaps"].astype("float32")
+        masses = np.exp(-gaps / np.float32(temperature))
         head, rest = masses[..., : wanted.k], masses[..., wanted.k :]
         tail = arrays["tails"][..., self.temperatures.index(temperature)]
-        tail = tail + tf.reduce_sum(rest, axis=-1)
-        total = tf.reduce_sum(head, axis=-1) + tail
+        tail = tail + rest.sum(axis=-1)
+        total = head.sum(axis=-1) + tail
         classes = arrays["top_classes"][..., : wanted.k]
         return {
-            "top_classes": tf.cast(classes, tf.int32),
+            "top_classes": classes.astype("int32"),
             "top_probabilities": head / total[..., None],
             "tail_probability": tail / total,
         }
 
-    def describe(self):
-        """See `LogitsStore.describe`."""
-        return {
-            "kind": "top",
-            "k": self.k,
-            "temperatures": list(self.temperatures),
-            "classes": self.num_classes,
-        }
 
+@dataclasses.dataclass(frozen=True)
+class LogOddsStore(Store):
+    """The log-odds of the label at one temperature: two bytes."""
 
-class LogOddsStore:
-    """The log-odds of the label at one temperature: two bytes.
+    temperature: float
+    kind = "log_odds"
 
-    Args:
-        temperature: float.
-        dtype: "float16" or "float32".
-    """
-
-    def __init__(self, temperature, dtype):
-        self.temperature = temperature
-        self.dtype = dtype
-        self._loss = kd_losses.KDPt(temperature=temperature)
+    def __post_init__(self):
+        loss = kd_losses.KDPt(temperature=self.temperature)
+        object.__setattr__(self, "_loss", loss)
 
     def serves(self, store):
-        """Whether what `store` would keep can be derived from this."""
+        """See `Store`."""
         return (
             isinstance(store, LogOddsStore)
             and store.temperature == self.temperature
         )
 
     def fields(self, label_shape):
-        """See `LogitsStore.fields`."""
+        """See `Store`."""
         return [Field(self._name, self.dtype, tuple(label_shape))]
 
     def encode(self, labels, logits):
-        """See `LogitsStore.encode`."""
+        """See `Store`."""
         (odds,) = self._loss.teacher_statistics(labels, logits).values()
         return {self._name: _to_dtype(odds, self.dtype)}
 
     def decode(self, arrays, wanted):
-        """See `LogitsStore.decode`."""
-        import tensorflow as tf
-
-        del wanted
-        return {"label_log_odds": tf.cast(arrays[self._name], tf.float32)}
-
-    def describe(self):
-        """See `LogitsStore.describe`."""
-        return {"kind": "log_odds", "temperature": self.temperature}
+        """See `Store`."""
+        return {"label_log_odds": arrays[self._name].astype("float32")}
 
     @property
     def _name(self):
         return f"label_log_odds_{self.temperature:g}"
 
 
-class OwnStore:
+@dataclasses.dataclass(frozen=True)
+class OwnStore(Store):
     """What a user's own loss computes, as it is.
 
-    Args:
+    Attributes:
         config: dict in JSON's types that tells one loss's statistics from
-            another's; see `own_config`.
+            another's.
         loss: the `DistillationLoss`; `None` in a store that was read back.
-        num_classes: integer; likewise.
+        classes: integer; likewise.
     """
 
-    def __init__(self, config, loss=None, num_classes=None):
-        self.config = config
-        self.loss = loss
-        self.num_classes = num_classes
-        # To which temperature the statistics are bound.
-        self.temperature = None if loss is None else _temperature(loss)
+    config: dict
+    loss: object = None
+    classes: int | None = None
+    kind = "own"
+
+    @property
+    def temperature(self):
+        """See `Store`."""
+        return None if self.loss is None else _temperature(self.loss)
+
+    def describe(self):
+        """See `Store`."""
+        return {"kind": self.kind, "config": self.config}
 
     def serves(self, store):
-        """Whether what `store` would keep can be derived from this."""
+        """See `Store`."""
         return isinstance(store, OwnStore) and store.config == self.config
 
     def fields(self, label_shape):
-        """See `LogitsStore.fields`."""
-        labels = np.zeros((1, *label_shape), "int32")
-        logits = np.zeros((1, *label_shape, self.num_classes), "float32")
-        found = self.encode(
-            ops.convert_to_tensor(labels), ops.convert_to_tensor(logits)
-        )
+        """See `Store`."""
+        labels = ops.zeros((1, *label_shape), "int32")
+        logits = ops.zeros((1, *label_shape, self.classes), "float32")
         return [
             Field(
                 name,
                 keras.backend.standardize_dtype(array.dtype),
                 tuple(array.shape[1:]),
             )
-            for name, array in found.items()
+            for name, array in self.encode(labels, logits).items()
         ]
 
     def encode(self, labels, logits):
-        """See `LogitsStore.encode`."""
+        """See `Store`."""
         found = self.loss.teacher_statistics(labels, logits)
         return {self._name(k): found[k] for k in self.loss.statistics}
 
     def decode(self, arrays, wanted):
-        """See `LogitsStore.decode`."""
+        """See `Store`."""
         return {k: arrays[self._name(k)] for k in wanted.loss.statistics}
-
-    def describe(self):
-        """See `LogitsStore.describe`."""
-        return {"kind": "own", "config": self.config}
 
     def _name(self, statistic):
         return f"{self.config['class']}_{statistic}"
 
 
-def own_config(loss):
-    """What tells the statistics of a user's own loss from another's.
-
-    Args:
-        loss: a `DistillationLoss`.
-
-    Returns:
-        A dict in JSON's types.
-    """
+def _own_config(loss):
     config = keras.saving.serialize_keras_object(loss.get_config())
     # What is done with the statistics does not change them.
     for key in ("name", "reduction", "ignore_class", *loss.weights):
         config.pop(key, None)
     config = {"class": type(loss).__name__, **config}
     return json.loads(json.dumps(config))
-
-
-def read_store(description, dtype):
-    """A store from what its `describe` gave.
-
-    Args:
-        description: dict.
-        dtype: "float16" or "float32".
-
-    Returns:
-        A store.
-    """
-    kind = description["kind"]
-    if kind == "logits":
-        return LogitsStore(description["classes"], dtype)
-    if kind == "top":
-        return TopStore(
-            description["k"],
-            tuple(description["temperatures"]),
-            description["classes"],
-            dtype,
-        )
-    if kind == "log_odds":
-        return LogOddsStore(description["temperature"], dtype)
-    return OwnStore(description["config"])
 
 
 def _gaps(logits):

@@ -1,25 +1,32 @@
 """The teacher cache: what losses need from a teacher, computed once.
 
-A cache is a folder. Its statistics are in files of records of one size, one
-record an example, which `tf.data.FixedLengthRecordDataset` reads from local
-disks and remote paths alike. Of the formats at hand that one alone adds no
-byte to an example: TFRecord adds 16 and an `Example` more, and
-`Dataset.save` can resume only a pipeline that runs inside tf.data, which a
-teacher under a distribution strategy does not. A manifest, written last, says
-what is kept, of which teacher and data, with a checksum of every file.
+A cache is a folder of zarr arrays, one for each number that is kept of an
+example, and one of a checksum of the input and the labels that the teacher
+saw. Every example is compared with its checksum when it is trained on. The
+attributes of the array group say what is kept, of which teacher and data.
 """
 
-import os
-import zlib
+import dataclasses
+import hashlib
 
 import keras
 import numpy as np
 
-from keras_kd.batch import LABELS, STATISTICS_TEMPERATURE, TEACHER_RIGHT
-from keras_kd.cache import fingerprint, records, stores, verification
-from keras_kd.cache.reader import RecordReader
-from keras_kd.cache.writer import CacheWriter, identity_differences, pack
+from keras_kd import fingerprint
+from keras_kd.batch import (
+    LABELS,
+    STATISTICS_TEMPERATURE,
+    TEACHER_FINGERPRINT,
+    TEACHER_RIGHT,
+)
+from keras_kd.cache import data, stores, verification, writer
+from keras_kd.cache.data import Source, Views
+from keras_kd.cache.manifest import CHECKSUM, read_manifest
+from keras_kd.cache.storage import Folder, Table
+from keras_kd.cache.teacher_pass import TeacherPass
+from keras_kd.data_errors import raised_plainly
 from keras_kd.distribution import shard_by_example
+from keras_kd.logits import LogitReader
 
 
 class TeacherCache:
@@ -28,13 +35,14 @@ class TeacherCache:
     Opens a cache that `TeacherCache.write` has made.
 
     Args:
-        path: the folder, local or remote.
-        check_files: whether to read all files and compare their checksums;
-            sizes are compared in any case.
+        path: the folder: a local path (`~` is the home folder), or a URL that
+            TensorStore knows, such as gs://bucket/cache.
+        check_files: whether to read all chunks and compare their checksums
+            now; otherwise each is compared when it is read.
 
     Raises:
         FileNotFoundError: if there is no cache, or writing did not end.
-        ValueError: if files are missing or damaged.
+        ValueError: if files are missing, damaged, or of a former format.
 
     Example:
     ```python
@@ -46,41 +54,47 @@ class TeacherCache:
     """
 
     def __init__(self, path, check_files=True):
-        self.path = os.fspath(path)
-        self._manifest = _read_manifest(self.path)
-        self._stores = [
-            stores.read_store(description, self._manifest["dtype"])
-            for description in self._manifest["stores"]
-        ]
-        self._fields = [
-            stores.Field(name, dtype, tuple(shape))
-            for name, dtype, shape in self._manifest["fields"]
-        ]
+        self._folder = Folder(path)
+        self.path = self._folder.path
+        manifest = read_manifest(self._folder)
+        if manifest is None or manifest.examples is None:
+            found = "no cache" if manifest is None else "the beginning of one"
+            raise FileNotFoundError(
+                f"There must be a whole teacher cache at {self.path}. "
+                f"Received: {found}. Write it with `TeacherCache.write`, which "
+                "resumes what was begun."
+            )
+        self._manifest = manifest
+        self._stores = manifest.read_stores
         self._augment = None
-        self._reader = RecordReader(self.path, self._manifest, self._fields)
-        self._reader.check_files(check_files)
+        self._table = Table(self._folder, manifest.arrays, manifest.chunk)
+        if check_files:
+            self._table.check(manifest.examples)
 
     # -- what is in it ---------------------------------------------------------
 
     @property
     def examples(self):
         """Number of examples of the data set."""
-        return self._manifest["examples"]
+        return self._manifest.examples
 
     @property
     def views(self):
         """Number of augmented views of each example."""
-        return self._manifest["views"]
+        return self._manifest.views
 
     @property
     def teacher_accuracy(self):
         """Share of labels (of all views) that the teacher got right."""
-        return self._manifest["teacher_accuracy"]
+        return self._manifest.teacher_accuracy
 
     @property
     def record_bytes(self):
-        """Bytes kept of an example (with all its tokens) in each view."""
-        return self._reader.record_bytes
+        """Bytes of statistics of an example (with all its tokens) in a view.
+
+        Beside them the cache keeps four bytes an example, its checksum.
+        """
+        return sum(field.size for field in self._manifest.statistics)
 
     # -- writing ---------------------------------------------------------------
 
@@ -99,15 +113,17 @@ class TeacherCache:
         teacher_right=False,
         checkpoint_seconds=30,
         verbose=1,
+        teacher_output=None,
     ):
         """Runs a teacher over a data set and keeps what losses need.
 
-        Writing that was cut short goes on where it stood; a whole cache that
+        Writing that was cut short resumes where it stopped; a whole cache that
         fits is used as it is, and one that does not is refused, never
-        overwritten.
+        overwritten. Two processes that write the same cache at once both end
+        with it.
 
         Args:
-            path: folder of the cache.
+            path: folder of the cache; see `TeacherCache`.
             dataset: a finite `tf.data.Dataset` of (x, labels[,
                 sample_weight]) in an order that is the same every time, of
                 examples or of batches, all but the last of one size. Shuffle
@@ -128,54 +144,56 @@ class TeacherCache:
             checkpoint_seconds: after how many seconds at most what was
                 computed is safe.
             verbose: 0 for no progress bar.
+            teacher_output: "logits", "probabilities" or "log_probabilities",
+                where the teacher's graph does not tell.
 
         Returns:
             A `TeacherCache`.
 
         Raises:
+            OSError: if the disk is full or the folder can't be written.
             ValueError: for an infinite or empty data set, one of batches of
                 several sizes, teacher logits that are not finite (naming the
                 batch), or a cache of something else at `path`, naming the
                 difference.
         """
+        folder = Folder(path)
+        begun = read_manifest(folder)
         losses = keras.tree.flatten(losses)
-        writer = CacheWriter(
-            path=os.fspath(path),
-            dataset=dataset,
-            teacher=teacher,
-            losses=losses,
-            augment=augment,
-            views=views,
-            seed=seed,
-            dtype=dtype,
-            batch_size=batch_size,
-            teacher_right=teacher_right,
-            checkpoint_seconds=checkpoint_seconds,
-            verbose=verbose,
+        plan = writer.plan(
+            dataset,
+            teacher,
+            teacher_output,
+            losses,
+            Views(views, seed, augment),
+            dtype,
+            batch_size,
+            teacher_right,
         )
-        if not _is_whole(writer.path):
-            writer.run()
-        cache = cls(path)
-        cache._augment = augment
-        identity = writer.identity
+        if begun is None:
+            plan.manifest.save(folder, only_new=True)
+            # Where another process was faster, it is that one's.
+            begun = read_manifest(folder)
+        whole = begun.examples is not None
         # What is kept may be more than what these losses need.
-        for key in ("stores", "fields"):
-            identity[key] = cache._manifest[key]
-        cache._refuse(
-            identity_differences(cache._manifest, identity)
-            + cache._loss_differences(losses)
-            + cache._size_differences(dataset)
-        )
+        ignored = ("stores", "fields") if whole else ()
+        _refuse(folder.path, begun.differences(plan.manifest, ignored))
+        if not whole:
+            plan = dataclasses.replace(plan, manifest=begun)
+            with raised_plainly():
+                writer.write(folder, plan, checkpoint_seconds, verbose)
+        cache = cls(path)
+        cache.check(dataset, losses=losses, augment=augment)
         return cache
 
-    # -- reading ---------------------------------------------------------------
+    # -- checking --------------------------------------------------------------
 
     def check(self, dataset=None, teacher=None, losses=(), augment=None):
         """Refuses what this cache does not belong to.
 
         Args:
             dataset: optional, as given to `write`; its size and its first
-                batches are compared, in order.
+                batch are compared. All others are when they are trained on.
             teacher: optional `keras.Model`.
             losses: a `DistillationLoss` or a list of them.
             augment: optional, as given to `write`.
@@ -183,38 +201,77 @@ class TeacherCache:
         Raises:
             ValueError: naming every difference.
         """
-        manifest, found = self._manifest, {}
+        self._take_augment(augment)
+        differences = self._loss_differences(keras.tree.flatten(losses))
         if teacher is not None:
-            found["teacher"] = fingerprint.teacher_fingerprint(teacher)
+            differences += self._manifest.differences(
+                dataclasses.replace(
+                    self._manifest,
+                    teacher=fingerprint.teacher_fingerprint(teacher),
+                    order=None,
+                )
+            )
         if dataset is not None:
-            found["samples"] = records.compared_samples(
-                dataset,
-                manifest["batched"],
-                manifest["batch_size"],
-                manifest["seed"],
-                augment or self._augment,
-            )
-        self._refuse(
-            identity_differences(manifest, found)
-            + self._loss_differences(keras.tree.flatten(losses))
-            + ([] if dataset is None else self._size_differences(dataset))
-        )
-
-    def _refuse(self, differences):
-        if differences:
-            raise ValueError(
-                f"The cache at {self.path} belongs to something else. "
-                f"Received: {'; '.join(differences)}. Write another cache at "
-                "another path, or use what this one was written with."
-            )
+            differences += self._size_differences(dataset)
+        _refuse(self.path, differences)
+        if dataset is not None:
+            self._compare_first(dataset)
 
     def _size_differences(self, dataset):
-        size = int(dataset.cardinality())
-        manifest = self._manifest
-        kept = manifest["batches" if manifest["batched"] else "examples"]
-        if size < 0 or size == kept:
+        size, kept = int(dataset.cardinality()), self._manifest.elements
+        if size in (kept, -2):  # -2 is unknown.
             return []
         return [f"a data set of {kept} elements in the cache, {size} now"]
+
+    def _loss_differences(self, losses):
+        return [
+            f"{type(loss).__name__} needs {wanted.describe()}, the cache has "
+            f"{self._manifest.stores}"
+            for loss in losses
+            if (wanted := stores.make_store(loss, self._manifest.classes))
+            and not any(store.serves(wanted) for store in self._stores)
+        ]
+
+    def _compare_first(self, dataset):
+        """Compares the first batch with what the teacher saw."""
+        source = self._source(dataset)
+        with raised_plainly():
+            for (x, ids, *_), _ in source.batches().take(1):
+                rows = min(len(ids), self.examples)
+                kept = self._table.read(0, 0, rows, [CHECKSUM])
+                kept[data.POSITION] = np.arange(rows)
+                data.compared(x, ids, kept, self._manifest, self.path)
+                return
+        raise ValueError(
+            data.not_these_data(self.path, "a data set without examples")
+        )
+
+    def _source(self, dataset):
+        kept = self._manifest
+        return Source(
+            dataset,
+            Views(kept.views, kept.seed, self._augment),
+            kept.batched,
+            kept.batch_size,
+            tuple(kept.label_shape),
+        )
+
+    def _take_augment(self, augment):
+        self._augment = augment or self._augment
+        if self._manifest.augmented and self._augment is None:
+            raise ValueError(
+                f"The cache at {self.path} was written with augmented views. "
+                "Received: no `augment`. Pass the function that `write` was "
+                "given."
+            )
+        if self._augment is not None and not self._manifest.augmented:
+            raise ValueError(
+                f"The cache at {self.path} was written of examples as they "
+                f"are. Received: augment={self._augment}. Leave it out, or "
+                "write another cache with it."
+            )
+
+    # -- reading ---------------------------------------------------------------
 
     def attach(self, dataset, loss=None, epoch=0, augment=None, check=True):
         """One pass over the data set, with the statistics.
@@ -224,8 +281,11 @@ class TeacherCache:
             loss: the `DistillationLoss` to train with; may be left out where
                 the cache keeps the statistics of one.
             epoch: integer; which view, `epoch % views`.
-            augment: as given to `write`, where the cache was opened anew.
-            check: whether to compare the data set with the cache first.
+            augment: as given to `write`, where the cache was opened again.
+            check: whether to compare the data set's size and first batch now,
+                and every example when it is read. Inputs are compared bit for
+                bit; where they are decoded by another version of a library,
+                the last bits may differ.
 
         Returns:
             A `tf.data.Dataset` of (x, y[, sample_weight]), y a dict of the
@@ -234,19 +294,30 @@ class TeacherCache:
         Raises:
             ValueError: if the data set or the loss is not the cache's.
         """
+        self._take_augment(augment)
+        store, wanted = self._store_for(loss)
+        if check:
+            self.check(dataset)
+        return shard_by_example(
+            self._attached(dataset, epoch, store, wanted, check)
+        )
+
+    def _attached(self, dataset, epoch, store, wanted, check):
+        """See `attach`; without a store, of the data and checksums alone."""
         import tensorflow as tf
 
-        self._prepare(dataset, loss, augment, check)
-        store, wanted = self._store_for(loss)
-        dataset = self._augmented(self._reader.one_pass(dataset, epoch))
-        dataset = dataset.map(
-            lambda element, record: self._merge(element, record, store, wanted),
-            num_parallel_calls=_autotune(),
+        view = tf.cast(epoch, tf.int64) % self.views
+        read = self._reader(store, wanted)
+        passed = data.one_pass(dataset, self._manifest, read, view)
+        passed = self._augmented(passed)
+        passed = passed.map(
+            self._merged(wanted, check), num_parallel_calls=tf.data.AUTOTUNE
         )
-        kept = self._manifest
-        size = kept["batches"] if kept["batched"] else kept["examples"]
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(size))
-        return shard_by_example(dataset)
+        size = int(dataset.cardinality())
+        if size < 0:
+            # Unknown: it is read to its end, so that one too long is noticed.
+            return passed
+        return passed.apply(tf.data.experimental.assert_cardinality(size))
 
     def epochs(
         self,
@@ -264,7 +335,7 @@ class TeacherCache:
         Args:
             dataset: as given to `write`.
             loss: see `attach`.
-            first_epoch: integer, so that interrupted training goes on with
+            first_epoch: integer, so that interrupted training resumes with
                 what it would have seen.
             batch_size: for a data set of examples: batches of so many, those
                 left over in each epoch dropped. `None` leaves it as it is.
@@ -276,36 +347,70 @@ class TeacherCache:
 
         Returns:
             A `tf.data.Dataset` for `fit(..., steps_per_epoch=...)`.
+
+        Raises:
+            ValueError: if the data set or the loss is not the cache's, or
+                there are fewer examples than `batch_size`.
         """
         import tensorflow as tf
 
-        self._prepare(dataset, loss, augment, check)
+        self._take_augment(augment)
+        self._check_batch_size(batch_size)
         store, wanted = self._store_for(loss)
+        if check:
+            self.check(dataset)
+        read = self._reader(store, wanted)
 
         def one_epoch(epoch):
-            passed = self._reader.one_pass(dataset, epoch)
+            view = epoch % self.views
+            passed = data.one_pass(dataset, self._manifest, read, view)
             if shuffle:
                 # The seed of this function's graph, in place of the global
                 # one: the order depends on seed and epoch alone.
                 tf.compat.v1.set_random_seed(1 + seed)
                 passed = passed.shuffle(shuffle, seed=epoch)
             if batch_size:
-                used = self.examples // batch_size * batch_size
-                passed = passed.take(used)
+                # Not `take`, which would leave the end of the data unread.
+                passed = passed.batch(batch_size, drop_remainder=True)
+                if self._augment is not None:
+                    passed = passed.unbatch()
             return passed
 
         numbers = tf.data.Dataset.range(first_epoch, np.iinfo("int64").max)
         stream = self._augmented(numbers.flat_map(one_epoch))
-        if batch_size:
+        if batch_size and self._augment is not None:
             stream = stream.batch(batch_size, drop_remainder=True)
-        stream = stream.map(
-            lambda element, record: self._merge(element, record, store, wanted),
-            num_parallel_calls=_autotune(),
-        )
-        return shard_by_example(stream.prefetch(_autotune()))
+        merge = self._merged(wanted, check, batch_size is not None)
+        stream = stream.map(merge, num_parallel_calls=tf.data.AUTOTUNE)
+        return shard_by_example(stream.prefetch(tf.data.AUTOTUNE))
 
-    def verify(self, dataset, teacher, batches=8, losses=(), augment=None):
-        """Computes a sample anew and compares it with what is kept.
+    def _check_batch_size(self, batch_size):
+        if batch_size is None:
+            return
+        if self._manifest.batched:
+            raise ValueError(
+                "`batch_size` makes batches of a data set of examples. "
+                f"Received: batch_size={batch_size} for the cache at "
+                f"{self.path}, of batches of {self._manifest.batch_size}. "
+                "Leave it out, or write the cache before `batch`."
+            )
+        if not 1 <= batch_size <= self.examples:
+            raise ValueError(
+                "A batch holds at least one example, and at most those of an "
+                f"epoch. Received: batch_size={batch_size} for "
+                f"{self.examples} examples. Choose a smaller one."
+            )
+
+    def verify(
+        self,
+        dataset,
+        teacher,
+        batches=8,
+        losses=(),
+        augment=None,
+        teacher_output=None,
+    ):
+        """Computes a sample again and compares it with what is kept.
 
         Args:
             dataset: as given to `write`.
@@ -315,6 +420,7 @@ class TeacherCache:
                 that carries state.
             losses: of your own, whose statistics the cache keeps.
             augment: see `attach`.
+            teacher_output: see `write`.
 
         Returns:
             A `Verification`.
@@ -322,13 +428,23 @@ class TeacherCache:
         Raises:
             ValueError: if the data set is not the cache's.
         """
-        self._prepare(dataset, None, augment, True)
+        self.check(dataset, augment=augment)
+        manifest = self._manifest
         computable = verification.computable_stores(
-            self._manifest, keras.tree.flatten(losses)
+            manifest, keras.tree.flatten(losses)
+        )
+        teacher_pass = TeacherPass(
+            teacher,
+            LogitReader(teacher, teacher_output, role="teacher"),
+            computable,
+            manifest.classes,
+            manifest.batch_size,
         )
         return verification.verify(
-            self._reader, computable, dataset, teacher, batches, self._augment
+            self._table, manifest, self._source(dataset), teacher_pass, batches
         )
+
+    # -- a control -------------------------------------------------------------
 
     def shuffled(self, path, dataset, order):
         """A cache in which examples have each other's statistics.
@@ -338,8 +454,8 @@ class TeacherCache:
         example keeps a statistic of its class.
 
         Args:
-            path: new folder of the other cache; one that is there already is
-                opened.
+            path: folder of the other cache: a new one, or one where this very
+                control is already.
             dataset: as given to `write`.
             order: function of all labels ([labels], token after token for
                 text) to the positions ([labels]) whose statistics they get.
@@ -349,177 +465,187 @@ class TeacherCache:
 
         Raises:
             ValueError: if the data set is not the cache's, or what is at
-                `path` was made of another cache.
+                `path` is not this control.
 
         Example:
         >>> def order(labels):
         ...     return shuffle_within_labels(np.arange(len(labels)), labels)
         >>> control = cache.shuffled("control", train, order)
         """
-        path = os.fspath(path)
-        if not _is_whole(path):
-            self.check(dataset)
-            self._write_shuffled(path, dataset, order)
+        folder = Folder(path)
+        begun = read_manifest(folder)
+        self.check(dataset)
+        labels = self._labels(dataset)
+        sources = _positions(order, labels.ravel())
+        digest = hashlib.sha256(sources.tobytes()).hexdigest()
+        whole = dataclasses.replace(self._manifest, order=digest)
+        if begun is not None:
+            _refuse(folder.path, begun.differences(whole))
+        if begun is None or begun.examples is None:
+            dataclasses.replace(whole, examples=None).save(folder)
+            self._write_shuffled(folder, sources.reshape(labels.shape))
+            whole.save(folder)
         control = TeacherCache(path)
-        mine = {k: v for k, v in self._manifest.items() if k != "parts"}
-        control._refuse(identity_differences(control._manifest, mine))
         control._augment = self._augment
         return control
 
-    def _write_shuffled(self, path, dataset, order):
-        batched = self._manifest["batched"]
-        labels = [np.asarray(element[1]) for element in dataset]
-        labels = np.concatenate(labels) if batched else np.stack(labels)
-        sources = order(labels.ravel())
-        records.gfile().makedirs(path)
-        records.write_whole(records.join(path, records.EMPTY), b"")
-        parts = []
-        for view in range(self.views):
-            arrays = {
-                name: values.reshape(labels.size, *values.shape[labels.ndim :])[
-                    sources
-                ].reshape(values.shape)
-                for name, values in self._reader.arrays(view).items()
-            }
-            data = pack(arrays, self._fields)
-            name = f"view-{view:05d}.records"
-            records.write_whole(records.join(path, name), data)
-            parts.append(
-                {
-                    "file": name,
-                    "view": view,
-                    "examples": self.examples,
-                    "checksum": zlib.crc32(data),
-                }
-            )
-        manifest = {**self._manifest, "parts": parts, "shuffled": True}
-        records.write_whole(records.join(path, records.MANIFEST), manifest)
+    def _labels(self, dataset):
+        """[examples, ...] labels of the data set, which is compared."""
+        passed = self._attached(dataset, 0, None, None, True)
+        shape = (-1, *self._manifest.label_shape)
+        with raised_plainly():
+            found = [
+                np.reshape(y[LABELS], shape).astype("int64")
+                for _, y, *_ in passed
+            ]
+        return np.concatenate(found)
 
-    def _prepare(self, dataset, loss, augment, check):
-        self._augment = augment or self._augment
-        if self._manifest["augmented"] and self._augment is None:
-            raise ValueError(
-                f"The cache at {self.path} was written with augmented views. "
-                "Received: no `augment`. Pass the function that `write` was "
-                "given."
-            )
-        if check:
-            self.check(dataset, losses=[] if loss is None else [loss])
+    def _write_shuffled(self, folder, sources):
+        manifest = self._manifest
+        table = Table(folder, manifest.arrays, manifest.chunk, create=True)
+        names = [field.name for field in manifest.arrays]
+        for view in range(self.views):
+            arrays = self._table.read(view, 0, self.examples, names)
+            for name in set(names) - {CHECKSUM}:
+                kept = arrays[name]
+                own = kept.reshape(sources.size, *kept.shape[sources.ndim :])
+                arrays[name] = own[sources.ravel()].reshape(kept.shape)
+            # Chunk by chunk, of which each is whole or not there.
+            for start in range(0, self.examples, manifest.chunk):
+                rows = slice(start, start + manifest.chunk)
+                part = {name: each[rows] for name, each in arrays.items()}
+                table.write(view, start, part)
+
+    # -- from records to what a loss takes -------------------------------------
 
     def _store_for(self, loss):
         """The store that serves a loss, and what it wants of it."""
-        if loss is None:
-            if len(self._stores) > 1:
-                raise ValueError(
-                    f"The cache at {self.path} keeps the statistics of several "
-                    f"losses: {self._manifest['stores']}. Received: no loss. "
-                    "Pass the one to train with, as in attach(dataset, loss)."
-                )
-            store = self._stores[0]
-            if isinstance(store, stores.OwnStore) or (
-                isinstance(store, stores.TopStore)
-                and len(store.temperatures) > 1
-            ):
-                raise ValueError(
-                    "Which statistics to attach depends on the loss. Received: "
-                    "no loss. Pass the one to train with, as in "
-                    "attach(dataset, loss)."
-                )
-            return store, store
-        wanted = stores.make_store(loss, self._manifest["classes"])
-        for store in self._stores:
-            if wanted is not None and store.serves(wanted):
-                return store, wanted
-        return None, wanted
+        kept = self._manifest
+        if loss is not None:
+            _refuse(self.path, self._loss_differences([loss]))
+            wanted = stores.make_store(loss, kept.classes)
+            for store in self._stores:
+                if wanted is not None and store.serves(wanted):
+                    return store, wanted
+            return None, None  # It needs nothing.
+        (store, *others) = self._stores
+        if others:
+            raise ValueError(
+                f"The cache at {self.path} keeps the statistics of several "
+                f"losses: {kept.stores}. Received: no loss. Pass the one to "
+                "train with, as in attach(dataset, loss)."
+            )
+        if isinstance(store, stores.OwnStore) or (
+            isinstance(store, stores.TopStore) and len(store.temperatures) > 1
+        ):
+            raise ValueError(
+                "Which statistics to attach depends on the loss. Received: no "
+                "loss. Pass the one to train with, as in attach(dataset, "
+                "loss)."
+            )
+        return store, store
+
+    def _reader(self, store, wanted):
+        """A function of (start, stop, view) to what is kept, decoded."""
+        names = [CHECKSUM]
+        if store is not None:
+            kind = wanted if isinstance(store, stores.OwnStore) else store
+            fields = kind.fields(tuple(self._manifest.label_shape))
+            names += [field.name for field in fields]
+        if TEACHER_RIGHT in [f.name for f in self._manifest.statistics]:
+            names.append(TEACHER_RIGHT)
+
+        def read(start, stop, view):
+            arrays = self._table.read(view, start, stop, names)
+            found = {CHECKSUM: arrays[CHECKSUM]}
+            if store is not None:
+                found.update(store.decode(arrays, wanted))
+            if TEACHER_RIGHT in arrays:
+                found[TEACHER_RIGHT] = arrays[TEACHER_RIGHT].astype(bool)
+            return found
+
+        return read
 
     def _augmented(self, passed):
         """The data set, its elements augmented where there are views."""
-        if self._augment is None:
-            return passed
-        manifest = self._manifest
-
-        def view_of(element, record):
-            x, *rest = element
-            view, index, _ = record
-            x = records.augmented(
-                x,
-                view,
-                index,
-                self._augment,
-                manifest["seed"],
-                manifest["batched"],
-            )
-            return (x, *rest), record
-
-        return passed.map(view_of, num_parallel_calls=_autotune())
-
-    def _merge(self, element, record, store, wanted):
-        """(x, y[, sample_weight]) with y a dict."""
         import tensorflow as tf
 
-        x, labels, *rest = element
-        y = {LABELS: labels}
-        if store is None:
-            return (x, y, *rest)
-        arrays = self._reader.decode(record[-1])
-        y.update(store.decode(arrays, wanted))
-        temperature = wanted.temperature
-        if temperature is not None:
-            leading = labels.shape.rank - len(self._manifest["label_shape"])
-            rows = tf.shape(labels)[:leading]
-            y[STATISTICS_TEMPERATURE] = tf.fill(rows, np.float32(temperature))
-        right = _teacher_right(y, arrays)
-        if right is not None:
-            y[TEACHER_RIGHT] = right
-        return (x, y, *rest)
+        if self._augment is None:
+            return passed
+        batched = self._manifest.batched
+        views = self._source(None).views
 
-    # -- checks ----------------------------------------------------------------
+        def view_of(element, kept):
+            x, *rest = element
+            view, position = kept[data.VIEW], kept[data.POSITION]
+            if batched:
+                view, position = view[0], position[0]
+            return (views.of(x, view, position, batched), *rest), kept
 
-    def _loss_differences(self, losses):
-        differences = []
-        for loss in losses:
-            wanted = stores.make_store(loss, self._manifest["classes"])
-            if wanted is None or any(s.serves(wanted) for s in self._stores):
-                continue
-            differences.append(
-                f"{type(loss).__name__} needs {wanted.describe()}, the cache "
-                f"has {self._manifest['stores']}"
-            )
-        return differences
+        return passed.map(view_of, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def _merged(self, wanted, check, batched=False):
+        """A function of a batch and what is kept of it to (x, y[, weight])."""
+        import tensorflow as tf
+
+        manifest = self._manifest
+        number = fingerprint.teacher_number(manifest.teacher)
+        temperature = None if wanted is None else wanted.temperature
+
+        def merge(element, kept):
+            x, labels, *weight = element
+            if check:
+                x = data.compared(x, labels, kept, manifest, self.path)
+            y = labels if isinstance(labels, dict) else {LABELS: labels}
+            own = {CHECKSUM, data.POSITION, data.VIEW}
+            y = {**y, **{k: v for k, v in kept.items() if k not in own}}
+            rows = tf.shape(kept[CHECKSUM])
+            y[TEACHER_FINGERPRINT] = tf.fill(rows, np.int32(number))
+            if temperature is not None:
+                y[STATISTICS_TEMPERATURE] = tf.fill(
+                    rows, np.float32(temperature)
+                )
+            if TEACHER_RIGHT not in y and "top_classes" in y:
+                ids = data.class_ids(labels, manifest.label_shape)
+                best = tf.cast(y["top_classes"][..., 0], tf.int64)
+                y[TEACHER_RIGHT] = best == ids
+            return (x, y, *weight)
+
+        if batched or manifest.batched:
+            return merge
+        return lambda element, kept: _of_one(merge, element, kept)
 
 
-def _teacher_right(y, arrays):
-    """Which examples the teacher gets right, where what is kept tells."""
+def _of_one(merge, element, kept):
+    """What a function of batches makes of one example."""
     import tensorflow as tf
 
-    if TEACHER_RIGHT in arrays:
-        return tf.cast(arrays[TEACHER_RIGHT], tf.bool)
-    if "top_classes" in y:
-        return y["top_classes"][..., 0] == tf.cast(y[LABELS], tf.int32)
-    return None
+    batch = tf.nest.map_structure(lambda t: t[None], (element, kept))
+    return tf.nest.map_structure(lambda t: t[0], merge(*batch))
 
 
-def _is_whole(path):
-    return records.gfile().exists(records.join(path, records.MANIFEST))
+def _positions(order, labels):
+    """What a function makes of labels, checked to be positions of them."""
+    sources = np.asarray(order(labels))
+    if (
+        sources.shape != labels.shape
+        or sources.dtype.kind not in "iu"
+        or sources.min() < 0
+        or sources.max() >= labels.size
+    ):
+        raise ValueError(
+            "`order` must return a position for each label, an integer in "
+            f"[0, {labels.size}). Received: {sources.dtype} of shape "
+            f"{sources.shape}. Return the positions whose statistics the "
+            "labels get, as numpy.random.permutation does."
+        )
+    return sources.astype("int64")
 
 
-def _read_manifest(path):
-    manifest = records.read_json(records.join(path, records.MANIFEST))
-    if manifest is not None:
-        return manifest
-    begun = records.read_json(records.join(path, records.PROGRESS))
-    found = (
-        f"the beginning of one, {len(begun['parts'])} files"
-        if begun
-        else "no cache"
-    )
-    raise FileNotFoundError(
-        f"There must be a whole teacher cache at {path}. Received: {found}. "
-        "Write it with `TeacherCache.write`, which goes on where it stood."
-    )
-
-
-def _autotune():
-    import tensorflow as tf
-
-    return tf.data.AUTOTUNE
+def _refuse(path, differences):
+    if differences:
+        raise ValueError(
+            f"The cache at {path} belongs to something else. Received: "
+            f"{'; '.join(differences)}. Write another cache at another path, "
+            "or use what this one was written with."
+        )

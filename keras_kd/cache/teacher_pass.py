@@ -6,148 +6,142 @@ from keras import ops
 
 from keras_kd import backend, distribution
 from keras_kd.batch import TEACHER_RIGHT
-from keras_kd.cache import records
-from keras_kd.outputs import to_logits
-from keras_kd.states import all_variables
+from keras_kd.states import all_variables, assign_states, read_states
 
 
 class TeacherPass:
     """A teacher that computes what stores keep, batch by batch.
 
     Args:
-        dataset: `tf.data.Dataset` of (x, labels[, sample_weight]).
         teacher: a `keras.Model`.
+        reader: the teacher's `LogitReader`.
         stores: list of stores; see `keras_kd.cache.stores`.
-        augment: optional function of (x, seed).
-        seed: integer, of the views.
-        batched: whether the elements of `dataset` are batches.
+        classes: integer.
         batch_size: integer.
     """
 
-    def __init__(
-        self, dataset, teacher, stores, augment, seed, batched, batch_size
-    ):
-        self.dataset = dataset
+    def __init__(self, teacher, reader, stores, classes, batch_size):
         self.teacher = teacher
         self.stores = stores
-        self.augment = augment
-        self.seed = seed
-        self.batched = batched
+        self.classes = classes
         self.batch_size = batch_size
-        self.strategy = distribution.strategy_of(teacher)
+        self._reader = reader
+        self._checked = False
+        self._strategy = distribution.strategy_of(teacher)
         self._step = self._compile_step()
 
-    def batches(self, view, skipped):
-        """Batches of one view of the data set.
-
-        Args:
-            view: integer.
-            skipped: integer, how many of the first batches are left out.
-
-        Returns:
-            A `tf.data.Dataset` of (x, labels[, sample_weight]).
-        """
-        import tensorflow as tf
-
-        dataset = self.dataset
-        if self.augment is not None:
-            step = self.batch_size if self.batched else 1
-            dataset = tf.data.Dataset.zip(
-                tf.data.Dataset.counter(0, step), dataset
-            )
-            first = skipped if self.batched else skipped * self.batch_size
-            dataset = dataset.skip(first).map(
-                lambda index, element: (
-                    records.augmented(
-                        element[0],
-                        view,
-                        index,
-                        self.augment,
-                        self.seed,
-                        self.batched,
-                    ),
-                    *element[1:],
-                ),
-                num_parallel_calls=tf.data.AUTOTUNE,
-            )
-            skipped = 0
-        if not self.batched:
-            dataset = dataset.batch(self.batch_size)
-        return dataset.skip(skipped).prefetch(2)
-
-    def run(self, x, labels):
+    def run(self, x, ids):
         """What the stores keep of a batch.
 
         Args:
             x: the teacher's input, a batch.
-            labels: [batch, ...] integer class ids.
+            ids: [batch, ...] int64 class ids.
 
         Returns:
             A dict of NumPy arrays by field name, with "teacher_right" (whether
             the teacher's largest logit is the label's) among them; and whether
             all logits are finite.
+
+        Raises:
+            ValueError: if the first batch contradicts what the teacher is
+                taken to give.
         """
         import tensorflow as tf
 
-        rows = int(labels.shape[0])
-
+        # What is outside is right for no teacher; -1 is inside every int32.
+        inside = tf.logical_and(ids >= 0, ids < self.classes)
+        ids = tf.cast(tf.where(inside, ids, -1), tf.int32)
+        rows = int(ids.shape[0])
         # A last batch is filled up: a stateful teacher takes no other size,
         # and replicas must share it.
-        replicas = distribution.num_replicas(self.strategy)
+        replicas = distribution.num_replicas(self._strategy)
         share = -(-self.batch_size // replicas)
         if rows < share * replicas:
             index = tf.range(share * replicas) % rows
-            x, labels = keras.tree.map_structure(
-                lambda values: tf.gather(values, index), (x, labels)
+            x, ids = keras.tree.map_structure(
+                lambda values: tf.gather(values, index), (x, ids)
             )
         if replicas == 1:
-            x, labels = backend.from_tf_data((x, labels))
-            arrays, right, finite = self._step(x, labels)
-            finite = bool(finite)
+            x, ids = backend.from_tf_data((x, ids))
+            arrays, *flags = self._step(x, ids)
+            flags = [bool(flag) for flag in flags]
             gather = ops.convert_to_numpy
         else:
 
             def part_of(value):
                 return (
-                    self.strategy.experimental_distribute_values_from_function(
+                    self._strategy.experimental_distribute_values_from_function(
                         lambda context: value[
                             context.replica_id_in_sync_group * share :
                         ][:share]
                     )
                 )
 
-            x, labels = keras.tree.map_structure(part_of, (x, labels))
-            arrays, right, finite = self._step(x, labels)
-            local = self.strategy.experimental_local_results
-            finite = all(bool(value) for value in local(finite))
+            x, ids = keras.tree.map_structure(part_of, (x, ids))
+            arrays, *flags = self._step(x, ids)
+            local = self._strategy.experimental_local_results
+            flags = [all(map(bool, local(flag))) for flag in flags]
 
             def gather(value):
                 return np.concatenate([np.asarray(v) for v in local(value)])
 
-        arrays[TEACHER_RIGHT] = right
+        finite, contradicted = flags
+        if finite and contradicted and not self._checked:
+            self._reader.refuse()
+        self._checked = True
         arrays = {name: gather(array)[:rows] for name, array in arrays.items()}
         return arrays, finite
 
     def _compile_step(self):
-        def encode(x, labels):
-            logits = to_logits(self.teacher, self.teacher(x, training=False))
-            logits = ops.cast(logits, "float32")
-            labels = ops.cast(labels, "int32")
+        def encode(x, ids):
+            outputs = self.teacher(x, training=False)
+            logits = ops.cast(self._reader.logits(outputs), "float32")
             finite = ops.all(ops.isfinite(ops.sum(logits, axis=-1)))
-            right = ops.equal(
-                ops.cast(ops.argmax(logits, axis=-1), "int32"), labels
-            )
-            in_range = ops.clip(labels, 0, logits.shape[-1] - 1)
-            arrays = {}
+            contradicted = self._reader.contradicted(outputs)
+            best = ops.cast(ops.argmax(logits, axis=-1), "int32")
+            arrays = {TEACHER_RIGHT: ops.equal(best, ids)}
+            in_range = ops.maximum(ids, 0)
             for store in self.stores:
                 arrays.update(store.encode(in_range, logits))
-            return arrays, right, finite
+            return arrays, finite, contradicted
 
-        if distribution.num_replicas(self.strategy) == 1:
+        if distribution.num_replicas(self._strategy) == 1:
             return backend.compiled(encode, all_variables(self.teacher))
         return backend.compiled(
-            lambda x, labels: self.strategy.run(encode, args=(x, labels))
+            lambda x, ids: self._strategy.run(encode, args=(x, ids))
         )
+
+
+def count_classes(teacher, reader, x):
+    """How many classes a teacher knows; an unbuilt one is built.
+
+    Args:
+        teacher: a `keras.Model`.
+        reader: the teacher's `LogitReader`.
+        x: input of a batch, TensorFlow's tensors.
+
+    Returns:
+        An integer.
+
+    Raises:
+        ValueError: if the teacher has several outputs, or a single class.
+    """
+    outputs = getattr(teacher, "outputs", None)
+    if outputs:
+        outputs = outputs[0] if len(outputs) == 1 else outputs
+    else:
+        states = read_states(teacher)
+        outputs = teacher(backend.from_tf_data(x), training=False)
+        if states:
+            assign_states(teacher, states)
+    classes = reader.logits(outputs).shape[-1]
+    if classes < 2:
+        raise ValueError(
+            "A teacher cache is written of a teacher with a logit for each "
+            f"class. Received: {teacher.name!r} with {classes} output. For two "
+            "classes, give it two: stack zeros and its logit."
+        )
+    return classes
 
 
 def count_right(right, sample_weight=None):
@@ -155,8 +149,8 @@ def count_right(right, sample_weight=None):
 
     Args:
         right: [examples, ...] booleans.
-        sample_weight: optional, [examples] or [examples, ...]; what has
-            weight 0, such as padding, does not count.
+        sample_weight: optional, [examples], [examples, 1] or [examples, ...];
+            what has weight 0, such as padding, does not count.
 
     Returns:
         Two floats.
@@ -164,6 +158,8 @@ def count_right(right, sample_weight=None):
     counted = np.ones(right.shape)
     if sample_weight is not None:
         weighted = np.asarray(sample_weight) != 0
+        if weighted.ndim > right.ndim:
+            weighted = weighted.squeeze(-1)
         counted *= weighted.reshape(
             weighted.shape + (1,) * (right.ndim - weighted.ndim)
         )

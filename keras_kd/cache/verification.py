@@ -6,7 +6,7 @@ import numpy as np
 
 from keras_kd.batch import TEACHER_RIGHT
 from keras_kd.cache.stores import EXACT, OwnStore, make_store, read_store
-from keras_kd.cache.teacher_pass import TeacherPass, count_right
+from keras_kd.cache.teacher_pass import count_right
 from keras_kd.states import assign_states, read_states, reset_states
 
 
@@ -15,7 +15,7 @@ class Verification:
     """What `TeacherCache.verify` found.
 
     Attributes:
-        examples: number of examples that were computed anew.
+        examples: number of examples that were computed again.
         largest_errors: dict by kept array of the largest difference between
             what is kept and what the teacher gives now, relative to 1 or to
             the value where that is larger; for class ids the share that
@@ -36,49 +36,39 @@ class Verification:
             f"{name} {error:.2g}" for name, error in self.largest_errors.items()
         )
         return (
-            f"{self.examples} examples computed anew. Largest errors: "
+            f"{self.examples} examples computed again. Largest errors: "
             f"{errors}. The teacher gets {self.teacher_accuracy:.2%} of their "
             f"labels right, {self.cached_accuracy:.2%} of all when the cache "
             "was written."
         )
 
 
-def verify(reader, stores, dataset, teacher, batches, augment):
+def verify(table, manifest, source, teacher_pass, batches):
     """See `TeacherCache.verify`.
 
     Args:
-        reader: a `RecordReader`.
-        stores: list of stores that can compute what is kept.
-        dataset: a `tf.data.Dataset`.
-        teacher: a `keras.Model`.
+        table: `Table` of what is kept.
+        manifest: `Manifest`.
+        source: `Source`.
+        teacher_pass: `TeacherPass`.
         batches: integer.
-        augment: optional function.
 
     Returns:
         A `Verification`.
     """
-    manifest = reader.manifest
-    size, last = manifest["batch_size"], manifest["batches"] - 1
-    teacher_pass = TeacherPass(
-        dataset,
-        teacher,
-        stores,
-        augment,
-        manifest["seed"],
-        manifest["batched"],
-        size,
-    )
+    teacher = teacher_pass.teacher
+    size = manifest.batch_size
+    last = -(-manifest.examples // size) - 1
     before = read_states(teacher)
     # Carried state is right from the beginning on alone.
     chosen = set(range(min(batches, last + 1)))
     if not before:
         chosen = {round(p) for p in np.linspace(0, last, batches)}
-    errors = {field.name: 0.0 for field in reader.fields}
+    errors = {field.name: 0.0 for field in manifest.statistics}
     examples, right, labels = 0, 0.0, 0.0
-    for view in sorted({0, manifest["views"] - 1}):
-        kept = reader.arrays(view)
+    for view in sorted({0, manifest.views - 1}):
         reset_states(teacher)
-        for number, element in enumerate(teacher_pass.batches(view, 0)):
+        for number, (element, _) in enumerate(source.batches(view)):
             if number not in chosen:
                 if number > max(chosen):
                     break
@@ -88,16 +78,17 @@ def verify(reader, stores, dataset, teacher, batches, augment):
             examples += len(found)
             counts = count_right(found, *element[2:])
             right, labels = right + counts[0], labels + counts[1]
-            rows = slice(number * size, number * size + len(found))
+            start = number * size
+            kept = table.read(view, start, start + len(found), list(errors))
             for name in errors:
-                error = _largest_error(kept[name][rows], arrays[name])
+                error = _largest_error(kept[name], arrays[name])
                 errors[name] = max(errors[name], error)
     assign_states(teacher, before)
     return Verification(
         examples=examples,
         largest_errors=errors,
         teacher_accuracy=right / max(labels, 1),
-        cached_accuracy=manifest["teacher_accuracy"],
+        cached_accuracy=manifest.teacher_accuracy,
     )
 
 
@@ -112,7 +103,7 @@ def computable_stores(manifest, losses):
     """The stores of a cache, those of a user's own losses with their loss.
 
     Args:
-        manifest: dict.
+        manifest: `Manifest`.
         losses: list of `DistillationLoss`.
 
     Returns:
@@ -121,9 +112,9 @@ def computable_stores(manifest, losses):
     Raises:
         ValueError: if a loss is missing.
     """
-    wanted = [make_store(loss, manifest["classes"]) for loss in losses]
+    wanted = [make_store(loss, manifest.classes) for loss in losses]
     found = []
-    for description in manifest["stores"]:
+    for description in manifest.stores:
         store = read_store(description, EXACT)
         if isinstance(store, OwnStore):
             matching = [w for w in wanted if w and store.serves(w)]

@@ -1,372 +1,92 @@
-"""Writes a teacher cache, and goes on with one that was cut short."""
+"""Runs a teacher over a data set and writes what it computes."""
 
+import base64
+import dataclasses
 import io
 import time
-import zlib
 
 import keras
 import numpy as np
 
-from keras_kd import distribution
+from keras_kd import distribution, fingerprint
 from keras_kd.batch import TEACHER_RIGHT
-from keras_kd.cache import fingerprint, records, stores
-from keras_kd.cache.teacher_pass import TeacherPass, count_right
-from keras_kd.outputs import to_logits
+from keras_kd.cache import stores
+from keras_kd.cache.data import Source, class_ids, is_batched
+from keras_kd.cache.manifest import CHECKSUM, Manifest
+from keras_kd.cache.storage import Field, Table
+from keras_kd.cache.teacher_pass import TeacherPass, count_classes, count_right
+from keras_kd.data_errors import raised_plainly
+from keras_kd.logits import LogitReader
 from keras_kd.states import assign_states, read_states, reset_states
 
-_LARGEST_PART = 64 * 2**20
+PROGRESS = "writing.json"
+_CHUNK_EXAMPLES, _CHUNK_BYTES = 8192, 64 * 2**20
 
 
-class CacheWriter:
-    """Runs a teacher over a data set, part by part.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that is decided before a teacher runs.
 
-    A part is a file of records and what is needed to go on after it. The list
-    of parts is written anew after each of them, the manifest after the last.
-
-    Args:
-        path: string.
-        dataset: see `TeacherCache.write`, as the following.
-        teacher: a `keras.Model`.
-        losses: list of `DistillationLoss`.
-        augment: optional function.
-        views: integer.
-        seed: integer.
-        dtype: "float16" or "float32".
-        batch_size: integer, used for a data set of examples.
-        teacher_right: boolean.
-        checkpoint_seconds: number.
-        verbose: 0 or 1.
+    Attributes:
+        source: `Source`.
+        teacher_pass: `TeacherPass`.
+        manifest: `Manifest`, not whole yet.
     """
 
-    def __init__(
-        self,
-        path,
-        dataset,
-        teacher,
-        losses,
-        augment,
-        views,
-        seed,
-        dtype,
-        batch_size,
-        teacher_right,
-        checkpoint_seconds,
-        verbose,
-    ):
-        self.path = path
-        self.dataset = dataset
-        self.teacher = teacher
-        self.views = views
-        self.seed = seed
-        self.checkpoint_seconds = checkpoint_seconds
-        self.verbose = verbose
-        _check_arguments(dataset, views, augment, dtype, teacher)
-        self.batched = records.is_batched(dataset, teacher)
-        x, labels, *_ = self._first_element()
-        label_shape = tuple(labels.shape)
-        if self.batched:
-            batch_size, *label_shape = label_shape
-        self.batch_size = batch_size
-        self.label_shape = tuple(label_shape)
-        self.classes = self._count_classes(x)
-        self.stores = stores.plan(losses, self.classes, dtype)
-        self.fields = [
-            field
-            for store in self.stores
-            for field in store.fields(self.label_shape)
-        ]
-        if teacher_right:
-            self.fields.append(
-                stores.Field(TEACHER_RIGHT, "uint8", self.label_shape)
-            )
-        self.identity = self._identity(dtype, augment)
-        self._pass = TeacherPass(
-            dataset,
-            teacher,
-            self.stores,
-            augment,
-            seed,
-            self.batched,
-            self.batch_size,
-        )
-
-    def run(self):
-        """Writes what is missing, then the manifest."""
-        progress = self._progress()
-        records.gfile().makedirs(self.path)
-        self._save(progress)
-        bar = self._progress_bar()
-        kept = read_states(self.teacher)
-        try:
-            for view in range(self.views):
-                self._write_view(view, progress, bar)
-        finally:
-            assign_states(self.teacher, kept)
-        if self.verbose:
-            bar.update(bar.target or bar._seen_so_far, finalize=True)
-        self._finish(progress)
-
-    # -- before ----------------------------------------------------------------
-
-    def _first_element(self):
-        for element in self.dataset.take(1):
-            return element
-        raise ValueError(
-            "A cache is written of the examples of a data set. Received: an "
-            "empty one. Check its files and its filters."
-        )
-
-    def _count_classes(self, x):
-        outputs = getattr(self.teacher, "outputs", None)
-        if outputs:
-            return outputs[0].shape[-1]
-        return to_logits(self.teacher, self.teacher(x, training=False)).shape[
-            -1
-        ]
-
-    def _identity(self, dtype, augment):
-        """All that decides what is in the cache, in JSON's types."""
-        return {
-            "format": records.FORMAT,
-            "teacher": fingerprint.teacher_fingerprint(self.teacher),
-            "stores": [store.describe() for store in self.stores],
-            "fields": [[f.name, f.dtype, list(f.shape)] for f in self.fields],
-            "classes": self.classes,
-            "dtype": dtype,
-            "views": self.views,
-            "seed": self.seed,
-            "augmented": augment is not None,
-            "batched": self.batched,
-            "batch_size": int(self.batch_size),
-            "label_shape": list(self.label_shape),
-            "samples": records.compared_samples(
-                self.dataset,
-                self.batched,
-                self.batch_size,
-                self.seed,
-                augment,
-            ),
-        }
-
-    def _progress(self):
-        """What is written already; refuses what someone else wrote."""
-        found = records.read_json(records.join(self.path, records.PROGRESS))
-        if found is None:
-            names = (
-                records.gfile().listdir(self.path)
-                if records.gfile().isdir(self.path)
-                else []
-            )
-            if names:
-                raise ValueError(
-                    "A cache is written to a new folder. Received: "
-                    f"{self.path} with {sorted(names)[:5]}. Choose another "
-                    "path."
-                )
-            return {"identity": self.identity, "parts": [], "done": []}
-        differences = identity_differences(found["identity"], self.identity)
-        if differences:
-            raise ValueError(
-                f"{self.path} holds the beginning of another cache. Received: "
-                f"{'; '.join(differences)}. Choose another path, or remove "
-                "the folder."
-            )
-        return found
-
-    def _progress_bar(self):
-        batches = int(self.dataset.cardinality())
-        if not self.batched and batches > 0:
-            batches = -(-batches // self.batch_size)
-        target = batches * self.views if batches > 0 else None
-        return keras.utils.Progbar(
-            target, unit_name="batch", verbose=self.verbose
-        )
-
-    # -- one view --------------------------------------------------------------
-
-    def _write_view(self, view, progress, bar):
-        mine = [part for part in progress["parts"] if part["view"] == view]
-        done = sum(part["batches"] for part in mine)
-        self._restore_state(mine)
-        if view in progress["done"]:
-            bar.update(bar._seen_so_far + done)
-            return
-        part = _Part(view, len(mine))
-        last = None
-        bar.update(bar._seen_so_far + done)
-        for number, element in enumerate(
-            self._pass.batches(view, done), start=done
-        ):
-            rows = self._keep(part, element, number)
-            if last is not None and last < self.batch_size:
-                raise ValueError(
-                    "All batches but the last must be of one size. Received: "
-                    f"batch {number - 1} with {last} examples, the others with "
-                    f"{self.batch_size}. Batch the data set once, at the end."
-                )
-            last = rows
-            bar.update(bar._seen_so_far + 1)
-            if (
-                part.bytes > _LARGEST_PART
-                or part.seconds > self.checkpoint_seconds
-            ):
-                self._close(part, progress)
-                part = _Part(view, part.number + 1)
-        if part.batches:
-            self._close(part, progress)
-        progress["done"].append(view)
-        self._save(progress)
-
-    def _keep(self, part, element, number):
-        """Runs the teacher on a batch; returns its number of examples."""
-        x, labels, *weight = element
-        rows = int(labels.shape[0])
-        arrays, finite = self._pass.run(x, labels)
-        if not finite:
-            raise ValueError(
-                "The teacher's logits are not finite. Received: NaN or "
-                f"infinite logits from teacher {self.teacher.name!r} in batch "
-                f"{number} of the data set. Check its weights, its input's "
-                "preprocessing and its dtype (float16 overflows at 65504)."
-            )
-        right, labels = count_right(arrays[TEACHER_RIGHT], *weight)
-        part.right += right
-        part.labels += labels
-        part.add(pack(arrays, self.fields), rows)
-        return rows
-
-    # -- files -----------------------------------------------------------------
-
-    def _close(self, part, progress):
-        """Writes a part's records and state, then that it is there."""
-        data = b"".join(part.chunks)
-        records.write_whole(records.join(self.path, part.file), data)
-        states = read_states(self.teacher)
-        if states:
-            buffer = io.BytesIO()
-            np.savez(buffer, *[a for arrays in states for a in arrays])
-            records.write_whole(
-                records.join(self.path, part.state_file), buffer.getvalue()
-            )
-        progress["parts"].append(part.describe(zlib.crc32(data)))
-        self._save(progress)
-
-    def _save(self, progress):
-        path = records.join(self.path, records.PROGRESS)
-        records.write_whole(path, progress)
-
-    def _restore_state(self, parts):
-        """The teacher's carried state as it was after these parts."""
-        states = read_states(self.teacher)
-        if not states:
-            return
-        if not parts:
-            reset_states(self.teacher)
-            return
-        name = _Part(parts[-1]["view"], len(parts) - 1).state_file
-        path = records.join(self.path, name)
-        with records.gfile().GFile(path, "rb") as file:
-            loaded = np.load(io.BytesIO(file.read()))
-        flat = iter([loaded[key] for key in loaded.files])
-        kept = [[next(flat) for _ in arrays] for arrays in states]
-        assign_states(self.teacher, kept)
-
-    def _finish(self, progress):
-        parts = progress["parts"]
-        sizes = [
-            sum(p["examples"] for p in parts if p["view"] == view)
-            for view in range(self.views)
-        ]
-        if len(set(sizes)) > 1:
-            raise ValueError(
-                "Every pass over the data set must give the same examples. "
-                f"Received: views of {sizes} examples. Remove what is random "
-                f"in the data set, and the folder {self.path}."
-            )
-        first = [p for p in parts if p["view"] == 0]
-        manifest = {
-            **self.identity,
-            "examples": sizes[0],
-            "batches": sum(p["batches"] for p in first),
-            "teacher_accuracy": sum(p["right"] for p in parts)
-            / max(sum(p["labels"] for p in parts), 1),
-            "parts": parts,
-        }
-        # The empty file fills up the shorter lists of views' files.
-        records.write_whole(records.join(self.path, records.EMPTY), b"")
-        records.write_whole(records.join(self.path, records.MANIFEST), manifest)
-        records.gfile().remove(records.join(self.path, records.PROGRESS))
-        for name in records.gfile().glob(records.join(self.path, "*.state")):
-            records.gfile().remove(name)
+    source: Source
+    teacher_pass: TeacherPass
+    manifest: Manifest
 
 
-class _Part:
-    """Records that are not in a file yet."""
-
-    def __init__(self, view, number):
-        self.view = view
-        self.number = number
-        self.file = f"view-{view:05d}-{number:05d}.records"
-        self.state_file = f"view-{view:05d}-{number:05d}.state"
-        self.chunks = []
-        self.batches = self.examples = self.bytes = 0
-        self.right = self.labels = 0.0
-        self._began = time.monotonic()
-
-    @property
-    def seconds(self):
-        return time.monotonic() - self._began
-
-    def add(self, chunk, examples):
-        self.chunks.append(chunk)
-        self.batches += 1
-        self.examples += examples
-        self.bytes += len(chunk)
-
-    def describe(self, checksum):
-        return {
-            "file": self.file,
-            "view": self.view,
-            "batches": self.batches,
-            "examples": self.examples,
-            "right": self.right,
-            "labels": self.labels,
-            "checksum": checksum,
-        }
-
-
-def identity_differences(kept, found):
-    """What differs between two caches' identities, in words.
-
-    Args:
-        kept: dict.
-        found: dict.
-
-    Returns:
-        List of strings.
-    """
-    differences = []
-    for key in found:
-        if key == "samples":
-            same = len(kept[key]) == len(found[key]) and all(
-                fingerprint.same_sample(one[kind], other[kind])
-                for one, other in zip(kept[key], found[key], strict=True)
-                for kind in one
-                if kind in other
-            )
-            if not same:
-                differences.append(
-                    "inputs or labels of the first batches (another data set, "
-                    "order, preprocessing or `augment`)"
-                )
-        elif kept.get(key) != found[key]:
-            differences.append(
-                f"{key}: {kept.get(key)} in the cache, {found[key]} now"
-            )
-    return differences
+def plan(
+    dataset,
+    teacher,
+    teacher_output,
+    losses,
+    views,
+    dtype,
+    batch_size,
+    teacher_right,
+):
+    """The `Plan` of a cache; for arguments see `TeacherCache.write`."""
+    _check_arguments(dataset, views, dtype, teacher, batch_size)
+    batched = is_batched(dataset, teacher)
+    x, labels = _first_batch(dataset, batched)
+    reader = LogitReader(teacher, teacher_output, role="teacher")
+    classes = count_classes(teacher, reader, x)
+    label_shape = _label_shape(labels, teacher)
+    with raised_plainly():
+        class_ids(labels, label_shape)
+    if batched:
+        batch_size = int(labels.shape[0])
+    kept = stores.plan(losses, classes, dtype)
+    fields = [each for store in kept for each in store.fields(label_shape)]
+    if teacher_right:
+        fields.append(Field(TEACHER_RIGHT, "uint8", label_shape))
+    elements = int(dataset.cardinality())
+    examples = elements * batch_size if batched else elements
+    manifest = Manifest(
+        teacher=fingerprint.teacher_fingerprint(teacher),
+        teacher_output=reader.kind,
+        stores=[store.describe() for store in kept],
+        fields=[[each.name, each.dtype, each.shape] for each in fields],
+        classes=classes,
+        dtype=dtype,
+        views=views.count,
+        seed=views.seed,
+        augmented=views.augment is not None,
+        batched=batched,
+        batch_size=batch_size,
+        label_shape=label_shape,
+        chunk=_chunk(fields, examples),
+        elements=elements if elements >= 0 else None,
+    )
+    source = Source(dataset, views, batched, batch_size, label_shape)
+    teacher_pass = TeacherPass(teacher, reader, kept, classes, batch_size)
+    return Plan(source, teacher_pass, manifest)
 
 
-def _check_arguments(dataset, views, augment, dtype, teacher):
+def _check_arguments(dataset, views, dtype, teacher, batch_size):
     import tensorflow as tf
 
     if not isinstance(dataset, tf.data.Dataset):
@@ -380,16 +100,21 @@ def _check_arguments(dataset, views, augment, dtype, teacher):
             "A cache is written of one pass over a data set. Received: an "
             "infinite one. Give it before `repeat`, and use `epochs` to train."
         )
-    if views < 1 or (views > 1 and augment is None):
+    if views.count < 1 or (views.count > 1 and views.augment is None):
         raise ValueError(
             "Several views of an example differ by their augmentation. "
-            f"Received: views={views}, augment={augment}. Pass a function of "
-            "(x, seed) as `augment`, or views=1."
+            f"Received: views={views.count}, augment={views.augment}. Pass a "
+            "function of (x, seed) as `augment`, or views=1."
         )
     if dtype not in (stores.COMPACT, stores.EXACT):
         raise ValueError(
             f"Statistics are kept as {stores.COMPACT} or {stores.EXACT}. "
             f"Received: dtype={dtype!r}. Leave it out for {stores.COMPACT}."
+        )
+    if batch_size < 1:
+        raise ValueError(
+            "The teacher runs on batches of at least one example. Received: "
+            f"batch_size={batch_size}. Leave it out for 256."
         )
     if distribution.spans_workers(distribution.strategy_of(teacher)):
         raise ValueError(
@@ -399,18 +124,209 @@ def _check_arguments(dataset, views, augment, dtype, teacher):
         )
 
 
-def pack(arrays, fields):
-    """Records of examples.
+def _first_batch(dataset, batched):
+    """Input and labels of the first batch, or of a batch of one example."""
+    for x, labels, *_ in dataset.take(1) if batched else dataset.batch(1):
+        return x, labels["labels"] if isinstance(labels, dict) else labels
+    raise ValueError(
+        "A cache is written of the examples of a data set. Received: an "
+        "empty one. Check its files and its filters."
+    )
+
+
+def _label_shape(labels, teacher):
+    """The shape of an example's class ids; a last axis of 1 may be added."""
+    outputs = getattr(teacher, "outputs", None)
+    shape = tuple(int(size) for size in labels.shape[1:])
+    rank = len(outputs[0].shape) - 2 if outputs else 0
+    return shape[:-1] if shape[-1:] == (1,) and len(shape) > rank else shape
+
+
+def _chunk(fields, examples):
+    """How many examples a chunk has, so that little of the last is unused."""
+    largest = max(field.size for field in fields)
+    limit = max(1, min(_CHUNK_EXAMPLES, _CHUNK_BYTES // largest))
+    if examples <= 0:
+        return limit
+    return -(-examples // -(-examples // limit))
+
+
+def write(folder, plan, checkpoint_seconds, verbose):
+    """Writes what is missing of a cache, then that it is whole.
+
+    After each write of statistics the progress is recorded, in one file with
+    the teacher's carried state. Whatever is written twice is written with the
+    same values, so that a writer may be killed and two may work at once.
 
     Args:
-        arrays: dict by field name of [examples, ...] arrays.
-        fields: list of `Field`s, in the order of a record.
+        folder: `Folder` with the plan's manifest.
+        plan: `Plan`.
+        checkpoint_seconds: number.
+        verbose: 0 or 1.
 
-    Returns:
-        Bytes.
+    Raises:
+        ValueError: if batches are of several sizes, views of different ones,
+            or logits not finite.
     """
-    columns = []
-    for field in fields:
-        array = np.ascontiguousarray(arrays[field.name].astype(field.dtype))
-        columns.append(array.view(np.uint8).reshape(len(array), field.size))
-    return np.concatenate(columns, axis=1).tobytes()
+    manifest, teacher = plan.manifest, plan.teacher_pass.teacher
+    table = Table(folder, manifest.arrays, manifest.chunk, create=True)
+    progress = _Progress(**(folder.read_json(PROGRESS) or {}))
+    bar = _progress_bar(manifest, verbose)
+    kept = read_states(teacher)
+    try:
+        while progress.view < manifest.views:
+            _restore_states(teacher, progress)
+            bar.add(progress.elements)
+            view = _ViewWriter(folder, table, plan, progress)
+            view.write(checkpoint_seconds, bar)
+            progress = progress.of_next_view()
+            folder.write_json(PROGRESS, vars(progress))
+    finally:
+        assign_states(teacher, kept)
+    if verbose:
+        bar.update(bar.target or bar._seen_so_far, finalize=True)
+    _finish(folder, manifest, progress)
+
+
+@dataclasses.dataclass
+class _Progress:
+    """What is written already.
+
+    Attributes:
+        view: the one that is being written.
+        elements: batches of it that are written.
+        examples: likewise.
+        sizes: list of the examples of each view before it.
+        right: labels that the teacher got right, of all views.
+        labels: how many labels that is out of.
+        states: the teacher's carried state, as text.
+    """
+
+    view: int = 0
+    elements: int = 0
+    examples: int = 0
+    sizes: list = dataclasses.field(default_factory=list)
+    right: float = 0.0
+    labels: float = 0.0
+    states: str = ""
+
+    def of_next_view(self):
+        return _Progress(
+            view=self.view + 1,
+            sizes=[*self.sizes, self.examples],
+            right=self.right,
+            labels=self.labels,
+        )
+
+
+class _ViewWriter:
+    """Writes the rest of one view."""
+
+    def __init__(self, folder, table, plan, progress):
+        self._folder = folder
+        self._table = table
+        self._plan = plan
+        self._progress = progress
+        self._waiting = []  # Arrays of batches that are not written yet.
+        self._written = progress.examples
+
+    def write(self, checkpoint_seconds, bar):
+        progress, manifest = self._progress, self._plan.manifest
+        saved = time.monotonic()
+        for element, checksums in self._plan.source.batches(
+            progress.view, progress.elements
+        ):
+            self._check_size(len(checksums))
+            arrays = self._run(*element)
+            self._waiting.append({**arrays, CHECKSUM: checksums.numpy()})
+            progress.elements += 1
+            progress.examples += len(checksums)
+            bar.add(1)
+            if (
+                progress.examples - self._written >= manifest.chunk
+                or time.monotonic() - saved > checkpoint_seconds
+            ):
+                self._flush()
+                saved = time.monotonic()
+        if self._waiting:
+            self._flush()
+
+    def _check_size(self, rows):
+        progress, size = self._progress, self._plan.manifest.batch_size
+        if progress.examples != progress.elements * size or rows > size:
+            raise ValueError(
+                "All batches but the last must be of one size, and that one "
+                f"not larger. Received: {progress.examples} examples in the "
+                f"first {progress.elements} batches, the first of {size}, then "
+                f"a batch of {rows}. Batch the data set once, at the end."
+            )
+
+    def _run(self, x, ids, weight=None):
+        """What the teacher gives for a batch."""
+        progress, teacher = self._progress, self._plan.teacher_pass
+        arrays, finite = teacher.run(x, ids)
+        if not finite:
+            raise ValueError(
+                "The teacher's logits are not finite. Received: NaN or "
+                f"infinite logits from teacher {teacher.teacher.name!r} in "
+                f"batch {progress.elements} of the data set. Check its "
+                "weights, its input's preprocessing and its dtype (float16 "
+                "overflows at 65504)."
+            )
+        right, labels = count_right(arrays[TEACHER_RIGHT], weight)
+        progress.right += right
+        progress.labels += labels
+        return arrays
+
+    def _flush(self):
+        progress, names = self._progress, list(self._waiting[0])
+        arrays = {
+            name: np.concatenate([batch[name] for batch in self._waiting])
+            for name in names
+        }
+        self._table.write(progress.view, self._written, arrays)
+        self._waiting, self._written = [], progress.examples
+        states = read_states(self._plan.teacher_pass.teacher)
+        if states:
+            buffer = io.BytesIO()
+            np.savez(buffer, *[a for arrays in states for a in arrays])
+            progress.states = base64.b64encode(buffer.getvalue()).decode()
+        self._folder.write_json(PROGRESS, vars(progress))
+
+
+def _restore_states(teacher, progress):
+    """The teacher's carried state as it was after what is written."""
+    reset_states(teacher)
+    if progress.states:
+        loaded = np.load(io.BytesIO(base64.b64decode(progress.states)))
+        flat = iter([loaded[key] for key in loaded.files])
+        kept = [[next(flat) for _ in arrays] for arrays in read_states(teacher)]
+        assign_states(teacher, kept)
+
+
+def _progress_bar(manifest, verbose):
+    batches = manifest.elements
+    if batches and not manifest.batched:
+        batches = -(-batches // manifest.batch_size)
+    target = batches * manifest.views if batches else None
+    return keras.utils.Progbar(target, unit_name="batch", verbose=verbose)
+
+
+def _finish(folder, manifest, progress):
+    examples = progress.sizes[0]
+    if len(set(progress.sizes)) > 1:
+        raise ValueError(
+            "Every pass over the data set must give the same examples. "
+            f"Received: views of {progress.sizes} examples. Remove what is "
+            f"random in the data set, and the folder {folder.path}."
+        )
+    elements = examples
+    if manifest.batched:
+        elements = -(-examples // manifest.batch_size)
+    dataclasses.replace(
+        manifest,
+        elements=elements,
+        examples=examples,
+        teacher_accuracy=progress.right / max(progress.labels, 1),
+    ).save(folder)
+    folder.remove(PROGRESS)

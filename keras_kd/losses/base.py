@@ -29,9 +29,9 @@ _TEMPERATURES = (1e-4, 1e4)
 _PROBABILITIES = (
     "A distillation loss in a plain model compares logits. Received: "
     "probabilities, values that are not negative and sum to 1 for each "
-    "example. Leave the softmax out of the model, end it in "
-    "`keras.layers.Softmax()`, or train it in a `keras_kd.Distiller` with "
-    "student_output='probabilities'."
+    "example. Leave the softmax out of the model, or train it in a "
+    "`keras_kd.Distiller`, with student_output='probabilities' where its graph "
+    "does not tell."
 )
 _BAD_LABELS = (
     "A label is not a class id of the student. Received: labels outside "
@@ -314,8 +314,9 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
         """The reduced loss.
 
         A loss that is given to a plain `keras.Model` sees the model's outputs
-        alone: those of Keras's softmax are traced back to the logits, other
-        probabilities are refused.
+        alone: those of Keras's softmax are traced back to the logits where the
+        backend lets Keras keep them (not on JAX); other probabilities are
+        refused.
 
         Args:
             y_true: dict with "labels" ([...] integer class ids) and the

@@ -345,7 +345,14 @@ class KDTopK(DistillationLoss):
 
     def target(self, labels, statistics, num_classes):
         """See `DistillationLoss.target`."""
-        self.count(num_classes)
+        k, kept = self.count(num_classes), statistics["top_classes"].shape[-1]
+        if kept not in (None, k):
+            raise ValueError(
+                f"Statistics of KDTopK are those of its k classes. Received: "
+                f"{kept} classes for a loss with k={k}. Write the cache for "
+                "this loss, and attach it with the loss, as in "
+                "attach(dataset, loss)."
+            )
         masses = statistics["top_probabilities"]
         rest = statistics["tail_probability"]
         others = max(num_classes - masses.shape[-1], 1)

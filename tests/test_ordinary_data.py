@@ -1,0 +1,291 @@
+"""Data as people have them: the same result as plain Keras, or a refusal.
+
+A distillation loss of weight 0 is plain cross-entropy, so that plain Keras on
+the same data says what is right.
+"""
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from keras import layers
+from models import CLASSES, FEATURES, assert_same_weights, mlp, uniform
+
+import keras_kd as kd
+
+EXAMPLES, STEPS = 24, 5
+
+
+def tabular(seed=0):
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(EXAMPLES, FEATURES)).astype("float32")
+    labels = random.integers(0, CLASSES, EXAMPLES).astype("int32")
+    weights = random.uniform(0, 2, EXAMPLES).astype("float32")
+    return x, labels, weights
+
+
+def sequences(seed=0):
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(EXAMPLES, STEPS, FEATURES)).astype("float32")
+    labels = random.integers(0, CLASSES, (EXAMPLES, STEPS)).astype("int32")
+    return x, labels, random.uniform(0, 2, EXAMPLES).astype("float32")
+
+
+def metrics():
+    return {
+        "metrics": ["accuracy"],
+        "weighted_metrics": [
+            keras.metrics.SparseCategoricalCrossentropy(
+                from_logits=True, name="weighted"
+            )
+        ],
+    }
+
+
+def trained_plainly(model, *fit_arguments, **fit_options):
+    model.compile(
+        keras.optimizers.SGD(0.1),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        **metrics(),
+    )
+    history = run(model, *fit_arguments, **fit_options)
+    return history, model
+
+
+def trained_by_distiller(student, *fit_arguments, **fit_options):
+    distiller = kd.Distiller(student)
+    distiller.compile(
+        keras.optimizers.SGD(0.1), kd.LabelSmoothing(weight=0.0), **metrics()
+    )
+    return run(distiller, *fit_arguments, **fit_options), student
+
+
+def run(model, x, y, sample_weight=None, **options):
+    return model.fit(
+        x,
+        y,
+        sample_weight=sample_weight,
+        batch_size=10,
+        epochs=2,
+        shuffle=False,
+        verbose=0,
+        **options,
+    ).history
+
+
+def assert_as_keras(make, theirs, ours, keys=("loss", "accuracy", "weighted")):
+    """Both train on their form of the same data."""
+    (expected, plain), (found, student) = (
+        trained_plainly(make(), *theirs[0], **theirs[1]),
+        trained_by_distiller(make(), *ours[0], **ours[1]),
+    )
+    assert_same_weights(plain.get_weights(), student.get_weights())
+    for key in keys:
+        np.testing.assert_allclose(found[key], expected[key], rtol=1e-4)
+
+
+def dense_over_steps():
+    inputs = keras.Input((STEPS, FEATURES))
+    outputs = layers.Dense(CLASSES, kernel_initializer=uniform(4))(inputs)
+    return keras.Model(inputs, outputs)
+
+
+x, labels, weights = tabular()
+FORMS = {
+    "weights of shape (N, 1)": ((x, labels, weights[:, None]), {}),
+    "labels of shape (N, 1)": ((x, labels[:, None], weights), {}),
+    "whole floats": ((x, labels.astype("float32"), weights), {}),
+    "float columns": ((x, labels[:, None].astype("float64"), weights), {}),
+    "small integers": ((x, labels.astype("uint8"), weights), {}),
+    "wide integers": ((x, labels.astype("int64"), weights), {}),
+    "pandas series": (
+        (
+            pd.DataFrame(x, columns=list("abcde")),
+            pd.Series(labels),
+            pd.Series(weights),
+        ),
+        {},
+    ),
+    "pandas frames": (
+        (pd.DataFrame(x), pd.DataFrame(labels), pd.DataFrame(weights)),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_the_same_table(form):
+    assert_as_keras(mlp, ((x, labels, weights), {}), FORMS[form])
+
+
+def test_a_student_that_is_built_by_a_pandas_frame():
+    def unbuilt():
+        keras.utils.set_random_seed(3)
+        return keras.Sequential(
+            [layers.Dense(4, "relu"), layers.Dense(CLASSES)]
+        )
+
+    frame = (pd.DataFrame(x), pd.Series(labels), pd.Series(weights))
+    assert_as_keras(unbuilt, ((x, labels, weights), {}), (frame, {}))
+
+
+@pytest.mark.parametrize(
+    "keys", [lambda k: np.int64(k), lambda k: float(k), lambda k: k]
+)
+def test_class_weights_by_keys_of_any_number_type(keys):
+    class_weight = {keys(1): 3.0, keys(4): 0.5}
+    assert_as_keras(
+        mlp,
+        ((x, labels), {"class_weight": {1: 3.0, 4: 0.5}}),
+        ((x, labels), {"class_weight": class_weight}),
+    )
+
+
+@pytest.mark.parametrize("key", ["1", 1.5, None, CLASSES, -1])
+def test_class_weights_by_other_keys_are_refused(key):
+    with pytest.raises(ValueError, match="class_weight.*Received"):
+        trained_by_distiller(mlp(), x, labels, class_weight={key: 2.0})
+
+
+def test_weights_that_fit_no_label_are_refused():
+    images = np.zeros((EXAMPLES, 3), "float32")
+    with pytest.raises(ValueError, match="sample_weight.*Received.*shape"):
+        trained_by_distiller(mlp(), x, labels, images)
+
+
+def pixels():
+    random = np.random.default_rng(1)
+    images = random.normal(size=(EXAMPLES, 4, 3, 2)).astype("float32")
+    labels = random.integers(0, CLASSES, (EXAMPLES, 4, 3)).astype("int32")
+    weights = random.uniform(0, 2, (EXAMPLES, 4, 3)).astype("float32")
+    return images, labels, weights
+
+
+def segmenter():
+    inputs = keras.Input((4, 3, 2))
+    outputs = layers.Conv2D(CLASSES, 1, kernel_initializer=uniform(2))(inputs)
+    return keras.Model(inputs, outputs)
+
+
+def test_weights_for_pixels_with_and_without_a_last_axis():
+    images, labels, weights = pixels()
+    plain = ((images, labels, weights), {})
+    for ours in (
+        (images, labels, weights[..., None]),
+        (images, labels[..., None], weights[..., None]),
+        (images, labels[..., None], weights),
+    ):
+        assert_as_keras(segmenter, plain, (ours, {}))
+
+
+def test_labels_of_steps_with_a_last_axis():
+    x, labels, weights = sequences()
+    every_step = np.repeat(weights[:, None], STEPS, axis=1)
+    for ours in (
+        (x, labels[..., None], weights),
+        (x, labels, weights),
+        (x, labels, weights[:, None]),
+        (x, labels[..., None], every_step[..., None]),
+    ):
+        assert_as_keras(
+            dense_over_steps, ((x, labels, every_step), {}), (ours, {})
+        )
+
+
+def masking_student():
+    inputs = keras.Input((STEPS, FEATURES))
+    masked = layers.Masking()(inputs)
+    outputs = layers.Dense(CLASSES, kernel_initializer=uniform(4))(masked)
+    return keras.Model(inputs, outputs)
+
+
+def test_a_mask_with_weights_by_example():
+    x, labels, weights = sequences()
+    x[:, -2:] = 0
+    every_step = np.repeat(weights[:, None], STEPS, axis=1)
+    keys = ("loss", "accuracy", "weighted")
+    assert_as_keras(
+        masking_student,
+        ((x, labels, every_step), {}),
+        ((x, labels, weights), {}),
+        # Keras's metrics lose the mask on JAX; the Distiller's don't.
+        keys[:1] if keras.backend.backend() == "jax" else keys,
+    )
+
+
+class OneOfADict(keras.Model):
+    """Gives its logits by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(CLASSES, kernel_initializer=uniform(6))
+
+    def call(self, inputs):
+        return {"logits": self.dense(inputs)}
+
+
+@pytest.mark.parametrize("functional", [True, False])
+def test_logits_by_name_as_the_only_output(functional):
+    x, labels, weights = tabular()
+
+    def named():
+        if not functional:
+            model = OneOfADict()
+            model(x)
+            return model
+        model = mlp()
+        return keras.Model(model.inputs, {"logits": model.outputs[0]})
+
+    student = named()
+    plain = named()
+    initial = student.get_weights()
+    dense = keras.Sequential(
+        [
+            keras.Input((FEATURES,)),
+            *(
+                layers.Dense(w.shape[1], a)
+                for w, a in zip(
+                    initial[::2],
+                    ["tanh", None] if functional else [None],
+                    strict=True,
+                )
+            ),
+        ]
+    )
+    dense.set_weights(initial)
+    expected, plain = trained_plainly(dense, x, labels, weights)
+    found, _ = trained_by_distiller(student, x, labels, weights)
+    assert_same_weights(plain.get_weights(), student.get_weights())
+    for key in ("loss", "accuracy", "weighted"):
+        np.testing.assert_allclose(found[key], expected[key], rtol=1e-4)
+    distiller = kd.Distiller(mlp(seed=2), student)
+    distiller.compile("sgd", kd.KDPt())
+    one = run(distiller, x, labels)["loss"]
+    distiller = kd.Distiller(mlp(seed=2), dense)
+    distiller.compile("sgd", kd.KDPt())
+    np.testing.assert_allclose(
+        one, run(distiller, x, labels)["loss"], rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("far", [2**32 + 1, -(2**32) + 1, 2**31])
+def test_wide_labels_are_not_cut(far):
+    wide = labels.astype("int64")
+    wide[3] = far
+    # The digits of a float32 are told, or all of them.
+    with pytest.raises(ValueError, match=f"label {str(far)[:7]}"):
+        trained_by_distiller(mlp(), x, wide)
+
+
+def test_models_with_one_unit_are_refused():
+    sigmoid = mlp(classes=1)
+    for pair in ((sigmoid,), (mlp(classes=2), sigmoid), (sigmoid, sigmoid)):
+        with pytest.raises(ValueError, match="one output unit.*softmax"):
+            kd.Distiller(*pair)
+
+
+def test_labels_of_several_classes_get_their_own_advice():
+    several = np.zeros((EXAMPLES, CLASSES), "int32")
+    several[:, :2] = 1
+    with pytest.raises(ValueError, match="multi-label"):
+        trained_by_distiller(mlp(), x, several)
