@@ -485,7 +485,11 @@ class Distiller(backend.Trainer):
     def _note_teacher_of(self, x):
         """Before training on data that say whose statistics they carry."""
         spec = getattr(x, "element_spec", None)
-        named = isinstance(spec, tuple) and TEACHER_FINGERPRINT in spec[1]
+        named = (
+            isinstance(spec, tuple)
+            and isinstance(spec[1], dict)
+            and TEACHER_FINGERPRINT in spec[1]
+        )
         number = None
         if named and self.teacher is not None:
             number = fingerprint.teacher_number(

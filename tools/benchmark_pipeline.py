@@ -50,8 +50,8 @@ def main(data_dir, depth, batch_size, count, rounds, pipeline_batches, steps):
 
 def load(data_dir, count):
     """CIFAR-100, or random images of its shape."""
-    from data import images
     import numpy as np
+    from data import images
 
     if data_dir:
         return images.cifar100(data_dir)
@@ -79,8 +79,8 @@ def plain_stream(data, size, batch_size):
 def cached_stream(data, size, batch_size):
     """The recipe's stream with the statistics of a small teacher."""
     import networks
-    from data import images
     import tensorflow as tf
+    from data import images
 
     import keras_kd as kd
 

@@ -112,7 +112,9 @@ def _resnet(is_teacher, small):
     import networks
 
     depth = 8 if small else 56 if is_teacher else 20
-    return networks.cifar_resnet(depth, _image_shape(small), 100, [127.0], [64.0])
+    return networks.cifar_resnet(
+        depth, _image_shape(small), 100, [127.0], [64.0]
+    )
 
 
 def _image_shape(small):
