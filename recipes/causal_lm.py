@@ -426,7 +426,7 @@ def make_sequences(documents, vocabulary, length):
 
     Each document begins after the start token and ends with the end token, as
     in KerasHub's preprocessors. They drop what is longer than a sequence; here
-    it goes on in the next, so that each token is predicted exactly once.
+    it continues in the next, so that each token is predicted exactly once.
 
     Args:
         documents: list of strings; those without a token are left out.

@@ -130,7 +130,7 @@ class ImageNetStudy(Study):
     def training_data(self, role, first_epoch):
         """Shuffled batches of randomly cropped and flipped images.
 
-        An interrupted run goes on in another order than it would have.
+        An interrupted run resumes in another order than it would have had.
         """
         options = self.options
         dataset = self._encoded(f"train[:{self.train_size}]", shuffle=True)
