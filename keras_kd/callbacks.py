@@ -1,4 +1,4 @@
-"""Callbacks: what distillation does, in TensorBoard, and schedules."""
+"""Callbacks: TensorBoard, schedules, and backups of unfinished training."""
 
 import warnings
 
@@ -7,7 +7,10 @@ import numpy as np
 from keras import ops
 
 from keras_kd import distribution
+from keras_kd.backup import BackupAndRestore
 from keras_kd.similarity import class_similarity, logit_weights
+
+__all__ = ["BackupAndRestore", "KDTensorBoard", "LossSchedule"]
 
 
 class LossSchedule(keras.callbacks.Callback):

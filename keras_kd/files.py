@@ -33,7 +33,8 @@ def write_whole(path, data):
 
     Args:
         path: string or `os.PathLike`, in a folder that exists.
-        data: string or bytes.
+        data: string or bytes, or a function that writes them to the binary
+            file that it is given, for what should not be in memory twice.
 
     Raises:
         OSError: naming the file and the reason, such as a full disk.
@@ -46,7 +47,7 @@ def write_whole(path, data):
         try:
             handle, unfinished = tempfile.mkstemp(".unfinished", name, folder)
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                data(file) if callable(data) else file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             # `mkstemp` lets nobody else read the file.

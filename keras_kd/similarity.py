@@ -5,6 +5,7 @@ import numpy as np
 import scipy.optimize
 from keras import ops
 
+from keras_kd.backend.private import made_by
 from keras_kd.softmax import label_softmax
 
 # A vocabulary of 10,000 words fits.
@@ -117,12 +118,11 @@ def _output_layer(model):
         return weighted[-1] if weighted else None
     tensor = outputs[0]
     while True:
-        operation, node_index, _ = tensor._keras_history
+        operation, inputs, _ = made_by(tensor)
         if isinstance(operation, keras.Model):
             return _output_layer(operation)
         if getattr(operation, "weights", None):
             return _unwrap(operation)
-        inputs = operation._inbound_nodes[node_index].input_tensors
         if not inputs:
             return None
         tensor = inputs[0]

@@ -19,17 +19,24 @@ whatever `keras_hub.models.CausalLM.from_preset` takes, folders included; their
 tokenizer reads the text.
 """
 
+import study.quiet  # noqa: F401
+
+# isort: split
 import dataclasses
 
-import batches
 import click
-import common
-import language_model
+import keras
+import keras_hub
 import numpy as np
-import strategies
-import study
-import text_data
-from study import positive, share
+import tensorflow as tf
+from data import batches, text
+from study import language_model, options, strategies
+from study.comparison import compare
+from study.messages import errors_as_messages, first_line
+from study.options import positive, share
+from study.run_folder import open_run
+
+from keras_kd import distribution
 
 ROLES = ("teacher", "student")
 # Of a role's options, those that a preset decides.
@@ -82,26 +89,29 @@ _PRESET_DEFAULTS = {
     "--sequence-length",
     type=positive,
     default=32,
-    help="Tokens; a longer document goes on in another sequence.",
+    help="Tokens; a longer document continues in another sequence.",
 )
 @language_model.optimizer_options(5e-3, 2e-3)
-@study.shared_options(("plain", "kd_pt", "kd"))
-def main(losses, log_dir, **options):
+@options.shared_options(("plain", "kd_pt", "kd"))
+def main(losses, log_dir, **chosen):
     """Compares distillation losses on a causal language model of KerasHub."""
     context = click.get_current_context()
-    with common.errors_as_messages():
+    with errors_as_messages():
         given = given_options(context)
-        check_options(options, given)
-        options = with_preset_defaults(options, given)
+        check_options(chosen, given)
+        chosen = with_preset_defaults(chosen, given)
         strategy = strategies.make_strategy(
-            options["strategy"], options["replicas"]
+            chosen["strategy"], chosen["replicas"]
         )
-        documents = read_documents(**options)
-        vocabulary = read_vocabulary(documents, options)
-        data = read_data(documents, vocabulary, options)
+        documents = read_documents(**chosen)
+        vocabulary = read_vocabulary(documents, chosen)
+        data = read_data(documents, vocabulary, chosen)
+        chosen = options.settled(
+            chosen, losses, data["train"].labels.size, vocabulary.classes
+        )
         # Losses may be added to a run later; everything else makes it another.
-        run = common.RunFolder(
-            "causal_lm", study.run_config(options), log_dir, strategy
+        run = open_run(
+            "causal_lm", options.run_config(chosen), log_dir, strategy
         )
         click.echo(documents.source)
         for part, sequences in data.items():
@@ -110,8 +120,8 @@ def main(losses, log_dir, **options):
             f"{vocabulary.classes:,} classes of tokens. Run folder: "
             f"{run.folder}"
         )
-        models = CausalLMStudy(data, vocabulary, run, strategy, options)
-        models.train_all(losses)
+        models = CausalLMStudy(data, vocabulary, run, strategy, chosen)
+        compare(models, losses)
 
 
 # -- options -------------------------------------------------------------------
@@ -194,10 +204,10 @@ def with_preset_defaults(options, given):
 
 
 def read_documents(data_dir, download, limit_train, **_):
-    """The text that the options ask for; see `text_data.load_documents`."""
+    """The text that the options ask for; see `text.load_documents`."""
     if limit_train is None and not (data_dir or download):
         limit_train = 3_000
-    documents = text_data.load_documents(data_dir, download)
+    documents = text.load_documents(data_dir, download)
     return dataclasses.replace(documents, train=documents.train[:limit_train])
 
 
@@ -208,7 +218,7 @@ class WordTokenizer:
     """Words between spaces, with what is used here of KerasHub's tokenizers.
 
     Args:
-        documents: `text_data.Documents`.
+        documents: `text.Documents`.
         size: at most so many words, `<unk>` among them.
     """
 
@@ -216,10 +226,8 @@ class WordTokenizer:
 
     def __init__(self, documents, size):
         self._split = documents.split
-        self._words = text_data.make_vocabulary(
-            documents.words()["train"], size
-        )
-        (end,) = text_data.encode([text_data.EOS], self._words)
+        self._words = text.make_vocabulary(documents.words()["train"], size)
+        (end,) = text.encode([text.EOS], self._words)
         self.start_token_id = self.end_token_id = int(end)
 
     def vocabulary_size(self):
@@ -229,7 +237,7 @@ class WordTokenizer:
     def __call__(self, documents):
         """Lists of word ids."""
         return [
-            text_data.encode(self._split(document), self._words).tolist()
+            text.encode(self._split(document), self._words).tolist()
             for document in documents
         ]
 
@@ -254,7 +262,7 @@ def read_vocabulary(documents, options):
     """The vocabulary of the presets, or of words where there are none.
 
     Args:
-        documents: `text_data.Documents`.
+        documents: `text.Documents`.
         options: dict of the command's options.
 
     Returns:
@@ -290,15 +298,13 @@ def read_preset(name, sequence_length):
         ValueError: if it can't be loaded, has no tokenizer, or does not take
             such sequences.
     """
-    import keras_hub
-
     try:
         model = keras_hub.models.CausalLM.from_preset(name, load_weights=False)
     # What comes depends on where the preset is looked for.
     except Exception as error:
         raise ValueError(
             "The preset can't be loaded as a causal language model. Received: "
-            f"{name} ({type(error).__name__}: {_first_line(error)}). Choose a "
+            f"{name} ({type(error).__name__}: {first_line(error)}). Choose a "
             "preset of KerasHub, or the folder of one that was saved by "
             "`save_to_preset`."
         ) from error
@@ -381,10 +387,6 @@ def _ids(tokenizer):
     }
 
 
-def _first_line(error):
-    return (str(error).strip().splitlines() or [""])[0]
-
-
 # -- sequences -----------------------------------------------------------------
 
 
@@ -424,7 +426,7 @@ def make_sequences(documents, vocabulary, length):
 
     Each document begins after the start token and ends with the end token, as
     in KerasHub's preprocessors. They drop what is longer than a sequence; here
-    it goes on in the next, so that each token is predicted exactly once.
+    it continues in the next, so that each token is predicted exactly once.
 
     Args:
         documents: list of strings; those without a token are left out.
@@ -472,7 +474,7 @@ def read_data(documents, vocabulary, options):
     """The sequences of each part, enough of them to train and to test.
 
     Args:
-        documents: `text_data.Documents`.
+        documents: `text.Documents`.
         vocabulary: a `Vocabulary`.
         options: dict of the command's options.
 
@@ -485,7 +487,7 @@ def read_data(documents, vocabulary, options):
     length, batch_size = options["sequence_length"], options["batch_size"]
     data = {
         part: make_sequences(getattr(documents, part), vocabulary, length)
-        for part in text_data.PARTS
+        for part in text.PARTS
     }
     sizes = {part: len(sequences) for part, sequences in data.items()}
     if sizes["train"] < batch_size or not all(sizes.values()):
@@ -510,10 +512,6 @@ def training_stream(sequences, batch_size, seed, first_epoch):
     Returns:
         A `tf.data.Dataset` of (x, labels, sample_weight).
     """
-    import tensorflow as tf
-
-    from keras_kd import distribution
-
     arrays = tf.nest.map_structure(tf.constant, sequences.arrays)
     dataset = batches.epoch_orders(
         len(sequences), batch_size, seed, first_epoch
@@ -527,8 +525,6 @@ def training_stream(sequences, batch_size, seed, first_epoch):
 
 def examples(sequences):
     """The sequences one by one, in order, as a `tf.data.Dataset`."""
-    import tensorflow as tf
-
     return tf.data.Dataset.from_tensor_slices(sequences.arrays)
 
 
@@ -536,12 +532,12 @@ def examples(sequences):
 
 
 class CausalLMStudy(language_model.LanguageModelStudy):
-    """Causal language models of KerasHub; see `study.Study`.
+    """Causal language models of KerasHub; see `study.study.Study`.
 
     Args:
         data: dict by part of `Sequences`.
         vocabulary: a `Vocabulary`.
-        run: a `common.RunFolder`.
+        run: a `RunFolder`.
         strategy: a `tf.distribute.Strategy`.
         options: dict of the command's options.
     """
@@ -552,9 +548,6 @@ class CausalLMStudy(language_model.LanguageModelStudy):
     )
 
     def __init__(self, data, vocabulary, run, strategy, options):
-        # Registers what a saved model of KerasHub is made of.
-        import keras_hub  # noqa: F401
-
         super().__init__(run, strategy, options)
         self.data = data
         self.vocabulary = vocabulary
@@ -563,9 +556,9 @@ class CausalLMStudy(language_model.LanguageModelStudy):
         """Number of logits."""
         return self.vocabulary.classes
 
-    def fitted_teacher(self, model):
+    def adapted_teacher(self, model):
         """A loaded model, refused if it does not take these sequences."""
-        model = super().fitted_teacher(model)
+        model = super().adapted_teacher(model)
         name = self.options["teacher"] or "The teacher"
         check_inputs(model, name, self.options["sequence_length"])
         return model
@@ -604,8 +597,6 @@ class CausalLMStudy(language_model.LanguageModelStudy):
 
     def evaluation_data(self):
         """Validation text, which `fit` reports, and test text."""
-        from keras_kd import distribution
-
         return {
             part: distribution.shard_by_example(
                 batches.full_batches(
@@ -619,8 +610,6 @@ class CausalLMStudy(language_model.LanguageModelStudy):
 
     def metrics(self):
         """Perplexity, and how often the next token is right."""
-        import keras
-
         return [
             *super().metrics(),
             keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
@@ -628,9 +617,6 @@ class CausalLMStudy(language_model.LanguageModelStudy):
 
     def build(self, role):
         """The preset, or a GPT-2 of random weights."""
-        import keras
-        import keras_hub
-
         preset = self.options[f"{role}_preset"]
         if preset:
             return keras_hub.models.CausalLM.from_preset(

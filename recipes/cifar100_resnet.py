@@ -13,13 +13,20 @@ runs offline in about a minute on two cores.
 is the study at full size, for a machine with GPUs.
 """
 
+import study.quiet  # noqa: F401
+
+# isort: split
 import click
-import common
-import images
-import resnet
-import strategies
-import study
-from study import positive
+import keras
+import networks
+import tensorflow as tf
+from data import images
+from study import options, strategies
+from study.comparison import compare
+from study.messages import errors_as_messages
+from study.options import UserPath, positive
+from study.run_folder import open_run
+from study.study import Study, with_weight_decay
 
 # Where the learning rate drops, as shares of all epochs: at 150, 180 and 210
 # of 240.
@@ -45,7 +52,7 @@ LOSS_ARGUMENTS = {
 )
 @click.option(
     "--data-dir",
-    type=click.Path(exists=True, file_okay=False),
+    type=UserPath(exists=True, file_okay=False),
     help="Folder of TFDS data sets. [default: TFDS's own]",
 )
 @click.option(
@@ -78,8 +85,8 @@ LOSS_ARGUMENTS = {
     help="Epoch after which the rate drops; may be given several times. "
     "[default: 62.5 %, 75 % and 87.5 % of all epochs: 150, 180, 210 of 240]",
 )
-@click.option("--drop-factor", type=study.share, default=0.1)
-@click.option("--momentum", type=study.share, default=0.9)
+@click.option("--drop-factor", type=options.share, default=0.1)
+@click.option("--momentum", type=options.share, default=0.9)
 @click.option("--weight-decay", type=float, default=5e-4)
 @click.option(
     "--augment/--no-augment", default=True, help="Random crops and flips."
@@ -91,20 +98,23 @@ LOSS_ARGUMENTS = {
     help="Crops and flips of each image that --cache keeps; each epoch has "
     "the next.",
 )
-@study.shared_options(("plain", "label_smoothing", "kd_pt", "kd_sim", "kd"))
-def main(losses, log_dir, **options):
+@options.shared_options(("plain", "label_smoothing", "kd_pt", "kd_sim", "kd"))
+def main(losses, log_dir, **chosen):
     """Compares distillation losses on a small image classifier."""
-    with common.errors_as_messages():
-        _fill_in(options)
+    with errors_as_messages():
+        _fill_in(chosen)
         strategy = strategies.make_strategy(
-            options["strategy"], options["replicas"]
+            chosen["strategy"], chosen["replicas"]
         )
-        data = load(options)
-        run = common.RunFolder(
-            "cifar100_resnet", study.run_config(options), log_dir, strategy
+        data = load(chosen)
+        available = len(data.train[0])
+        size = min(chosen["limit_train"] or available, available)
+        chosen = options.settled(chosen, losses, size, data.classes)
+        run = open_run(
+            "cifar100_resnet", options.run_config(chosen), log_dir, strategy
         )
-        click.echo(f"{options['dataset']}. Run folder: {run.folder}")
-        ImageStudy(data, run, strategy, options).train_all(losses)
+        click.echo(f"{chosen['dataset']}. Run folder: {run.folder}")
+        compare(ImageStudy(data, size, run, strategy, chosen), losses)
 
 
 def _fill_in(options):
@@ -126,12 +136,13 @@ def load(options):
     return images.cifar100(options["data_dir"])
 
 
-class ImageStudy(study.Study):
-    """CIFAR ResNets on images held in memory; see `study.Study`.
+class ImageStudy(Study):
+    """CIFAR ResNets on images held in memory; see `study.study.Study`.
 
     Args:
         data: `images.Images`.
-        run: a `common.RunFolder`.
+        train_size: how many of the training images are used.
+        run: a `RunFolder`.
         strategy: a `tf.distribute.Strategy`.
         options: dict of the command's options.
     """
@@ -143,14 +154,12 @@ class ImageStudy(study.Study):
     )
     score = "test_accuracy"
 
-    def __init__(self, data, run, strategy, options):
+    def __init__(self, data, train_size, run, strategy, options):
         super().__init__(run, strategy, options)
         for role in ("teacher", "student"):
-            resnet.blocks_per_stage(options[f"{role}_depth"])
+            networks.blocks_per_stage(options[f"{role}_depth"])
         self.images = data
-        self.train_size = min(
-            options["limit_train"] or len(data.train[0]), len(data.train[0])
-        )
+        self.train_size = train_size
         if self.train_size < options["batch_size"]:
             raise ValueError(
                 "There must be an image for each place of a batch. Received: "
@@ -171,8 +180,6 @@ class ImageStudy(study.Study):
 
     def cached_data(self):
         """The images in order."""
-        import tensorflow as tf
-
         return tf.data.Dataset.from_tensor_slices(
             tuple(array[: self.train_size] for array in self.images.train)
         )
@@ -216,7 +223,7 @@ class ImageStudy(study.Study):
 
     def build(self, role):
         """A CIFAR ResNet."""
-        model = resnet.cifar_resnet(
+        model = networks.cifar_resnet(
             self.options[f"{role}_depth"],
             self.images.shape,
             self.images.classes,
@@ -224,12 +231,10 @@ class ImageStudy(study.Study):
             self.images.deviation,
             name=role,
         )
-        return study.with_weight_decay(model, self.options["weight_decay"])
+        return with_weight_decay(model, self.options["weight_decay"])
 
     def optimizer(self, role):
         """SGD with momentum, its rate falling in steps."""
-        import keras
-
         options, epochs = self.options, self.epochs(role)
         drops = options["drop_at"] or [share * epochs for share in _DROPS]
         steps = self.steps_per_epoch(role)
@@ -242,15 +247,11 @@ class ImageStudy(study.Study):
         )
         return keras.optimizers.SGD(schedule, momentum=options["momentum"])
 
-    def board(self, path):
-        """TensorBoard, with related classes side by side."""
-        import keras_kd as kd
+    def class_order(self):
+        """Related classes side by side."""
+        return self.images.class_order
 
-        return kd.callbacks.KDTensorBoard(
-            path, similarity_classes=self.images.class_order
-        )
-
-    def fitted_teacher(self, model):
+    def adapted_teacher(self, model):
         """A teacher of these images, or an error."""
         images.check_teacher(model, self.images.shape, self.images.classes)
         return model

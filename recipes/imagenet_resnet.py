@@ -10,37 +10,37 @@ Knowledge Distillation", the ImageNet study).
 needs `imagenet2012` as TFDS prepares it, and GPUs.
 """
 
-import batches
-import click
-import common
-import images
-import strategies
-import study
-from study import positive
+import study.quiet  # noqa: F401
 
-# Networks of keras.applications that end in a dense layer, by their module.
-NETWORKS = {
-    "ResNet50": "resnet",
-    "ResNet101": "resnet",
-    "ResNet152": "resnet",
-    "ResNet50V2": "resnet_v2",
-    "ResNet101V2": "resnet_v2",
-    "ResNet152V2": "resnet_v2",
-    "MobileNetV2": "mobilenet_v2",
-}
+# isort: split
+import click
+import keras
+import networks
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from data import batches, images
+from study import options, strategies
+from study.comparison import compare
+from study.messages import errors_as_messages
+from study.options import UserPath, positive
+from study.run_folder import open_run
+from study.study import Study, with_weight_decay
+
+from keras_kd import distribution
+
 # At which shares of all epochs the rate drops tenfold with --decay step: at
 # 30, 60 and 80 of 90.
 _DROPS = (1 / 3, 2 / 3, 8 / 9)
 # Batch size for which --learning-rate is given.
 _REFERENCE_BATCH = 256
 
-network = click.Choice(tuple(NETWORKS))
+network = click.Choice(tuple(networks.NETWORKS))
 
 
 @click.command(context_settings={"show_default": True})
 @click.option(
     "--data-dir",
-    type=click.Path(exists=True, file_okay=False),
+    type=UserPath(exists=True, file_okay=False),
     help="Folder of TFDS data sets. [default: TFDS's own]",
 )
 @click.option(
@@ -61,7 +61,7 @@ network = click.Choice(tuple(NETWORKS))
     "--decay", type=click.Choice(("cosine", "step")), default="cosine"
 )
 @click.option("--warmup-epochs", type=click.IntRange(min=0), default=5)
-@click.option("--momentum", type=study.share, default=0.9)
+@click.option("--momentum", type=options.share, default=0.9)
 @click.option("--weight-decay", type=float, default=1e-4)
 @click.option(
     "--views",
@@ -70,34 +70,39 @@ network = click.Choice(tuple(NETWORKS))
     help="Crops of each image that --cache keeps; each epoch has the next.",
 )
 @click.option("--shuffle-buffer", type=positive, default=16_384, help="Images.")
-@study.shared_options(
+@options.shared_options(
     ("plain", "label_smoothing", "kd_pt", "kd_sim", "kd_pt_sim", "kd_topk")
 )
-def main(losses, log_dir, **options):
+def main(losses, log_dir, **chosen):
     """Compares distillation losses on ImageNet."""
-    with common.errors_as_messages():
+    with errors_as_messages():
         strategy = strategies.make_strategy(
-            options["strategy"], options["replicas"]
+            chosen["strategy"], chosen["replicas"]
         )
         builder = images.prepared_builder(
             "imagenet2012",
-            options["data_dir"],
+            chosen["data_dir"],
             "put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into the "
             "folder's downloads/manual/ and run this again",
         )
-        run = common.RunFolder(
-            "imagenet_resnet", study.run_config(options), log_dir, strategy
+        available = builder.info.splits["train"].num_examples
+        size = min(chosen["limit_train"] or available, available)
+        classes = builder.info.features["label"].num_classes
+        chosen = options.settled(chosen, losses, size, classes)
+        run = open_run(
+            "imagenet_resnet", options.run_config(chosen), log_dir, strategy
         )
         click.echo(f"imagenet2012. Run folder: {run.folder}")
-        ImageNetStudy(builder, run, strategy, options).train_all(losses)
+        compare(ImageNetStudy(builder, size, run, strategy, chosen), losses)
 
 
-class ImageNetStudy(study.Study):
-    """Networks of keras.applications on ImageNet; see `study.Study`.
+class ImageNetStudy(Study):
+    """Networks of keras.applications on ImageNet; see `study.study.Study`.
 
     Args:
         builder: a TFDS builder with the splits "train" and "validation".
-        run: a `common.RunFolder`.
+        train_size: how many of the training images are used.
+        run: a `RunFolder`.
         strategy: a `tf.distribute.Strategy`.
         options: dict of the command's options.
     """
@@ -110,12 +115,11 @@ class ImageNetStudy(study.Study):
     # The paper keeps half of ImageNet's classes.
     loss_arguments = {"kd_topk": {"k": 0.5}}
 
-    def __init__(self, builder, run, strategy, options):
+    def __init__(self, builder, train_size, run, strategy, options):
         super().__init__(run, strategy, options)
         self.builder = builder
         self.classes = builder.info.features["label"].num_classes
-        available = builder.info.splits["train"].num_examples
-        self.train_size = min(options["limit_train"] or available, available)
+        self.train_size = train_size
         if self.train_size < options["batch_size"]:
             raise ValueError(
                 "There must be an image for each place of a batch. Received: "
@@ -126,10 +130,8 @@ class ImageNetStudy(study.Study):
     def training_data(self, role, first_epoch):
         """Shuffled batches of randomly cropped and flipped images.
 
-        An interrupted run goes on in another order than it would have.
+        An interrupted run resumes in another order than it would have had.
         """
-        import tensorflow as tf
-
         options = self.options
         dataset = self._encoded(f"train[:{self.train_size}]", shuffle=True)
         dataset = dataset.repeat().shuffle(
@@ -185,10 +187,6 @@ class ImageNetStudy(study.Study):
 
     def evaluation_data(self):
         """The validation images, whose centre is used."""
-        import tensorflow as tf
-
-        from keras_kd import distribution
-
         size = self.options["image_size"]
         dataset = self._encoded("validation", shuffle=False).map(
             lambda encoded, label: (centre_crop(encoded, size), label),
@@ -204,9 +202,6 @@ class ImageNetStudy(study.Study):
 
     def _encoded(self, split, shuffle):
         """(JPEG bytes, label); a crop need not decode the whole image."""
-        import tensorflow as tf
-        import tensorflow_datasets as tfds
-
         dataset = self.builder.as_dataset(
             split=split,
             shuffle_files=shuffle,
@@ -229,18 +224,16 @@ class ImageNetStudy(study.Study):
     def build(self, role):
         """An untrained network."""
         options = self.options
-        model = application(
+        model = networks.application(
             options[f"{role}_network"],
             options["image_size"],
             self.classes,
             name=role,
         )
-        return study.with_weight_decay(model, options["weight_decay"])
+        return with_weight_decay(model, options["weight_decay"])
 
     def optimizer(self, role):
         """SGD with momentum; the rate rises, then falls."""
-        import keras
-
         schedules = keras.optimizers.schedules
         options = self.options
         peak = options["learning_rate"]
@@ -268,16 +261,14 @@ class ImageNetStudy(study.Study):
         """The teacher given, or keras.applications' own."""
         if self.options["teacher"]:
             return super().teacher()
-        from keras_kd import distribution
-
         with distribution.scope(self.strategy):
-            teacher = pretrained(
+            teacher = networks.pretrained(
                 self.options["teacher_network"], self.options["image_size"]
             )
         self.evaluate_teacher(teacher)
         return teacher
 
-    def fitted_teacher(self, model):
+    def adapted_teacher(self, model):
         """A teacher of these images, or an error."""
         size = self.options["image_size"]
         images.check_teacher(model, (size, size, 3), self.classes)
@@ -286,8 +277,6 @@ class ImageNetStudy(study.Study):
 
 def _step_decay(peak, steps, warmup):
     """Rises in steps of a hundredth of the warm-up, then drops tenfold."""
-    import keras
-
     rungs = min(100, warmup)
     rises = [round(warmup * (i + 1) / rungs) for i in range(rungs)]
     drops = [max(round(share * steps), warmup + 1) for share in _DROPS]
@@ -296,68 +285,6 @@ def _step_decay(peak, steps, warmup):
     return keras.optimizers.schedules.PiecewiseConstantDecay(
         rises + drops, rates
     )
-
-
-# -- networks ------------------------------------------------------------------
-
-
-def application(network, image_size, classes, weights=None, name=None):
-    """A network of keras.applications with its preprocessing built in.
-
-    Args:
-        network: key of `NETWORKS`.
-        image_size: height and width in pixels.
-        classes: number of classes.
-        weights: as in keras.applications.
-        name: optional name.
-
-    Returns:
-        A `keras.Model` from pixels in [0, 255] to logits.
-    """
-    import keras
-
-    module = getattr(keras.applications, NETWORKS[network])
-    inputs = keras.Input((image_size, image_size, 3))
-    model = getattr(keras.applications, network)(
-        input_tensor=module.preprocess_input(inputs),
-        input_shape=(image_size, image_size, 3),
-        weights=weights,
-        classes=classes,
-        classifier_activation=None,
-    )
-    if name:
-        model.name = name
-    return model
-
-
-def pretrained(network, image_size):
-    """A network with its ImageNet weights.
-
-    Args:
-        network: key of `NETWORKS`.
-        image_size: height and width in pixels.
-
-    Returns:
-        A `keras.Model`, as `application`.
-
-    Raises:
-        OSError: if the weights can't be downloaded.
-    """
-    try:
-        model = application(network, 224, 1000, weights="imagenet")
-    except Exception as error:
-        raise OSError(
-            f"The weights of {network} could not be downloaded. Received: "
-            f"{error}. Download them where there is internet (Keras keeps them "
-            "in its models folder) and copy them, or pass --teacher "
-            "model.keras."
-        ) from error
-    if image_size == 224:
-        return model
-    # Keras gives the weights for 224 pixels alone, but no layer depends on it.
-    resized = application(network, image_size, 1000)
-    resized.set_weights(model.get_weights())
-    return resized
 
 
 # -- images --------------------------------------------------------------------
@@ -374,8 +301,6 @@ def random_crop(encoded, size, seed):
     Returns:
         [size, size, 3] float32 pixels in [0, 255].
     """
-    import tensorflow as tf
-
     begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
         tf.io.extract_jpeg_shape(encoded),
         tf.zeros((1, 0, 4)),
@@ -400,8 +325,6 @@ def centre_crop(encoded, size):
     Returns:
         [size, size, 3] float32 pixels in [0, 255].
     """
-    import tensorflow as tf
-
     shape = tf.io.extract_jpeg_shape(encoded)
     side = tf.cast(tf.reduce_min(shape[:2]), tf.float32) * 0.875
     side = tf.cast(side, tf.int32)

@@ -16,13 +16,20 @@ runs on English text that CPython ships, in four to eight minutes on two cores.
 is the paper's size, for a machine with a GPU.
 """
 
+import study.quiet  # noqa: F401
+
+# isort: split
 import click
-import common
-import language_model
-import strategies
-import study
-import text_data
-from study import positive, share
+import keras
+from data import text
+from keras import layers
+from study import language_model, options, strategies
+from study.comparison import compare
+from study.messages import errors_as_messages
+from study.options import positive, share
+from study.run_folder import open_run
+
+from keras_kd import distribution
 
 
 @click.command(context_settings={"show_default": True})
@@ -45,18 +52,21 @@ from study import positive, share
 @click.option("--batch-size", type=positive, default=16, help="Global.")
 @click.option("--time-steps", type=positive, default=35, help="Per segment.")
 @language_model.optimizer_options(1e-2, 5e-3)
-@study.shared_options(("plain", "kd_pt", "kd_pt_sim", "kd"))
-def main(losses, log_dir, **options):
+@options.shared_options(("plain", "kd_pt", "kd_pt_sim", "kd"))
+def main(losses, log_dir, **chosen):
     """Compares distillation losses on an LSTM language model."""
-    with common.errors_as_messages():
+    with errors_as_messages():
         check_backend()
-        corpus = read_corpus(**options)
+        corpus = read_corpus(**chosen)
+        chosen = options.settled(
+            chosen, losses, len(corpus.train), len(corpus.vocabulary)
+        )
         strategy = strategies.make_strategy(
-            options["strategy"], options["replicas"]
+            chosen["strategy"], chosen["replicas"]
         )
         # Losses may be added to a run later; everything else makes it another.
-        run = common.RunFolder(
-            "ptb_lstm", study.run_config(options), log_dir, strategy
+        run = open_run(
+            "ptb_lstm", options.run_config(chosen), log_dir, strategy
         )
         click.echo(corpus.source)
         click.echo(
@@ -64,7 +74,7 @@ def main(losses, log_dir, **options):
             f"tokens, {len(corpus.vocabulary):,} words. Run folder: "
             f"{run.folder}"
         )
-        LSTMStudy(corpus, run, strategy, options).train_all(losses)
+        compare(LSTMStudy(corpus, run, strategy, chosen), losses)
 
 
 def check_backend():
@@ -73,8 +83,6 @@ def check_backend():
     Raises:
         ValueError: naming it.
     """
-    import keras
-
     if keras.backend.backend() == "torch":
         raise ValueError(
             "Keras does not train stateful LSTMs on PyTorch: the state is "
@@ -85,18 +93,18 @@ def check_backend():
 
 
 def read_corpus(data_dir, download, tokens, vocabulary, **_):
-    """The text that the options ask for; see `text_data.load`."""
+    """The text that the options ask for; see `text.load`."""
     if tokens is None and not (data_dir or download):
         tokens = 80_000
-    return text_data.load(data_dir, download, tokens, vocabulary)
+    return text.load(data_dir, download, tokens, vocabulary)
 
 
 class LSTMStudy(language_model.LanguageModelStudy):
-    """Stateful LSTMs on text cut into streams; see `study.Study`.
+    """Stateful LSTMs on text cut into streams; see `study.study.Study`.
 
     Args:
-        corpus: a `text_data.Corpus`.
-        run: a `common.RunFolder`.
+        corpus: a `text.Corpus`.
+        run: a `RunFolder`.
         strategy: a `tf.distribute.Strategy`.
         options: dict of the command's options.
     """
@@ -107,15 +115,13 @@ class LSTMStudy(language_model.LanguageModelStudy):
     )
 
     def __init__(self, corpus, run, strategy, options):
-        from keras_kd import distribution
-
         super().__init__(run, strategy, options)
         self.corpus = corpus
         batch, steps = options["batch_size"], options["time_steps"]
         self.input_shape = (batch // distribution.num_replicas(strategy), steps)
         self.data = {
-            part: text_data.segments(getattr(corpus, part), batch, steps)
-            for part in text_data.PARTS
+            part: text.segments(getattr(corpus, part), batch, steps)
+            for part in text.PARTS
         }
 
     def training_data(self, role, first_epoch):
@@ -136,13 +142,10 @@ class LSTMStudy(language_model.LanguageModelStudy):
 
     def callbacks(self, *models):
         """Starts each text from the state zero."""
-        return [make_state_reset(*models)]
+        return [StateReset(*models)]
 
     def build(self, role):
         """Embedding, stateful LSTMs with dropout between, logits."""
-        import keras
-        from keras import layers
-
         units = self.options[f"{role}_units"]
         dropout = self.options[f"{role}_dropout"]
         words = self.classes()
@@ -159,12 +162,12 @@ class LSTMStudy(language_model.LanguageModelStudy):
         """Number of words."""
         return len(self.corpus.vocabulary)
 
-    def fitted_teacher(self, model):
+    def adapted_teacher(self, model):
         """A loaded model, for this run's vocabulary and batch size.
 
         A stateful model is bound to the batch size that it was built with.
         """
-        model = super().fitted_teacher(model)
+        model = super().adapted_teacher(model)
         if tuple(model.input_shape) == self.input_shape:
             return model
         return with_input_shape(model, self.input_shape)
@@ -185,8 +188,6 @@ def with_input_shape(model, shape):
     Returns:
         A `keras.Model` with the same weights and state zero.
     """
-    import keras
-
     inputs = keras.Input(batch_shape=shape, dtype="int32")
     clone = keras.models.clone_model(model, input_tensors=inputs)
     for new, old in zip(
@@ -196,34 +197,31 @@ def with_input_shape(model, shape):
     return clone
 
 
-def make_state_reset(*models):
-    """A callback that starts every text with the state at zero.
+class StateReset(keras.callbacks.Callback):
+    """Starts every text with the state at zero.
 
     Args:
         *models: stateful models; `None` is passed over.
-
-    Returns:
-        A Keras callback.
     """
-    import keras
 
-    recurrent = [
-        layer
-        for model in models
-        if model is not None
-        for layer in model.layers
-        if getattr(layer, "stateful", False)
-    ]
+    def __init__(self, *models):
+        super().__init__()
+        self._recurrent = [
+            layer
+            for model in models
+            if model is not None
+            for layer in model.layers
+            if getattr(layer, "stateful", False)
+        ]
 
-    class StateReset(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            for layer in recurrent:
-                layer.reset_state()
+    def on_epoch_begin(self, epoch, logs=None):
+        """Sets the states to zero."""
+        for layer in self._recurrent:
+            layer.reset_state()
 
-        def on_test_begin(self, logs=None):
-            self.on_epoch_begin(0)
-
-    return StateReset()
+    def on_test_begin(self, logs=None):
+        """Sets the states to zero."""
+        self.on_epoch_begin(0)
 
 
 if __name__ == "__main__":

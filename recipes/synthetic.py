@@ -13,14 +13,30 @@ a method is compiled once. What a method gains is paired by seed: of one seed,
 all methods have the same data, teacher, initial student and batches.
 """
 
+import study.quiet  # noqa: F401
+
+# isort: split
 import dataclasses
 import time
 
 import click
-import common
+import keras
 import numpy as np
-import synthetic_data
-from study import positive
+from data import synthetic as data
+from keras import ops
+from matplotlib import figure
+from study.messages import errors_as_messages
+from study.options import log_dir, positive
+from study.run_folder import load_model, open_run
+from study.table import print_table
+
+import keras_kd as kd
+from keras_kd.attribution import (
+    paired_interval,
+    permuted_logit_weights,
+    shuffle_within_labels,
+    write_hparams,
+)
 
 # Tuned on validation examples of seeds 100 to 103, which no run reports, for
 # the mean accuracy over deltas 0 and 0.9. So few examples want much smoothing:
@@ -140,11 +156,7 @@ def _sized(*flags, help, **kwargs):
     help="May be given several times; plain is always trained.",
 )
 @click.option("--quick", is_flag=True, help="A small study, in a minute.")
-@click.option(
-    "--log-dir",
-    type=click.Path(),
-    help="Run folder. [default: a folder below runs/ named after the options]",
-)
+@log_dir
 def main(quick, log_dir, **options):
     """Sweeps the correlation of classes, and judges the paper's claims."""
     for name, value in (_QUICK if quick else _FULL).items():
@@ -153,18 +165,18 @@ def main(quick, log_dir, **options):
     # A folder's results can be added to; every gain is over plain.
     chosen = {"plain", *options.pop("methods")}
     methods = [method for method in METHODS if method in chosen]
-    with common.errors_as_messages():
+    with errors_as_messages():
         _check(options)
         config = {
             **options,
             "settings": _SETTINGS,
             "confidences": _CONFIDENCES,
         }
-        run = common.RunFolder("synthetic", config, log_dir)
+        run = open_run("synthetic", config, log_dir)
         click.echo(f"Run folder: {run.folder}")
-        study = SyntheticStudy(run, options)
-        study.train_all(methods)
-        report(run, study.scores(methods), options)
+        students = SyntheticStudy(run, options)
+        students.train_all(methods)
+        report(run, students.scores(methods), options)
 
 
 def _check(options):
@@ -189,7 +201,7 @@ class SyntheticStudy:
     """Trains teachers, and students with each method.
 
     Args:
-        run: a `common.RunFolder`.
+        run: a `RunFolder`.
         options: dict of the command's options.
     """
 
@@ -204,7 +216,7 @@ class SyntheticStudy:
         ]
         test = options["test_examples"]
         self.problems = [
-            synthetic_data.make_problem(
+            data.make_problem(
                 delta,
                 seed,
                 options["classes"],
@@ -214,10 +226,8 @@ class SyntheticStudy:
             )
             for delta, seed in self.pairs
         ]
-        self.train = synthetic_data.side_by_side(self.problems, "train")
-        self.held_out = synthetic_data.side_by_side(
-            self.problems, options["part"]
-        )
+        self.train = data.side_by_side(self.problems, "train")
+        self.held_out = data.side_by_side(self.problems, options["part"])
 
     def train_all(self, methods):
         """Trains what is not there yet; results go to the run folder.
@@ -239,20 +249,16 @@ class SyntheticStudy:
 
     def _train_teachers(self):
         networks, result = self._fit("teacher", plain_loss(), {})
-        networks.save(self.run.model("teacher"))
+        self.run.save(networks, "teacher")
         return result
 
     def _read_teachers(self):
         """What a loss may ask of the teachers, once for all students."""
-        import keras
-
-        teachers = keras.models.load_model(self.run.model("teacher"))
+        teachers = load_model(self.run.model("teacher"))
         self.teacher_logits = teachers.predict(
             self.train.inputs, batch_size=1000, verbose=0
         )
-        kernels = keras.ops.convert_to_numpy(
-            teachers.get_layer("logits").kernel
-        )
+        kernels = ops.convert_to_numpy(teachers.get_layer("logits").kernel)
         self.logit_rows = np.swapaxes(kernels, 1, 2)
 
     def _student(self, method):
@@ -262,10 +268,6 @@ class SyntheticStudy:
 
     def _fit(self, role, loss, statistics):
         """Trains all networks of a role; returns them and their result."""
-        import keras
-
-        import keras_kd as kd
-
         options = self.options
         prefix = "teacher_" if role == "teacher" else ""
         epochs = options[f"{prefix}epochs"]
@@ -328,8 +330,6 @@ class SyntheticStudy:
         Returns:
             A `keras_kd.losses.DistillationLoss`.
         """
-        import keras_kd as kd
-
         if method == "plain":
             return plain_loss()
         name = _LOSS_OF.get(method, method)
@@ -351,10 +351,8 @@ class SyntheticStudy:
         if method == "rho_sim":
             return [problem.prototypes for problem in self.problems]
         if method == "kd_sim_permuted":
-            from keras_kd import attribution
-
             return [
-                attribution.permuted_logit_weights(rows, seed)
+                permuted_logit_weights(rows, seed)
                 for rows, (_, seed) in zip(
                     self.logit_rows, self.pairs, strict=True
                 )
@@ -390,10 +388,8 @@ class SyntheticStudy:
         return statistics
 
     def _shuffled(self, values):
-        from keras_kd import attribution
-
         columns = [
-            attribution.shuffle_within_labels(column, labels, seed)
+            shuffle_within_labels(column, labels, seed)
             for column, labels, (_, seed) in zip(
                 values.T, self.train.labels.T, self.pairs, strict=True
             )
@@ -403,8 +399,6 @@ class SyntheticStudy:
 
 def plain_loss():
     """The cross-entropy on the labels alone."""
-    import keras_kd as kd
-
     return kd.LabelSmoothing(weight=0.0)
 
 
@@ -422,7 +416,6 @@ def make_networks(count, features, units, classes, seed):
         A `keras.Model` from [batch, count, features] to
         [batch, count, classes].
     """
-    import keras
 
     def layer(inputs, outputs, gain, **kwargs):
         return keras.layers.EinsumDense(
@@ -455,23 +448,24 @@ class ManyClassSimilarities:
     """
 
     def __init__(self, similarities, classes):
-        import keras
-
         labels = np.arange(classes)
         tables = [each.target(labels, classes) for each in similarities]
         self._probabilities, self._off_label = (
-            keras.Variable(keras.ops.concatenate(parts), trainable=False)
+            keras.Variable(ops.concatenate(parts), trainable=False)
             for parts in zip(*tables, strict=True)
         )
         self._first_rows = np.arange(len(tables), dtype="int32") * classes
+
+    @property
+    def variables(self):
+        """What `target` reads; see `DistillationLoss.variables`."""
+        return [self._probabilities, self._off_label]
 
     def bind_teacher(self, teacher):
         """Does nothing: all is known."""
 
     def target(self, labels, num_classes):
         """See `ClassSimilarity.target`; labels are [batch, students]."""
-        from keras import ops
-
         rows = ops.clip(labels, 0, num_classes - 1) + self._first_rows
         return (
             ops.take(self._probabilities, rows, axis=0),
@@ -550,8 +544,6 @@ def judge(scores, deltas):
     Returns:
         List of `Claim`.
     """
-    from keras_kd.attribution import paired_interval
-
     deltas = np.array(deltas)
     low, high = deltas.argmin(), deltas.argmax()
 
@@ -657,7 +649,7 @@ def report(run, scores, options):
     """Prints the table and the verdicts; writes them, a figure and the runs.
 
     Args:
-        run: a `common.RunFolder`.
+        run: a `RunFolder`.
         scores: dict by method, "teacher" too, of [deltas, seeds] accuracies.
         options: dict of the command's options.
     """
@@ -667,7 +659,7 @@ def report(run, scores, options):
         f"Gain in {options['part']} accuracy over plain, in points "
         f"({options['seeds']} seeds, 95 % intervals paired by seed)"
     )
-    common.print_table(title, rows)
+    print_table(title, rows)
     if _JUDGED <= set(scores) and len(deltas) > 1:
         claims = judge(scores, deltas)
         click.echo("\n".join(claim_lines(claims, options["seeds"])))
@@ -684,7 +676,6 @@ def table_rows(scores, deltas):
         scores: dict by method of [deltas, seeds] accuracies.
         deltas: correlations.
     """
-    from keras_kd.attribution import paired_interval
 
     def cell(method, i):
         if method in ("plain", "teacher"):
@@ -740,10 +731,6 @@ def draw(scores, deltas, path):
         deltas: correlations.
         path: of the PNG.
     """
-    from matplotlib import figure
-
-    from keras_kd.attribution import paired_interval
-
     canvas = figure.Figure(figsize=(10, 5), layout="constrained")
     axes = canvas.subplots(1, 2, sharey=True)
     step = 0.006 * (max(deltas) - min(deltas) or 1)
@@ -771,6 +758,8 @@ def draw(scores, deltas, path):
         axis.axhline(0, color="#999999", linewidth=0.8)
         axis.set(title=title, xlabel="correlation delta in a superclass")
         axis.set_xticks(deltas)
+        if not methods:
+            continue
         axis.legend(
             frameon=False,
             fontsize=9,
@@ -797,8 +786,6 @@ def write_runs(log_dir, scores, options):
         scores: dict by method of [deltas, seeds] accuracies.
         options: dict of the command's options.
     """
-    from keras_kd.attribution import write_hparams
-
     runs = {}
     for method, accuracies in scores.items():
         for i, delta in enumerate(options["deltas"]):

@@ -17,8 +17,8 @@ import keras_kd as kd
 from keras_kd.diagnosis import diagnose, measures, survey
 from keras_kd.logits import LogitReader
 
-sys.path.append(str(pathlib.Path(__file__).parents[1] / "tools"))
-import study_failures  # noqa: E402
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "recipes"))
+import failures  # noqa: E402
 
 EXAMPLES, TEMPERATURE, WEIGHT = 203, 3.0, 0.6
 
@@ -764,12 +764,12 @@ def test_classes_never_predicted(case):
     close(finding.evidence["share"], (case.labels == 3).mean())
 
 
-@pytest.mark.parametrize("name", study_failures.CASES)
+@pytest.mark.parametrize("name", failures.CASES)
 def test_failures_made_on_purpose(name):
     """The study's cases on a seed that no threshold was set on."""
-    make, cause = study_failures.CASES[name]
+    make, cause = failures.CASES[name]
     keras.utils.set_random_seed(17)
-    assert study_failures.named_cause(*make(17)) == cause
+    assert failures.named_cause(*make(17)) == cause
 
 
 # -- what it gives -------------------------------------------------------------

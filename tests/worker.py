@@ -20,7 +20,7 @@ DIES_AT_STEP = 12
 def main(folder, *names):
     """Runs the trainings."""
     # Before TensorFlow is used for anything else.
-    import strategies
+    from study import strategies
 
     strategy = strategies.make_strategy("multiworker")
     import keras

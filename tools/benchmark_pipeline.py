@@ -50,8 +50,8 @@ def main(data_dir, depth, batch_size, count, rounds, pipeline_batches, steps):
 
 def load(data_dir, count):
     """CIFAR-100, or random images of its shape."""
-    import images
     import numpy as np
+    from data import images
 
     if data_dir:
         return images.cifar100(data_dir)
@@ -71,23 +71,23 @@ def load(data_dir, count):
 
 def plain_stream(data, size, batch_size):
     """The recipe's own training stream."""
-    import images
+    from data import images
 
     return images.training_stream(data, size, batch_size, 0, 0, True)
 
 
 def cached_stream(data, size, batch_size):
     """The recipe's stream with the statistics of a small teacher."""
-    import images
-    import resnet
+    import networks
     import tensorflow as tf
+    from data import images
 
     import keras_kd as kd
 
     dataset = tf.data.Dataset.from_tensor_slices(
         tuple(array[:size] for array in data.train)
     )
-    teacher = resnet.cifar_resnet(
+    teacher = networks.cifar_resnet(
         8, data.shape, data.classes, data.mean, data.deviation
     )
     loss = kd.KDPt()
@@ -118,10 +118,10 @@ def pipeline_timer(stream, batches):
 def step_timer(data, depth, batch_size, steps):
     """A function that trains the student on one batch again and again."""
     import keras
-    import resnet
+    import networks
     import tensorflow as tf
 
-    student = resnet.cifar_resnet(
+    student = networks.cifar_resnet(
         depth, data.shape, data.classes, data.mean, data.deviation
     )
     student.compile(

@@ -48,10 +48,10 @@ def import_teacher(arrays):
     Raises:
         ValueError: if arrays are missing, left over or of another shape.
     """
-    import images
-    import resnet
+    import networks
+    from data import images
 
-    model = resnet.cifar_resnet(
+    model = networks.cifar_resnet(
         56,
         (32, 32, 3),
         100,

@@ -109,10 +109,12 @@ def _mlp(is_teacher, small):
 
 
 def _resnet(is_teacher, small):
-    import resnet
+    import networks
 
     depth = 8 if small else 56 if is_teacher else 20
-    return resnet.cifar_resnet(depth, _image_shape(small), 100, [127.0], [64.0])
+    return networks.cifar_resnet(
+        depth, _image_shape(small), 100, [127.0], [64.0]
+    )
 
 
 def _image_shape(small):

@@ -181,8 +181,8 @@ def write(folder, plan, checkpoint_seconds, verbose):
             folder.write_json(PROGRESS, vars(progress))
     finally:
         assign_states(teacher, kept)
-    if verbose:
-        bar.update(bar.target or bar._seen_so_far, finalize=True)
+    if verbose and bar.target is None:
+        print()  # A bar of unknown length does not end its line.
     _finish(folder, manifest, progress)
 
 

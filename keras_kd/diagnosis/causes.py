@@ -2,8 +2,8 @@
 
 Each takes the numbers of a diagnosis and returns a `Finding` or `None`. The
 thresholds are stated first, with their reasons; where they had to be set by
-trial, that was on seeds 0 to 2 of `tools/study_failures.py`, which reports
-other seeds.
+trial, that was on seeds 0 to 2 of `recipes/failures.py`, which reports other
+seeds.
 """
 
 from keras_kd.diagnosis.finding import INFO, PROBLEM, Finding

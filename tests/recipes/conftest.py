@@ -1,7 +1,11 @@
-"""What the tests of the language-model recipe share."""
+"""What the tests of the recipes share."""
 
+import contextlib
+
+import keras
 import numpy as np
 import pytest
+from study import strategies
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +22,36 @@ def text(tmp_path_factory):
             )
         )
     return folder
+
+
+@pytest.fixture
+def mirrored(two_replicas, monkeypatch):
+    """Recipes in this process train on the one strategy that it may have."""
+    monkeypatch.setattr(strategies, "make_strategy", lambda *_: two_replicas)
+    return ("--strategy", "mirrored", "--replicas", 2)
+
+
+class Interruption(keras.callbacks.Callback):
+    """Ends training before its second epoch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            raise InterruptedError("stopped by the test")
+
+
+@contextlib.contextmanager
+def _interrupted(study_class):
+    own = study_class.callbacks
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            study_class,
+            "callbacks",
+            lambda *arguments: [*own(*arguments), Interruption()],
+        )
+        yield
+
+
+@pytest.fixture
+def interrupted():
+    """A context in which the training of a study's class is interrupted."""
+    return _interrupted

@@ -1,4 +1,4 @@
-"""Runs the recipes as a user does, in processes of their own."""
+"""Runs the recipes: in this process, or in one of their own as a user does."""
 
 import json
 import os
@@ -7,7 +7,31 @@ import subprocess
 import sys
 import time
 
+from click.testing import CliRunner
+
 RECIPES = pathlib.Path(__file__).parents[2] / "recipes"
+
+
+def invoke(recipe, *arguments):
+    """Runs a recipe's module in this process; see `click.testing.Result`."""
+    return CliRunner().invoke(
+        recipe.main, [str(a) for a in arguments], catch_exceptions=False
+    )
+
+
+def finish(recipe, *arguments):
+    """Runs a recipe in this process to its end; what it printed."""
+    result = invoke(recipe, *arguments)
+    assert result.exit_code == 0, result.output[-3000:]
+    return result.output
+
+
+def refused(recipe, *arguments):
+    """The message with which a recipe is refused before it trains."""
+    result = invoke(recipe, *arguments)
+    assert result.exit_code != 0
+    assert "Epoch" not in result.output
+    return " ".join(result.output.split())
 
 
 def command(recipe, *arguments):
@@ -15,38 +39,24 @@ def command(recipe, *arguments):
 
 
 def environment(**more):
-    return {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **more}
-
-
-def run(recipe, folder, *arguments, check=True):
-    """Runs a recipe in a folder to its end."""
-    process = subprocess.run(
-        command(recipe, *arguments),
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    if check and process.returncode:
-        raise AssertionError(process.stdout[-2000:] + process.stderr[-3000:])
-    return process
+    return {**os.environ, **more}
 
 
 def kill_when(condition, recipe, folder, *arguments):
-    """Starts a recipe and kills it once a condition holds."""
-    process = subprocess.Popen(
-        command(recipe, *arguments),
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    """Starts a recipe in a process and kills it once a condition holds."""
+    with open(folder / "output", "w") as output:
+        process = subprocess.Popen(
+            command(recipe, *arguments),
+            cwd=folder,
+            env=environment(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        while not condition():
+            assert process.poll() is None, (folder / "output").read_text()
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
 
 
 def results(folder):

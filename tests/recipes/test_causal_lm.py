@@ -7,9 +7,9 @@ import causal_lm
 import keras
 import keras_hub
 import numpy as np
+import processes
 import pytest
-import text_data
-from click.testing import CliRunner
+from data import text as text_data
 from processes import losses, results
 
 import keras_kd as kd
@@ -25,17 +25,8 @@ SENTENCES = {"train": 60, "valid": 11, "test": 13}
 load = functools.partial(keras.models.load_model, compile=False)
 
 
-def run(*arguments):
-    """The recipe in this process, with an error's message as its output."""
-    return CliRunner().invoke(
-        causal_lm.main, [str(a) for a in arguments], catch_exceptions=False
-    )
-
-
-def finish(*arguments):
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output[-2000:]
-    return result.output
+finish = functools.partial(processes.finish, causal_lm)
+refused = functools.partial(processes.refused, causal_lm)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +47,7 @@ def text(tmp_path_factory):
 def finished(text, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     arguments = ["--data-dir", text, "--log-dir", folder, *TINY]
-    arguments += losses("kd_pt")
+    arguments += ["--no-cache", *losses("kd_pt")]
     return folder, arguments, finish(*arguments)
 
 
@@ -123,22 +114,13 @@ def test_running_again_trains_nothing(finished):
 
 
 def test_interrupted_training_ends_where_an_uninterrupted_run_does(
-    finished, text, tmp_path, monkeypatch
+    finished, text, tmp_path, interrupted
 ):
     teacher = finished[0] / "teacher.keras"
     arguments = ["--data-dir", text, "--log-dir", tmp_path / "run", *TINY]
-    arguments += ["--teacher", teacher, "--loss", "kd_pt"]
-
-    class Interruption(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 1:
-                raise InterruptedError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            causal_lm.CausalLMStudy, "callbacks", lambda *_: [Interruption()]
-        )
-        assert run(*arguments).exit_code != 0
+    arguments += ["--teacher", teacher, "--loss", "kd_pt", "--no-cache"]
+    with interrupted(causal_lm.CausalLMStudy):
+        assert processes.invoke(causal_lm, *arguments).exit_code != 0
     assert "student-kd_pt" not in results(tmp_path / "run")
     assert "Epoch 1/2" not in finish(*arguments)
     found, expected = results(tmp_path / "run"), results(finished[0])
@@ -245,8 +227,9 @@ def test_the_loss_is_the_mean_over_tokens_of_documents_without_padding(text):
             for model in (teacher, student)
         )
         on_labels = np.log(softmax(z))[np.arange(count), labels[:count]]
-        soft = (softmax(v / 2) * np.log(softmax(z / 2))).sum(-1)
-        values += (-0.5 * on_labels - 0.5 * 4 * soft).tolist()
+        p, q = softmax(v / 2), softmax(z / 2)
+        divergence = (p * np.log(p / q)).sum(-1)
+        values += (-0.5 * on_labels + 0.5 * 4 * divergence).tolist()
     assert logs["loss"] == pytest.approx(np.mean(values), rel=1e-5)
 
 
@@ -368,13 +351,6 @@ def test_a_presets_tokenizer_reads_the_text(presets):
 
 
 # -- bad input -----------------------------------------------------------------
-
-
-def refused(*arguments):
-    result = run(*arguments)
-    assert result.exit_code != 0
-    assert "Epoch" not in result.output
-    return " ".join(result.output.split())
 
 
 @pytest.mark.parametrize(

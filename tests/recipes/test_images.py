@@ -3,10 +3,10 @@
 import dataclasses
 import shutil
 
-import images
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from data import images
 
 
 def numbered(count, size=8):

@@ -1,61 +1,107 @@
-"""The language-model recipe, whole and small, as a user starts it."""
+"""The language-model recipe, whole and small."""
 
 import functools
 import json
+import pathlib
 import socket
 import subprocess
 
 import keras
 import numpy as np
 import processes
+import ptb_lstm
 import pytest
-import study
+import tensorflow as tf
+from data import text as text_data
 from processes import losses, results
+from study import options
+from tensorboard.backend.event_processing import event_accumulator
 
 RECIPE = "ptb_lstm.py"
 SMALL = (
     "--vocabulary 60 --teacher-units 8 --student-units 4 --teacher-epochs 2 "
     "--epochs 2 --batch-size 8 --time-steps 10"
 ).split()
-run = functools.partial(processes.run, RECIPE)
+LOSSES = ("plain", "kd_pt", "kd_topk", "kd")
+finish = functools.partial(processes.finish, ptb_lstm)
+refused = functools.partial(processes.refused, ptb_lstm)
 
 
 @pytest.fixture(scope="module")
 def finished(text, tmp_path_factory):
-    """A run with every loss."""
-    folder = tmp_path_factory.mktemp("work")
-    arguments = [
-        "--data-dir",
-        text,
-        "--log-dir",
-        "run",
-        *SMALL,
-        *losses(*study.LOSSES),
-    ]
-    return folder, arguments, run(folder, *arguments)
+    """A run with one loss of each kind, from a cache in its folder."""
+    folder = tmp_path_factory.mktemp("work") / "run"
+    arguments = ["--data-dir", text, "--log-dir", folder, *SMALL]
+    arguments += losses(*LOSSES)
+    return folder, arguments, finish(*arguments)
 
 
 def test_every_loss_gives_a_row_a_model_and_logs(finished):
-    folder, _, process = finished
-    found = results(folder / "run")
-    assert set(found) == {"teacher", *(f"student-{n}" for n in study.LOSSES)}
+    folder, _, output = finished
+    found = results(folder)
+    assert set(found) == {"teacher", *(f"student-{n}" for n in LOSSES)}
     for name, result in found.items():
         assert 1 < result["test_perplexity"] < 60, name
-        model = keras.models.load_model(folder / "run" / f"{name}.keras")
+        model = keras.models.load_model(folder / f"{name}.keras")
         assert model.count_params() == result["parameters"]
-        assert any((folder / "run" / "tensorboard" / name).rglob("*tfevents*"))
-    for loss in study.LOSSES:
-        assert loss in process.stdout
-    assert "tensorboard --logdir" in process.stdout
-    assert not list((folder / "run" / "unfinished").glob("*/"))
+        assert any((folder / "tensorboard" / name).rglob("*tfevents*"))
+        row = next(
+            line
+            for line in output.splitlines()
+            if line.startswith(f"│ {name.removeprefix('student-')} ")
+        )
+        assert f"{result['test_perplexity']:.2f}" in row
+    assert not list((folder / "unfinished").iterdir())
+    assert f"tensorboard --logdir {folder}" in output.replace("\n", "")
+
+
+def test_the_output_has_a_line_an_epoch_and_no_parts_of_a_plain_loss(finished):
+    """Where it is not a terminal."""
+    plain, distilled = (
+        finished[2].split(f"\n{name}\n")[1].split("\n\n")[0].splitlines()
+        for name in ("student-plain", "student-kd_pt")
+    )
+    # "Epoch 1/2" and its numbers.
+    assert len(plain) == len(distilled) == 4
+    for words in ("cross_entropy", "distillation", "gradient_scale"):
+        assert words in distilled[1]
+        assert words not in "".join(plain)
+    folder = finished[0] / "tensorboard"
+    for name, expected in (("plain", False), ("kd_pt", True)):
+        events = event_accumulator.EventAccumulator(
+            str(folder / f"student-{name}" / "train")
+        ).Reload()
+        tags = _tags(events)
+        assert "epoch_loss" in tags
+        assert ("distillation/weight" in tags) == expected
+
+
+def _tags(events):
+    return {
+        tag
+        for group in events.Tags().values()
+        if isinstance(group, list)
+        for tag in group
+    }
+
+
+def test_the_students_of_a_run_are_compared_in_hparams(finished):
+    folder = finished[0] / "tensorboard" / "hparams"
+    rows = {path.parent.name for path in folder.rglob("*tfevents*")}
+    assert rows == {"hparams", *(f"student-{name}" for name in LOSSES)}
+    events = event_accumulator.EventAccumulator(
+        str(folder / "student-kd")
+    ).Reload()
+    assert "_hparams_/session_start_info" in events.summary_metadata
+    (perplexity,) = events.Tensors("test_perplexity")
+    assert tf.make_ndarray(perplexity.tensor_proto) == pytest.approx(
+        results(finished[0])["student-kd"]["test_perplexity"]
+    )
 
 
 def test_reported_perplexity_is_that_of_the_saved_model(finished, text):
     """Recomputed word by word from the probabilities, state carried on."""
-    folder = finished[0]
-    model = keras.models.load_model(folder / "run" / "student-kd.keras")
-    import text_data
-
+    model = keras.models.load_model(finished[0] / "student-kd.keras")
     corpus = text_data.load(data_dir=text, vocabulary_size=60)
     surprise, count = 0.0, 0
     for x, y, weight in text_data.segments(corpus.test, 8, 10):
@@ -65,70 +111,67 @@ def test_reported_perplexity_is_that_of_the_saved_model(finished, text):
         picked = np.take_along_axis(p, y.numpy()[..., None], -1)[..., 0]
         surprise -= (np.log(picked) * weight.numpy()).sum()
         count += weight.numpy().sum()
-    expected = results(folder / "run")["student-kd"]["test_perplexity"]
+    expected = results(finished[0])["student-kd"]["test_perplexity"]
     assert np.exp(surprise / count) == pytest.approx(expected, rel=1e-4)
 
 
 def test_running_again_trains_nothing(finished):
     folder, arguments, _ = finished
-    before = results(folder / "run")
-    process = run(folder, *arguments)
-    assert "Epoch" not in process.stdout
-    assert results(folder / "run") == before
+    before = results(folder)
+    output = finish(*arguments)
+    assert "Epoch" not in output and "Teacher cache" not in output
+    assert output.count("done before, kept.") == 1 + len(LOSSES)
+    assert results(folder) == before
 
 
 def test_another_run_in_the_same_folder_is_refused(finished):
-    folder, arguments, _ = finished
-    process = run(folder, *arguments, "--seed", 5, check=False)
-    assert process.returncode != 0
-    assert "seed: 0 there, 5 now" in process.stderr
-    assert "Traceback" not in process.stderr
+    assert "seed: 0 there, 5 now" in refused(*finished[1], "--seed", 5)
 
 
 def test_killed_and_run_again_ends_where_an_uninterrupted_run_does(
     finished, text, tmp_path
 ):
-    """SIGKILL in the middle of the first student's training."""
-    arguments = ["--data-dir", text, "--log-dir", "run", *SMALL]
-    arguments += ["--loss", "kd_pt"]
-    backup = tmp_path / "run" / "unfinished" / "student-kd_pt"
+    """SIGKILL in the middle of the student's training."""
+    teacher = finished[0] / "teacher.keras"
+    arguments = ["--data-dir", text, *SMALL, "--teacher", teacher]
+    arguments += ["--epochs", 12, "--loss", "kd_pt", "--no-cache"]
+    finish(*arguments, "--log-dir", tmp_path / "whole")
+    backup = tmp_path / "run" / "unfinished" / "student-kd_pt" / "backup.npz"
     processes.kill_when(
-        (backup / "training_metadata.json").exists, RECIPE, tmp_path, *arguments
+        backup.exists, RECIPE, tmp_path, *arguments, "--log-dir", "run"
     )
-    teacher = results(tmp_path / "run")["teacher"]
-    output = run(tmp_path, *arguments).stdout
+    assert set(results(tmp_path / "run")) == {"teacher"}
+    output = finish(*arguments, "--log-dir", tmp_path / "run")
     assert "teacher: done before" in output
-    assert "Epoch 1/2" not in output
-    found, expected = results(tmp_path / "run"), results(finished[0] / "run")
-    assert found["teacher"] == teacher
-    assert found["student-kd_pt"]["test_perplexity"] == pytest.approx(
-        expected["student-kd_pt"]["test_perplexity"], rel=1e-4
+    assert "Epoch 1/12" not in output and "Epoch 12/12" in output
+    found, expected = (
+        results(tmp_path / name)["student-kd_pt"] for name in ("run", "whole")
     )
+    for key in ("test_perplexity", "median_gradient_scale"):
+        assert found[key] == pytest.approx(expected[key], rel=1e-5)
+    # Those before the kill count too.
+    assert found["seconds"] > 0
 
 
-def test_two_replicas_give_the_perplexities_of_one(finished, text, tmp_path):
-    run(
-        tmp_path,
-        *("--data-dir", text, "--log-dir", "run", *SMALL),
-        *("--loss", "kd_pt", "--loss", "plain"),
-        *("--teacher-dropout", 0, "--strategy", "mirrored", "--replicas", 2),
+def test_two_replicas_without_a_cache_give_the_perplexities_of_one_with(
+    finished, text, tmp_path, mirrored
+):
+    teacher = finished[0] / "teacher.keras"
+    output = finish(
+        *("--data-dir", text, "--log-dir", tmp_path / "run", *SMALL),
+        *("--teacher", teacher, "--no-cache", *mirrored),
+        *losses("kd_pt", "plain"),
     )
-    run(
-        tmp_path,
-        *("--data-dir", text, "--log-dir", "one", *SMALL),
-        *("--loss", "kd_pt", "--loss", "plain", "--teacher-dropout", 0),
-    )
-    two, one = results(tmp_path / "run"), results(tmp_path / "one")
-    for name, result in one.items():
-        assert two[name]["test_perplexity"] == pytest.approx(
-            result["test_perplexity"], rel=1e-3
-        )
+    assert "Teacher cache" not in output
+    two, one = results(tmp_path / "run"), results(finished[0])
+    for name, result in two.items():
+        for key in ("valid_loss", "test_perplexity"):
+            assert result[key] == pytest.approx(one[name][key], rel=2e-3)
 
 
 def test_two_workers_give_the_perplexities_of_one(finished, text, tmp_path):
     """Two processes of one command, as on two machines, with one cache."""
     arguments = ["--data-dir", text, "--log-dir", "run", *SMALL]
-    arguments += ["--cache", "cache"]
     arguments += losses("kd_pt", "plain")
     ports = []
     for _ in range(2):
@@ -154,11 +197,11 @@ def test_two_workers_give_the_perplexities_of_one(finished, text, tmp_path):
         )
         for index in range(2)
     ]
-    outputs = [process.communicate(timeout=240)[0] for process in started]
+    outputs = [process.communicate()[0] for process in started]
     for process, output in zip(started, outputs, strict=True):
         assert process.returncode == 0, output[-3000:]
-        assert "Perplexity" in output or "kd_pt" in output
-    two, one = results(tmp_path / "run"), results(finished[0] / "run")
+        assert "│ kd_pt" in output
+    two, one = results(tmp_path / "run"), results(finished[0])
     assert set(two) == {"teacher", "student-kd_pt", "student-plain"}
     for name in two:
         # The teacher's dropout draws other numbers.
@@ -169,15 +212,14 @@ def test_two_workers_give_the_perplexities_of_one(finished, text, tmp_path):
 
 
 def test_mixed_precision_sgd_and_a_given_teacher(finished, text, tmp_path):
-    teacher = finished[0] / "run" / "teacher.keras"
-    run(
-        tmp_path,
-        *("--data-dir", text, "--log-dir", "run", *SMALL),
+    teacher = finished[0] / "teacher.keras"
+    finish(
+        *("--data-dir", text, "--log-dir", tmp_path / "run", *SMALL),
         *("--batch-size", 4, "--teacher", teacher, "--loss", "kd_topk"),
         *("--mixed-precision", "--optimizer", "sgd", "--decay", "none"),
     )
     found = results(tmp_path / "run")
-    expected = results(finished[0] / "run")["teacher"]["test_perplexity"]
+    expected = results(finished[0])["teacher"]["test_perplexity"]
     # Other streams start elsewhere in the text, so it is not quite the same.
     assert found["teacher"]["test_perplexity"] == pytest.approx(
         expected, rel=0.05
@@ -190,56 +232,73 @@ def test_mixed_precision_sgd_and_a_given_teacher(finished, text, tmp_path):
     [
         (["--loss", "kd_ptt"], "kd_ptt"),
         (["--data-dir", "absent"], "absent"),
+        (["--data-dir", ""], "empty path"),
         (["--data-dir", ".", "--download"], "one source"),
         (["--data-dir", "."], "ptb.train.txt"),
         (["--weight", "2"], "2"),
-        (["--replicas", "2", "--tokens", "500"], "--strategy mirrored"),
-        (["--temperature", "0", "--tokens", "500"], "temperature"),
+        (["--replicas", "2"], "--strategy mirrored"),
+        (["--temperature", "0"], "temperature"),
+        (["--no-cache", "--cache", "c"], "--cache with"),
+        (["--no-cache", "--attribute"], "--attribute with"),
+        (
+            ["--no-cache", "--loss", "kd_pt_shuffled"],
+            "--loss kd_pt_shuffled needs the teacher cache",
+        ),
     ],
 )
-def test_bad_options_are_refused_in_one_message(tmp_path, arguments, message):
-    process = run(tmp_path, *arguments, check=False)
-    assert process.returncode != 0
-    assert message in process.stderr
-    assert "Traceback" not in process.stderr
-    assert "Epoch" not in process.stdout
+def test_bad_options_are_refused_in_one_message(
+    text, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    if "--data-dir" not in arguments:
+        arguments = [*arguments, "--data-dir", text]
+    assert message in refused(*arguments)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_teacher_of_other_words_is_refused(finished, text, tmp_path):
-    teacher = finished[0] / "run" / "teacher.keras"
-    process = run(
-        tmp_path,
-        *("--data-dir", text, *SMALL, "--vocabulary", 20),
-        *("--teacher", teacher),
-        check=False,
+    teacher = finished[0] / "teacher.keras"
+    message = refused(
+        *("--data-dir", text, "--log-dir", tmp_path / "run", *SMALL),
+        *("--vocabulary", 20, "--teacher", teacher),
     )
-    assert "a text of 20" in process.stderr
-    assert "Traceback" not in process.stderr
+    assert "a text of 20" in message
 
 
-def test_a_cache_gives_the_perplexities_of_the_teacher(
+def test_a_cache_serves_other_runs_of_its_teacher_alone(
     finished, text, tmp_path
 ):
-    """Written by one run, used by another, refused to another teacher."""
-    teacher = finished[0] / "run" / "teacher.keras"
-    arguments = ["--data-dir", text, *SMALL, "--teacher", teacher]
-    arguments += ["--cache", "cache", *losses("kd_pt", "kd_topk", "plain")]
-    output = run(tmp_path, *arguments, "--log-dir", "run").stdout
-    assert "Teacher cache" in output
-    found, expected = results(tmp_path / "run"), results(finished[0] / "run")
-    for name in ("student-kd_pt", "student-kd_topk", "student-plain"):
-        assert found[name]["test_perplexity"] == pytest.approx(
-            expected[name]["test_perplexity"], rel=2e-3
-        )
-    written = (tmp_path / "cache" / "zarr.json").stat().st_mtime_ns
-    run(tmp_path, *arguments, "--log-dir", "again", "--seed", 1)
-    assert written == (tmp_path / "cache" / "zarr.json").stat().st_mtime_ns
-    process = run(
-        tmp_path,
-        *("--data-dir", text, *SMALL, "--log-dir", "other", "--cache", "cache"),
-        # The same seed would give the same teacher, whose cache it is.
-        *("--loss", "kd_pt", "--seed", 3),
-        check=False,
+    cache, teacher = tmp_path / "cache", finished[0] / "teacher.keras"
+    arguments = ["--data-dir", text, *SMALL, "--cache", cache]
+    arguments += ["--epochs", 1, "--loss", "kd_pt"]
+    given = [*arguments, "--teacher", teacher]
+    assert "Teacher cache" in finish(*given, "--log-dir", tmp_path / "run")
+    written = times(cache)
+    finish(*given, "--log-dir", tmp_path / "again", "--seed", 1)
+    assert times(cache) == written
+    other = finished[0] / "student-kd.keras"
+    message = refused(
+        *(*arguments, "--teacher", other, "--log-dir", tmp_path / "other")
     )
-    assert "belongs to something else" in process.stderr
-    assert "teacher" in process.stderr and "Traceback" not in process.stderr
+    assert "teacher" in message and str(cache) in message
+
+
+def times(folder):
+    return {
+        path: path.stat().st_mtime_ns
+        for path in pathlib.Path(folder).rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_cache_is_made_unless_it_would_be_huge():
+    def cached(labels, classes, **more):
+        chosen = {"cache": None, "no_cache": False, "attribute": False}
+        settled = options.settled({**chosen, **more}, (), labels, classes)
+        return settled["cached"]
+
+    assert cached(929_589, 10_000)  # PTB in full, 19 GB.
+    assert not cached(929_589, 50_257)
+    assert not cached(50_000, 1000, views=1000)
+    assert cached(929_589, 50_257, cache="here")
+    assert not cached(100, 10, no_cache=True)

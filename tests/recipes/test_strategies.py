@@ -4,8 +4,8 @@ import json
 import socket
 
 import pytest
-import strategies
 import tensorflow as tf
+from study import strategies
 
 TASK = {"type": "worker", "index": 0}
 
@@ -45,11 +45,11 @@ def test_workers_that_are_not_described_are_refused(no_cluster):
     ("config", "problem"),
     [
         ("{worker: 0", "Expecting"),
-        (json.dumps({"task": TASK}), "cluster"),
-        (json.dumps({"cluster": {"worker": ["a:1"]}}), "task"),
+        (json.dumps({"task": TASK}), "No such job in cluster: 'worker'"),
+        (json.dumps({"cluster": {"worker": ["a:1"]}}), "cluster: None"),
         (
             json.dumps({"cluster": {"worker": ["a:1"]}, "task": {"index": 0}}),
-            "type",
+            "cluster: None",
         ),
         (
             json.dumps(
@@ -58,14 +58,14 @@ def test_workers_that_are_not_described_are_refused(no_cluster):
                     "task": {"type": "worker", "index": 1},
                 }
             ),
-            "index 1 among 1 worker tasks",
+            "No task with index 1 in job 'worker'",
         ),
         (json.dumps({"cluster": {"worker": ["a"]}, "task": TASK}), "unpack"),
         (
             json.dumps({"cluster": {"worker": ["a:99999"]}, "task": TASK}),
             "a:99999",
         ),
-        ("[]", "list"),
+        ("[]", "cluster: None"),
     ],
 )
 def test_a_malformed_cluster_is_refused(no_cluster, config, problem):

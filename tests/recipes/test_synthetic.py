@@ -6,8 +6,8 @@ import processes
 import pytest
 import scipy.stats
 import synthetic
-import synthetic_data
-from click.testing import CliRunner
+from data import synthetic as synthetic_data
+from study.run_folder import RunFolder
 
 import keras_kd as kd
 
@@ -306,38 +306,51 @@ def test_the_table_has_gains_and_half_intervals_in_points():
 # -- the whole -----------------------------------------------------------------
 
 
-def test_a_killed_study_goes_on_to_the_same_results(tmp_path):
-    names = ("plain", "label_smoothing", "kd_sim", "kd_pt", "kd_pt_sim")
-    methods = [word for name in names for word in ("--method", name)]
-    arguments = (*SMALL, "--log-dir", "study", *methods)
-    results = tmp_path / "study" / "results.json"
-    processes.kill_when(
-        lambda: results.exists() and "teacher" in results.read_text(),
-        "synthetic.py",
-        tmp_path,
-        *arguments,
-    )
-    before = processes.results(tmp_path / "study")
-    output = processes.run("synthetic.py", tmp_path, *arguments).stdout
-    assert "teacher: done before, kept." in output
-    for number in (1, 2, 3, 4):
-        assert f"({number}) " in output
-    after = processes.results(tmp_path / "study")
-    assert set(after) == {"teacher", *names}
-    for name, result in before.items():
-        assert after[name] == result
-    png = (tmp_path / "study" / "gains.png").read_bytes()
-    assert png.startswith(b"\x89PNG")
-    rows = list((tmp_path / "study").glob("tensorboard/hparams/*-seed*"))
-    assert len(rows) == len(after) * 2 * 2
+def test_an_interrupted_study_ends_with_the_same_results(tmp_path, monkeypatch):
+    """Neither the break nor what was trained before it matters."""
+    arguments = (*SMALL, *("--method", "kd_pt_sim"))
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    processes.finish(synthetic, *arguments, "--log-dir", whole)
+    train = synthetic.SyntheticStudy._student
 
-    # The last method, alone and unbroken: neither the kill nor what was
-    # trained before it matters.
-    whole = (*SMALL, "--log-dir", "whole", "--method", "kd_pt_sim")
-    processes.run("synthetic.py", tmp_path, *whole)
-    unbroken = processes.results(tmp_path / "whole")
-    for name in ("teacher", "plain", "kd_pt_sim"):
-        assert unbroken[name]["accuracy"] == after[name]["accuracy"]
+    def train_plain_alone(study, method):
+        if method != "plain":
+            raise InterruptedError("stopped by the test")
+        return train(study, method)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(synthetic.SyntheticStudy, "_student", train_plain_alone)
+        result = processes.invoke(synthetic, *arguments, "--log-dir", cut)
+        assert "stopped by the test" in result.output
+    before = processes.results(cut)
+    assert set(before) == {"teacher", "plain"}
+    output = processes.finish(synthetic, *arguments, "--log-dir", cut)
+    assert "teacher: done before, kept." in output
+    after, expected = processes.results(cut), processes.results(whole)
+    assert before.items() <= after.items()
+    assert set(after) == set(expected) == {"teacher", "plain", "kd_pt_sim"}
+    for name, result in after.items():
+        assert result["accuracy"] == expected[name]["accuracy"]
+
+
+def test_the_report_has_the_verdicts_the_figure_and_a_row_a_student(
+    tmp_path, capsys
+):
+    with RunFolder("synthetic", {}, tmp_path) as run:
+        accuracies = scores(kd_sim=(0, 0.1, 0.2), kd_pt=(0.3, 0.3, 0.3))
+        options = {"deltas": DELTAS, "seeds": 10, "part": "test"}
+        synthetic.report(run, accuracies, {**options, "first_seed": 2})
+    output = capsys.readouterr().out
+    for number, claim in enumerate(synthetic.judge(accuracies, DELTAS), 1):
+        assert f"({number}) {claim.words}: {claim.verdict.upper()}." in output
+    assert (tmp_path / "gains.png").read_bytes().startswith(b"\x89PNG")
+    rows = {path.name for path in tmp_path.glob("tensorboard/hparams/*-seed*")}
+    assert rows == {
+        f"{method}-delta{delta}-seed{seed}"
+        for method in accuracies
+        for delta in DELTAS
+        for seed in range(2, 12)
+    }
 
 
 @pytest.mark.parametrize(
@@ -350,9 +363,5 @@ def test_a_killed_study_goes_on_to_the_same_results(tmp_path):
 )
 def test_bad_options_are_refused(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(
-        synthetic.main, [str(a) for a in (*SMALL, *arguments)]
-    )
-    assert result.exit_code != 0
-    assert message in result.output
+    assert message in processes.refused(synthetic, *SMALL, *arguments)
     assert not list(tmp_path.iterdir())

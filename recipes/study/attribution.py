@@ -8,52 +8,50 @@ import contextlib
 import time
 
 import click
-import study as studies
 
+import keras_kd as kd
 from keras_kd import distribution
+from study.methods import METHODS, PLAIN
 
 
-def attribute(study, methods, seeds, time_budget=None):
+def attribute(study, names):
     """Trains the students and prints what each level of knowledge was worth.
 
     Args:
-        study: a `study.Study`.
-        methods: names out of `study.METHODS`, "plain" among them.
-        seeds: how many, from the option `seed` on.
-        time_budget: optional minutes for all of it.
+        study: a `study.study.Study`, whose options say how many seeds there
+            are and how long all of it may take.
+        names: out of `methods.METHODS`, "plain" among them.
 
     Raises:
         ValueError: if several workers train together, or without "plain".
     """
-    import keras_kd as kd
-
     began = time.monotonic()
     if distribution.spans_workers(study.strategy):
         raise ValueError(
             "--attribute runs in one process, which decides what there is time "
             "for. Received: --strategy multiworker. Use --strategy mirrored."
         )
-    for name in methods:
+    for name in names:
         study.loss(name)  # Refuses a bad weight before anything is trained.
     teacher = study.teacher()
     diagnose(study, teacher)
-    cache = study.cache(methods, teacher)
+    cache = study.cache(names, teacher)
 
     def train(method, seed):
         with at_seed(study, seed):
             name = study.student(method, teacher, cache, f"-seed{seed}")
         return study.run.results[name]
 
-    if time_budget is not None:
-        spent = time.monotonic() - began
-        time_budget = max(60 * time_budget - spent, 1e-3)
+    budget = study.options["time_budget"]
+    if budget is not None:
+        budget = max(60 * budget - (time.monotonic() - began), 1e-3)
     first = study.options["seed"]
     attribution = kd.attribute(
         train,
-        range(first, first + seeds),
-        methods,
+        range(first, first + study.options["seeds"]),
+        names,
         folder=study.run.folder / "attribution",
-        time_budget=time_budget,
+        time_budget=budget,
         metric=study.score,
         higher_is_better=study.higher_is_better,
     )
@@ -67,11 +65,9 @@ def diagnose(study, teacher):
     """Prints and saves what the teacher has to offer, once in a run folder.
 
     Args:
-        study: a `study.Study`.
+        study: a `study.study.Study`.
         teacher: a `keras.Model`.
     """
-    import keras_kd as kd
-
     if list(study.run.folder.glob("diagnosis*.html")):
         return
     # Statefully trained teachers start from the state zero.
@@ -103,12 +99,12 @@ def methods_of(losses):
         losses: what `--loss` gave.
 
     Returns:
-        Names out of `study.METHODS`, "plain" the first of them.
+        Names out of `methods.METHODS`, "plain" the first of them.
     """
     source = click.get_current_context().get_parameter_source("losses")
     if source is click.core.ParameterSource.DEFAULT:
-        return studies.METHODS
-    return dict.fromkeys((studies.PLAIN, *losses))
+        return METHODS
+    return dict.fromkeys((PLAIN, *losses))
 
 
 def _save(report, folder, name):

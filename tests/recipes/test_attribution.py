@@ -1,35 +1,35 @@
-"""`--attribute` in the recipes, whole and small, as a user starts it."""
+"""`--attribute` in the recipes, whole and small."""
 
 import functools
 
 import numpy as np
 import processes
+import ptb_lstm
 import pytest
-import study
 import tensorstore
+from data import text as text_data
 from processes import losses, results
+from study import methods
 
-RECIPE = "ptb_lstm.py"
-METHODS = ("label_smoothing", "kd_pt", "kd_sim", *study.CONTROLS)
+METHODS = ("label_smoothing", "kd_pt", "kd_sim", *methods.CONTROLS)
 ARGUMENTS = (
     *"--vocabulary 60 --teacher-units 8 --student-units 4 --epochs 1".split(),
-    *"--teacher-epochs 2 --batch-size 8 --time-steps 10".split(),
-    *"--log-dir run --attribute".split(),
-    *losses(*METHODS),
+    *"--teacher-epochs 2 --batch-size 8 --time-steps 10 --seed 3".split(),
+    *("--attribute", *losses(*METHODS)),
 )
-run = functools.partial(processes.run, RECIPE)
+finish = functools.partial(processes.finish, ptb_lstm)
 
 
 @pytest.fixture(scope="module")
 def finished(text, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("work")
-    arguments = (*ARGUMENTS, "--data-dir", text, "--seed", 3)
-    return folder, arguments, run(folder, *arguments, "--seeds", 2)
+    folder = tmp_path_factory.mktemp("work") / "run"
+    arguments = (*ARGUMENTS, "--data-dir", text, "--log-dir", folder)
+    return folder, arguments, finish(*arguments, "--seeds", 2)
 
 
 def test_every_method_has_each_seed_and_gains_are_their_differences(finished):
-    folder, _, process = finished
-    found = results(folder / "run")
+    folder, _, output = finished
+    found = results(folder)
     names = {
         f"student-{name}-seed{seed}"
         for name in ("plain", *METHODS)
@@ -42,35 +42,35 @@ def test_every_method_has_each_seed_and_gains_are_their_differences(finished):
             - found[f"student-{name}-seed{seed}"]["test_perplexity"]
             for seed in (3, 4)
         ]
-        assert f"{np.mean(gains):+.3g} [" in process.stdout, name
-    assert "inconclusive" in process.stdout
-    page = (folder / "run" / "attribution.html").read_text()
+        assert f"{np.mean(gains):+.3g} [" in output, name
+    assert "inconclusive" in output
+    page = (folder / "attribution.html").read_text()
     assert "kd_pt_shuffled" in page and "<svg" in page
-    assert (folder / "run" / "diagnosis.html").exists()
+    assert (folder / "diagnosis.html").exists()
     for name in ("hparams", "diagnosis"):
-        logs = folder / "run" / "tensorboard" / name
+        logs = folder / "tensorboard" / name
         assert any(logs.rglob("*tfevents*"))
 
 
 def test_more_seeds_are_added_and_finished_runs_kept(finished):
     folder, arguments, _ = finished
-    before = results(folder / "run")
-    process = run(folder, *arguments, "--seeds", 3)
-    after = results(folder / "run")
+    before = results(folder)
+    output = finish(*arguments, "--seeds", 3)
+    after = results(folder)
     assert before.items() <= after.items()
     assert len(after) == len(before) + 1 + len(METHODS)
-    assert "seed4" not in process.stdout and "seed5" in process.stdout
-    assert (folder / "run" / "attribution.html").exists()
-    assert (folder / "run" / "attribution-2.html").exists()
-    assert not (folder / "run" / "diagnosis-2.html").exists()
+    assert "seed4" not in output and "seed5" in output
+    assert (folder / "attribution.html").exists()
+    assert (folder / "attribution-2.html").exists()
+    assert not (folder / "diagnosis-2.html").exists()
 
 
 def test_nothing_is_started_that_does_not_fit_the_time(finished):
     folder, arguments, _ = finished
-    before = results(folder / "run")
-    process = run(folder, *arguments, "--seeds", 9, "--time-budget", 0.001)
-    assert results(folder / "run") == before
-    assert "time budget ended" in process.stdout
+    before = results(folder)
+    output = finish(*arguments, "--seeds", 9, "--time-budget", 0.001)
+    assert results(folder) == before
+    assert "time budget ended" in output
 
 
 def statistics(cache):
@@ -83,29 +83,15 @@ def statistics(cache):
 def test_the_shuffled_control_has_the_same_confidences_in_each_class(
     finished, text
 ):
-    folder, _, _ = finished
-    import text_data
-
     corpus = text_data.load(data_dir=text, vocabulary_size=60)
     segments = text_data.segments(corpus.train, 8, 10)
     labels = np.concatenate([y for _, y, _ in segments])
+    name = "-".join(["cache", *sorted({"kd_pt", methods.SHUFFLED})])
     one, other = (
-        statistics(folder / "run" / name)
-        for name in ("cache", "cache-shuffled")
+        statistics(finished[0] / each) for each in (name, f"{name}-shuffled")
     )
     assert not np.array_equal(one, other)
     for label in np.unique(labels):
         np.testing.assert_array_equal(
             np.sort(one[labels == label]), np.sort(other[labels == label])
         )
-
-
-def test_the_shuffled_control_needs_a_cache(text, tmp_path):
-    process = run(
-        tmp_path,
-        *("--data-dir", text, "--loss", study.SHUFFLED),
-        check=False,
-    )
-    assert process.returncode != 0
-    assert "Pass a folder for it" in process.stderr
-    assert "Traceback" not in process.stderr

@@ -2,8 +2,15 @@
 
 import dataclasses
 
-import batches
+import keras
 import numpy as np
+import sklearn.datasets
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from study.messages import first_line
+
+from data import batches
+from keras_kd import distribution
 
 # Of the channels of CIFAR-100's training images.
 CIFAR100_MEAN = 255 * np.array([0.5070, 0.4865, 0.4409])
@@ -49,8 +56,6 @@ class Images:
 
 def digits():
     """Scikit-learn's handwritten digits: 1,437 to train with, 360 to test."""
-    import sklearn.datasets
-
     data = sklearn.datasets.load_digits()
     images = np.round(data.images * (255 / 16)).astype("uint8")[..., None]
     labels = data.target.astype("int32")
@@ -90,8 +95,6 @@ def cifar100(data_dir=None):
         "use scikit-learn's digits instead: --dataset digits",
     )
 
-    import tensorflow_datasets as tfds
-
     train, test = (
         tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
         for split in ("train", "test")
@@ -122,21 +125,18 @@ def prepared_builder(name, data_dir, third_way):
 
     Raises:
         OSError: if the data set can't be prepared.
-        ValueError: if it is prepared by half.
+        ValueError: if it is only partly prepared.
     """
-    import tensorflow_datasets as tfds
-
     try:
         builder = tfds.builder(name, data_dir=data_dir)
         builder.download_and_prepare()
     except Exception as error:
-        first_line = str(error).strip().splitlines()[0]
         raise OSError(
             f"{name} could not be prepared. Received: {type(error).__name__}: "
-            f"{first_line}. Go on in one of three ways: pass --data-dir, the "
-            f"folder where TFDS keeps a prepared {name} (the folder that holds "
-            f"{name}/); prepare it on a machine with internet by `tfds build "
-            f"{name}` and copy its folder here; or {third_way}."
+            f"{first_line(error)}. There are three ways on: pass --data-dir, "
+            f"the folder where TFDS keeps a prepared {name} (the one that "
+            f"holds {name}/); prepare it on a machine with internet by `tfds "
+            f"build {name}` and copy its folder here; or {third_way}."
         ) from error
     missing = [
         path
@@ -146,9 +146,9 @@ def prepared_builder(name, data_dir, third_way):
     ]
     if missing:
         raise ValueError(
-            f"{name} is prepared by half. Received: {builder.data_path} "
+            f"{name} is only partly prepared. Received: {builder.data_path} "
             f"without {missing[0].name} and {len(missing) - 1} other files. "
-            "Remove the folder and prepare it anew, or copy it again."
+            "Remove the folder and prepare it again, or copy it again."
         )
     return builder
 
@@ -170,10 +170,6 @@ def training_stream(images, size, batch_size, seed, first_epoch, augment):
         A `tf.data.Dataset` of (x, labels), float32 [batch_size, height,
         width, channels] in [0, 255] and int32 [batch_size].
     """
-    import tensorflow as tf
-
-    from keras_kd import distribution
-
     pixels, labels = (tf.constant(array[:size]) for array in images.train)
     view = view_function(images, augment)
     # Of the seed's two parts the second is the position, so that no two
@@ -203,8 +199,6 @@ def view_function(images, augment):
         A function of (image, seed), uint8 [height, width, channels] and two
         integers, to float32 of the same shape in [0, 255].
     """
-    import tensorflow as tf
-
     pad = images.shape[0] // 8
 
     def view(image, seed):
@@ -229,9 +223,6 @@ def evaluation_batches(arrays, batch_size):
         A `tf.data.Dataset` of (x, labels, sample_weight); see
         `batches.full_batches`.
     """
-    import tensorflow as tf
-
-    from keras_kd import distribution
 
     def example(image, label):
         return tf.cast(image, tf.float32), label
@@ -243,8 +234,6 @@ def evaluation_batches(arrays, batch_size):
 
 def accuracies():
     """Top-1 and top-5 accuracy as Keras metrics."""
-    import keras
-
     return [
         keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
         keras.metrics.SparseTopKCategoricalAccuracy(k=5, name="top5_accuracy"),

@@ -1,4 +1,19 @@
-"""Residual networks for small images (He et al. 2016, section 4.2)."""
+"""Networks: residual ones for small images, and those of keras.applications."""
+
+import keras
+import numpy as np
+from keras import layers
+
+# Networks of keras.applications that end in a dense layer, by their module.
+NETWORKS = {
+    "ResNet50": "resnet",
+    "ResNet101": "resnet",
+    "ResNet152": "resnet",
+    "ResNet50V2": "resnet_v2",
+    "ResNet101V2": "resnet_v2",
+    "ResNet152V2": "resnet_v2",
+    "MobileNetV2": "mobilenet_v2",
+}
 
 
 def cifar_resnet(
@@ -33,10 +48,6 @@ def cifar_resnet(
     Source: He et al. 2016, "Deep Residual Learning for Image Recognition"
     (arXiv 1512.03385).
     """
-    import keras
-    import numpy as np
-    from keras import layers
-
     blocks = blocks_per_stage(depth)
     inputs = keras.Input(input_shape)
     x = layers.Normalization(
@@ -74,8 +85,6 @@ def blocks_per_stage(depth):
 
 
 def _block(x, width, stride, name):
-    from keras import layers
-
     shortcut = x
     if x.shape[-1] != width:
         shortcut = _convolution(
@@ -90,8 +99,6 @@ def _block(x, width, stride, name):
 
 
 def _convolution(x, filters, name, size=3, stride=1):
-    from keras import layers
-
     padding = "same"
     if stride > 1 and size > 1:
         # "same" would pad an even image on the right and below alone.
@@ -109,6 +116,61 @@ def _convolution(x, filters, name, size=3, stride=1):
 
 
 def _batch_norm(x, name):
-    from keras import layers
-
     return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)(x)
+
+
+def application(network, image_size, classes, weights=None, name=None):
+    """A network of keras.applications with its preprocessing built in.
+
+    Args:
+        network: key of `NETWORKS`.
+        image_size: height and width in pixels.
+        classes: number of classes.
+        weights: as in keras.applications.
+        name: optional name.
+
+    Returns:
+        A `keras.Model` from pixels in [0, 255] to logits.
+    """
+    module = getattr(keras.applications, NETWORKS[network])
+    inputs = keras.Input((image_size, image_size, 3))
+    model = getattr(keras.applications, network)(
+        input_tensor=module.preprocess_input(inputs),
+        input_shape=(image_size, image_size, 3),
+        weights=weights,
+        classes=classes,
+        classifier_activation=None,
+    )
+    if name:
+        model.name = name
+    return model
+
+
+def pretrained(network, image_size):
+    """A network with its ImageNet weights.
+
+    Args:
+        network: key of `NETWORKS`.
+        image_size: height and width in pixels.
+
+    Returns:
+        A `keras.Model`, as `application`.
+
+    Raises:
+        OSError: if the weights can't be downloaded.
+    """
+    try:
+        model = application(network, 224, 1000, weights="imagenet")
+    except Exception as error:
+        raise OSError(
+            f"The weights of {network} could not be downloaded. Received: "
+            f"{error}. Download them where there is internet (Keras keeps them "
+            "in its models folder) and copy them, or pass --teacher "
+            "model.keras."
+        ) from error
+    if image_size == 224:
+        return model
+    # Keras gives the weights for 224 pixels alone, but no layer depends on it.
+    resized = application(network, image_size, 1000)
+    resized.set_weights(model.get_weights())
+    return resized

@@ -5,10 +5,14 @@ have none, which is `None`.
 """
 
 import contextlib
-import json
 import os
 import shutil
 import socket
+
+import keras
+import tensorflow as tf
+
+from keras_kd import distribution
 
 KINDS = ("one", "mirrored", "multiworker")
 
@@ -45,21 +49,13 @@ def make_strategy(kind, replicas=None):
         )
     if kind == "multiworker":
         return _multiworker()
-    if _backend() != "tensorflow":
+    if keras.backend.backend() != "tensorflow":
         return None
-    import tensorflow as tf
-
     return tf.distribute.get_strategy()
 
 
-def _backend():
-    import keras
-
-    return keras.backend.backend()
-
-
 def _check_backend(kind):
-    backend = _backend()
+    backend = keras.backend.backend()
     if kind != "one" and backend != "tensorflow":
         raise ValueError(
             "Only TensorFlow has the strategies mirrored and multiworker. "
@@ -78,8 +74,6 @@ def check_batch_size(batch_size, strategy):
     Raises:
         ValueError: if the replicas do not divide the batch.
     """
-    from keras_kd import distribution
-
     replicas = distribution.num_replicas(strategy)
     if batch_size % replicas:
         raise ValueError(
@@ -90,8 +84,6 @@ def check_batch_size(batch_size, strategy):
 
 
 def _mirrored(replicas):
-    import tensorflow as tf
-
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
         return tf.distribute.MirroredStrategy(_logical_cpus(replicas or 2))
@@ -105,8 +97,6 @@ def _mirrored(replicas):
 
 
 def _logical_cpus(count):
-    import tensorflow as tf
-
     cpu = tf.config.list_physical_devices("CPU")[0]
     configuration = tf.config.LogicalDeviceConfiguration()
     # Refused once TensorFlow runs; then what is there must do.
@@ -122,9 +112,8 @@ def _logical_cpus(count):
 
 
 def _multiworker():
-    resolver = None
     if os.environ.get("TF_CONFIG"):
-        address = _own_address(os.environ["TF_CONFIG"])
+        resolver, address = _described_by_tf_config()
     elif "SLURM_PROCID" in os.environ:
         resolver = _slurm_resolver()
         spec = resolver.cluster_spec()
@@ -136,8 +125,6 @@ def _multiworker():
             f"worker with its own TF_CONFIG, such as {_EXAMPLE}, or with srun."
         )
     _check_port(address)
-    import tensorflow as tf
-
     return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
 
 
@@ -147,34 +134,28 @@ _EXAMPLE = (
 )
 
 
-def _own_address(text):
-    """This worker's "host:port", after a check of TF_CONFIG's form."""
+def _described_by_tf_config():
+    """TensorFlow's resolver, and this worker's "host:port"."""
     try:
-        config = json.loads(text)
-        cluster, task = config["cluster"], config["task"]
-        addresses = cluster[task["type"]]
-        index = task["index"]
-        if not 0 <= index < len(addresses):
-            raise ValueError(
-                f"index {index} among {len(addresses)} {task['type']} tasks"
-            )
-        for address in [a for job in cluster.values() for a in job]:
-            host, port = address.rsplit(":", 1)
+        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        spec = resolver.cluster_spec()
+        address = spec.task_address(resolver.task_type, resolver.task_id)
+        # The resolver takes any string, and each worker waits for all others.
+        for other in [a for job in spec.as_dict().values() for a in job]:
+            host, port = other.rsplit(":", 1)
             if not host or not 0 < int(port) < 65536:
-                raise ValueError(f"address {address!r}")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        problem = error if isinstance(error, ValueError) else repr(error)
+                raise ValueError(f"address {other!r}")
+    # What the resolver raises depends on what is missing.
+    except Exception as error:
         raise ValueError(
             "TF_CONFIG must name the addresses of all workers and which of "
-            f"them this is. Received: {text} ({problem}). Set it to something "
-            f"like {_EXAMPLE}."
+            f"them this is. Received: {os.environ['TF_CONFIG']} ({error}). Set "
+            f"it to something like {_EXAMPLE}."
         ) from error
-    return addresses[index]
+    return resolver, address
 
 
 def _slurm_resolver():
-    import tensorflow as tf
-
     arguments = {}
     if shutil.which("nvidia-smi") is None:
         # The resolver divides by the GPUs of a task; without any, each task

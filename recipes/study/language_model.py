@@ -1,7 +1,11 @@
 """What the studies of language models share."""
 
 import click
-import study
+import keras
+import keras_nlp
+
+from study.options import UserPath, with_options
+from study.study import Study
 
 # Chosen on the validation part of CPython's text, with one seed. Spread over
 # thousands of words the even share of KD-pt costs perplexity, hence its small
@@ -16,19 +20,17 @@ LOSS_ARGUMENTS = {
     "kd": {"weight": 0.5, "temperature": 1.0},
 }
 
-
-def text_options(command):
-    """Adds the options that say which text to use."""
-    options = [
+text_options = with_options(
+    [
         click.option(
             "--data-dir",
-            type=click.Path(exists=True, file_okay=False),
+            type=UserPath(exists=True, file_okay=False),
             help="Folder with {train,valid,test}.txt, or with ptb. before the "
             "names.",
         ),
         click.option("--download", is_flag=True, help="Fetch PTB, once."),
     ]
-    return study.with_options(command, options)
+)
 
 
 def optimizer_options(learning_rate, teacher_learning_rate):
@@ -41,29 +43,34 @@ def optimizer_options(learning_rate, teacher_learning_rate):
     Returns:
         A decorator of a click command.
     """
-    options = [
-        click.option(
-            "--optimizer", type=click.Choice(("adam", "sgd")), default="adam"
-        ),
-        click.option("--learning-rate", type=float, default=learning_rate),
-        click.option(
-            "--teacher-learning-rate", type=float, default=teacher_learning_rate
-        ),
-        click.option(
-            "--decay",
-            type=click.Choice(("cosine", "none")),
-            default="cosine",
-            help="Of the learning rate, over all steps.",
-        ),
-        click.option(
-            "--clip-norm", type=float, default=5.0, help="Global norm."
-        ),
-    ]
-    return lambda command: study.with_options(command, options)
+    return with_options(
+        [
+            click.option(
+                "--optimizer",
+                type=click.Choice(("adam", "sgd")),
+                default="adam",
+            ),
+            click.option("--learning-rate", type=float, default=learning_rate),
+            click.option(
+                "--teacher-learning-rate",
+                type=float,
+                default=teacher_learning_rate,
+            ),
+            click.option(
+                "--decay",
+                type=click.Choice(("cosine", "none")),
+                default="cosine",
+                help="Of the learning rate, over all steps.",
+            ),
+            click.option(
+                "--clip-norm", type=float, default=5.0, help="Global norm."
+            ),
+        ]
+    )
 
 
-class LanguageModelStudy(study.Study):
-    """What language models have in common; see `study.Study`."""
+class LanguageModelStudy(Study):
+    """What language models have in common; see `study.study.Study`."""
 
     loss_arguments = LOSS_ARGUMENTS
     score, higher_is_better = "test_perplexity", False
@@ -74,14 +81,10 @@ class LanguageModelStudy(study.Study):
 
     def metrics(self):
         """Perplexity."""
-        import keras_nlp
-
         return [keras_nlp.metrics.Perplexity(from_logits=True)]
 
     def optimizer(self, role):
         """Adam or SGD with clipped gradients and a falling rate."""
-        import keras
-
         options = self.options
         prefix = "teacher_" if role == "teacher" else ""
         rate = options[f"{prefix}learning_rate"]
@@ -93,7 +96,7 @@ class LanguageModelStudy(study.Study):
             rate, global_clipnorm=options["clip_norm"]
         )
 
-    def fitted_teacher(self, model):
+    def adapted_teacher(self, model):
         """A loaded model, refused if it knows other words."""
         if model.output_shape[-1] != self.classes():
             raise ValueError(

@@ -1,6 +1,6 @@
 """Makes distillation fail on purpose, and asks `diagnose` for the cause.
 
-    python tools/study_failures.py --seeds 8 --first-seed 3
+    python recipes/failures.py --seeds 8 --first-seed 3
 
 Six teachers with something wrong with them and two healthy ones, on synthetic
 data (30 classes in 6 superclasses) and on scikit-learn's digits. Per case and
@@ -76,7 +76,7 @@ def synthetic(seed, correlation=0.6):
 
 
 def digits(seed):
-    """Scikit-learn's digits, split anew for each seed."""
+    """Scikit-learn's digits, split differently for each seed."""
     import numpy as np
     import sklearn.datasets
 
@@ -175,7 +175,7 @@ def temperature_too_high(seed):
 
 
 def noisy_labels(seed):
-    """Labels of which 40 % were drawn anew at random."""
+    """Labels of which 40 % were drawn again at random."""
     import numpy as np
 
     data = synthetic(seed)

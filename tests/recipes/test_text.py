@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
-import text_data
+from data import text as text_data
 
 
 def write_folder(folder, prefix="ptb.", parts=text_data.PARTS):
@@ -97,6 +97,9 @@ def test_too_short_a_text_is_refused():
 def served(tmp_path, monkeypatch):
     """A folder in place of PTB's public address, and an empty cache."""
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "home"))
+    words = ["a word"] * 20
+    shipped = text_data.Documents("CPython's.", str.split, *[words] * 3)
+    monkeypatch.setattr(text_data, "python_text", lambda: shipped)
     folder = write_folder(tmp_path / "served")
     return folder, folder.as_uri()
 

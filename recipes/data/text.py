@@ -15,7 +15,9 @@ import re
 import sysconfig
 from collections.abc import Callable
 
+import keras
 import numpy as np
+import tensorflow as tf
 
 EOS, UNKNOWN = "<eos>", "<unk>"
 PARTS = ("train", "valid", "test")
@@ -228,8 +230,6 @@ def download_ptb(url=PTB_URL):
         OSError: if a file can't be fetched or is not Mikolov's, with the
             three ways on.
     """
-    import keras
-
     folder = _ptb_cache()
     # Keras falls back to a temporary folder where this one can't be written.
     folder.mkdir(parents=True, exist_ok=True)
@@ -385,8 +385,6 @@ def segments(ids, batch_size, time_steps):
     Raises:
         ValueError: if there is not a token for each stream.
     """
-    import tensorflow as tf
-
     count = len(ids) - 1
     if count < batch_size:
         raise ValueError(

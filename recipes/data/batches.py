@@ -1,6 +1,7 @@
 """Order and batches of examples that are in memory."""
 
 import numpy as np
+import tensorflow as tf
 
 
 def epoch_orders(size, batch_size, seed, first_epoch):
@@ -18,8 +19,6 @@ def epoch_orders(size, batch_size, seed, first_epoch):
         A `tf.data.Dataset` of (index of an example, position in the stream
         from epoch 0 on), two integers.
     """
-    import tensorflow as tf
-
     used = size // batch_size * batch_size
 
     def order_of_epoch(epoch):

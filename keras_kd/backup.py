@@ -1,0 +1,196 @@
+"""Backups of unfinished training that are whole or not there."""
+
+import contextlib
+import json
+import os
+import pathlib
+import time
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_kd import distribution
+from keras_kd.backend import private
+from keras_kd.files import errors_naming, user_path, write_whole
+
+_FILE = "backup.npz"
+_ABOUT = "about"
+
+
+class BackupAndRestore(keras.callbacks.BackupAndRestore):
+    """Lets an interrupted `fit` resume after its last finished epoch.
+
+    After each epoch it writes the model's and the optimizer's variables, the
+    number of the epoch and the seconds spent as one file, which replaces the
+    one before only when it is whole. A `fit` that is started again with the
+    same model, data and folder reads it and trains the epochs that are left.
+    After the last epoch the file is removed.
+
+    `keras.callbacks.BackupAndRestore` works with a `Distiller` too, but:
+
+    - it writes its files in place, weights before epoch. A process that is
+      killed, or a disk that is full, between the two makes it train an epoch
+      twice; within the first it leaves a file at which every later start
+      fails (with `double_checkpoint` only if there is an earlier copy);
+    - nothing tells it that bytes of a file have changed;
+    - it does not keep the state of random numbers, so that dropout draws
+      others than in an uninterrupted run;
+    - it writes the teacher again after each epoch;
+    - with a number as `save_freq` it trains the first part of an epoch twice.
+
+    What other callbacks remember (`EarlyStopping`, `ReduceLROnPlateau`) and the
+    state that recurrent layers carry from one epoch to the next are not kept by
+    either.
+
+    Args:
+        backup_dir: folder of the backup, of this `fit` alone. Where several
+            workers train together all must be able to read it; the chief
+            writes.
+        delete_checkpoint: whether to remove the backup when training has
+            ended. If not, it is also written after the last epoch.
+
+    Raises:
+        ValueError: for an empty `backup_dir`; at the start of training, if the
+            backup is damaged or is that of another model.
+        OSError: if the backup can't be written; the one before is kept.
+
+    Example:
+    ```python
+    backup = kd.callbacks.BackupAndRestore("runs/first/backup")
+    distiller.fit(train, epochs=30, callbacks=[backup])
+    print(backup.seconds)
+    ```
+
+    Attributes:
+        seconds: of all epochs so far, those before an interruption included.
+    """
+
+    def __init__(self, backup_dir, delete_checkpoint=True):
+        backup_dir = user_path(backup_dir, "backup_dir")
+        super().__init__(backup_dir, delete_checkpoint=delete_checkpoint)
+        self.path = pathlib.Path(backup_dir, _FILE)
+        self.seconds = 0.0
+
+    def epochs_done(self):
+        """How many epochs the backup holds.
+
+        Returns:
+            An integer, 0 without a backup.
+
+        Raises:
+            ValueError: if the backup is damaged.
+        """
+        if not self.path.exists():
+            return 0
+        with self._reading() as file:
+            return json.loads(str(file[_ABOUT]))["epoch"]
+
+    def on_train_begin(self, logs=None):
+        """Restores the backup, if there is one."""
+        self.seconds = 0.0
+        if not self.model.built:
+            raise ValueError(
+                "A model must be built before its training can be resumed. "
+                f"Received: {self.model.name!r}, which isn't. Call it on a "
+                "batch, or give it an input shape, before `fit`."
+            )
+        if not self.path.exists():
+            return
+        with self._reading() as file:
+            about = json.loads(str(file[_ABOUT]))
+            epoch, seconds = int(about["epoch"]), float(about["seconds"])
+            arrays = [file[str(i)] for i in range(about["variables"])]
+        self._assign(arrays)
+        self.seconds = seconds
+        private.set_initial_epoch(self.model, epoch)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Starts the clock."""
+        self._began = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Writes the backup."""
+        self.seconds += time.perf_counter() - self._began
+        is_last = epoch + 1 >= self.params["epochs"]
+        if is_last and self.delete_checkpoint:
+            return  # It would be removed at once.
+        if distribution.is_chief(distribution.strategy_of(self.model)):
+            self._write(epoch + 1)
+
+    def on_train_end(self, logs=None):
+        """Removes the backup, unless it is to be kept."""
+        if self.delete_checkpoint:
+            self.delete()
+
+    def delete(self):
+        """Removes the backup and its folder, if nothing else is in it."""
+        folder = self.path.parent
+        self.path.unlink(missing_ok=True)
+        self._remove_unfinished()
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+    def _variables(self):
+        model = self.model
+        optimizer = getattr(model, "optimizer", None)
+        if optimizer is None:
+            return list(model.variables)
+        if not optimizer.built:
+            optimizer.build(model.trainable_variables)
+        return [*model.variables, *optimizer.variables]
+
+    def _write(self, epoch):
+        arrays = {
+            str(i): _as_array(variable)
+            for i, variable in enumerate(self._variables())
+        }
+        about = {"epoch": epoch, "seconds": self.seconds}
+        about = json.dumps({**about, "variables": len(arrays)})
+        with errors_naming(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._remove_unfinished()
+        write_whole(
+            self.path,
+            lambda file: np.savez(file, **{_ABOUT: np.array(about)}, **arrays),
+        )
+
+    def _remove_unfinished(self):
+        """Removes what was being written when a process was killed."""
+        for path in self.path.parent.glob(f"{_FILE}*.unfinished"):
+            path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _reading(self):
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                yield file
+        except PermissionError:
+            raise
+        # What a changed byte raises depends on where it is.
+        except Exception as error:
+            raise ValueError(
+                f"The backup {self.path} is damaged. Received: "
+                f"{os.path.getsize(self.path)} bytes ({error}). Put back a "
+                "copy of it, or remove it to train from the first epoch."
+            ) from error
+
+    def _assign(self, arrays):
+        variables = self._variables()
+        kept = [array.shape for array in arrays]
+        wanted = [tuple(variable.shape) for variable in variables]
+        if kept != wanted:
+            raise ValueError(
+                f"The backup {self.path} is that of another model or "
+                f"optimizer. Received: variables of shapes {kept} for those of "
+                f"shapes {wanted}. Choose another folder, or remove the backup "
+                "to train from the first epoch."
+            )
+        for variable, array in zip(variables, arrays, strict=True):
+            variable.assign(array)
+
+
+def _as_array(variable):
+    array = np.asarray(ops.convert_to_numpy(variable))
+    # NumPy's files know no bfloat16, which float32 holds exactly.
+    return array.astype("float32") if array.dtype.kind == "V" else array

@@ -1,0 +1,1 @@
+"""The data of the recipes: images, text and made-up classes."""

@@ -1,0 +1,1 @@
+"""What the recipes share, from the options to the table."""

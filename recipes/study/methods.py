@@ -1,0 +1,58 @@
+"""The losses that a study compares, by name."""
+
+import keras_kd as kd
+
+PLAIN = "plain"
+LOSSES = (
+    PLAIN,
+    "label_smoothing",
+    "kd_pt",
+    "kd_sim",
+    "kd_pt_sim",
+    "kd_topk",
+    "kd",
+)
+# Losses without the knowledge of another: of permuted class relations, and of
+# confidences shuffled within each class.
+PERMUTED, SHUFFLED = "kd_sim_permuted", "kd_pt_shuffled"
+CONTROLS = {PERMUTED: "kd_sim", SHUFFLED: "kd_pt"}
+METHODS = (*LOSSES, *CONTROLS)
+
+
+def make_loss(
+    name, arguments=None, weight=None, temperature=None, teacher=None
+):
+    """A loss with the weight and temperature asked for.
+
+    One weight for two terms is shared between them as by default. A control
+    has the settings of the loss that it belongs to.
+
+    Args:
+        name: out of `METHODS`.
+        arguments: optional dict by name of dicts of arguments, where the
+            losses' own defaults do not suit.
+        weight: of the distillation term; `None` for the loss's own.
+        temperature: of the losses that have one; `None` for the loss's own.
+        teacher: `keras.Model` whose class relations are permuted in the
+            control of class relations.
+
+    Returns:
+        A `keras_kd.losses.DistillationLoss`.
+    """
+    # What fills up a last batch has weight 0 and must not count in the mean.
+    reduction = "mean_with_sample_weight"
+    if name == PLAIN:
+        return kd.LabelSmoothing(weight=0.0, reduction=reduction)
+    own_name = CONTROLS.get(name, name)
+    chosen = dict((arguments or {}).get(own_name, {}))
+    if name == PERMUTED and teacher is not None:
+        chosen["logit_layer"] = kd.attribution.permuted_logit_weights(
+            kd.similarity.logit_weights(teacher)
+        )
+    loss = kd.losses.get(own_name, reduction=reduction, **chosen)
+    if weight is not None:
+        total = sum(loss.weights.values())
+        loss.assign(**{k: v * weight / total for k, v in loss.weights.items()})
+    if temperature is not None and own_name != "label_smoothing":
+        loss.assign(temperature=temperature)
+    return loss

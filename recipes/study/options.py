@@ -1,0 +1,204 @@
+"""The options that every study has."""
+
+import click
+
+from keras_kd import files
+from study import methods, strategies
+
+positive = click.IntRange(min=1)
+share = click.FloatRange(0, 1)
+# A default cache of every loss at most so large, in bytes; above, the teacher
+# runs beside the students unless --cache is given.
+_LARGEST_CACHE = 32 * 2**30
+
+
+class UserPath(click.Path):
+    """A path as the user meant it: with a home folder, and not empty."""
+
+    def convert(self, value, param, ctx):
+        """The path; see `click.Path`."""
+        try:
+            value = files.user_path(value, param.opts[0])
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return super().convert(value, param, ctx)
+
+
+log_dir = click.option(
+    "--log-dir",
+    type=UserPath(),
+    help="Run folder. [default: a folder below runs/ named after the options]",
+)
+
+
+def shared_options(default_losses):
+    """A decorator with the options that every study has.
+
+    Args:
+        default_losses: names of the losses of a run without `--loss`.
+
+    Returns:
+        A decorator of a click command.
+    """
+    options = [
+        click.option(
+            "--loss",
+            "losses",
+            multiple=True,
+            type=click.Choice(methods.METHODS),
+            default=default_losses,
+            help="A loss to train the student with; may be given several "
+            "times. With --attribute all, unless it is given.",
+        ),
+        click.option(
+            "--attribute",
+            is_flag=True,
+            help="Say what each part of the teacher's knowledge was worth: "
+            "diagnose the teacher, then train the student with every loss "
+            "over several seeds, all from one teacher cache.",
+        ),
+        click.option(
+            "--seeds",
+            type=click.IntRange(min=2),
+            default=3,
+            help="Of --attribute: how many, from --seed on.",
+        ),
+        click.option(
+            "--time-budget",
+            type=click.FloatRange(0, min_open=True),
+            help="Of --attribute, in minutes: no run is started that would "
+            "not fit; the same command resumes. [default: none]",
+        ),
+        click.option(
+            "--teacher",
+            type=UserPath(exists=True, dir_okay=False),
+            help="A trained teacher, instead of training one.",
+        ),
+        click.option(
+            "--cache",
+            type=UserPath(file_okay=False),
+            help="Folder of the teacher cache, with which the teacher runs "
+            "once for all students: made if it is missing, used if it fits. "
+            "[default: in the run folder]",
+        ),
+        click.option(
+            "--no-cache",
+            is_flag=True,
+            help="Run the teacher beside each student instead.",
+        ),
+        click.option(
+            "--weight",
+            type=share,
+            help="Of the distillation term. [default: each loss's own]",
+        ),
+        click.option(
+            "--temperature",
+            type=click.FloatRange(0, min_open=True),
+            help="Of the losses that have one. [default: each loss's own]",
+        ),
+        click.option(
+            "--strategy",
+            type=click.Choice(strategies.KINDS),
+            default="one",
+            help="Devices to train on; TensorFlow alone has others than one.",
+        ),
+        click.option(
+            "--replicas", type=positive, help="Of --strategy mirrored."
+        ),
+        click.option(
+            "--steps-per-execution",
+            type=positive,
+            default=1,
+            help="Steps that Keras runs in one call; 1 on PyTorch.",
+        ),
+        click.option(
+            "--validate-every",
+            type=positive,
+            default=1,
+            help="Epochs from one evaluation during training to the next.",
+        ),
+        click.option(
+            "--mixed-precision", is_flag=True, help="Compute in float16."
+        ),
+        click.option("--seed", type=int, default=0),
+        click.option(
+            "--probe-steps",
+            type=positive,
+            help="Train each model for so many steps alone, and print how "
+            "long the whole run would take.",
+        ),
+        log_dir,
+    ]
+    return with_options(options)
+
+
+def with_options(options):
+    """A decorator that adds options to a command, listed in their order.
+
+    Args:
+        options: list of click's decorators.
+
+    Returns:
+        A decorator.
+    """
+
+    def decorate(command):
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def settled(options, losses, labels, classes):
+    """The options, with a decision on the cache.
+
+    Args:
+        options: dict of a command's options.
+        losses: names out of `methods.METHODS`.
+        labels: how many labels a pass over the training data has.
+        classes: number of classes.
+
+    Returns:
+        A dict, with the key "cached".
+
+    Raises:
+        ValueError: if options contradict each other.
+    """
+    needing = [
+        name
+        for name, needs in (
+            ("--cache", options["cache"] is not None),
+            ("--attribute", options["attribute"]),
+            (f"--loss {methods.SHUFFLED}", methods.SHUFFLED in losses),
+        )
+        if needs
+    ]
+    if options["no_cache"] and needing:
+        raise ValueError(
+            f"{needing[0]} needs the teacher cache. Received: {needing[0]} "
+            "with --no-cache. Leave one of them out."
+        )
+    largest = 2 * labels * classes * (options.get("views") or 1)
+    small = largest <= _LARGEST_CACHE
+    cached = bool(needing) or (small and not options["no_cache"])
+    return {**options, "cached": cached}
+
+
+def run_config(options):
+    """The options that decide the results, for the run folder.
+
+    Where the cache is does not, but that there is one does: its views are
+    other crops.
+
+    Args:
+        options: from `settled`.
+
+    Returns:
+        A dict.
+    """
+    # Losses and seeds can be added to a folder.
+    left_out = {"attribute", "seeds", "time_budget", "cache", "no_cache"}
+    if not options["cached"]:
+        left_out.add("views")
+    return {k: v for k, v in options.items() if k not in left_out}

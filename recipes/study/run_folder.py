@@ -1,0 +1,308 @@
+"""The folder of a run: whose it is, what is done, and what was interrupted."""
+
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import socket
+import zipfile
+
+import click
+import keras
+
+from keras_kd import callbacks, distribution, files
+from study.messages import first_line
+
+# How `keras_kd.files` ends the names of what is being written.
+_UNFINISHED = ".unfinished"
+
+
+class RunFolder:
+    """The folder of one run: its configuration, models, results and logs.
+
+    The same command finds its folder again and resumes in it; a folder that
+    holds anything else is refused, so that nothing is overwritten, and so is
+    one that another process is using. It is a context manager, at whose end
+    others may use the folder.
+
+    Args:
+        recipe: name of the recipe.
+        config: dict of the options that decide the results, in JSON's types.
+        folder: path, or `None` for a folder below runs/ named after the
+            configuration.
+        strategy: optional `tf.distribute.Strategy`; of its workers the chief
+            writes into the folder, and the others read along.
+
+    Raises:
+        ValueError: if the folder holds another run, naming the options that
+            differ, other files, or damaged ones.
+        OSError: if another process uses it, or it can't be written.
+    """
+
+    def __init__(self, recipe, config, folder=None, strategy=None):
+        config = json.loads(json.dumps({"recipe": recipe, **config}))
+        if folder is None:
+            text = json.dumps(config, sort_keys=True)
+            digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+            folder = pathlib.Path("runs") / f"{recipe}-{digest}"
+        self.folder = pathlib.Path(files.user_path(folder, "--log-dir"))
+        self.writes = strategy is None or distribution.is_chief(strategy)
+        self._lock = None
+        self._refuse_other_files()
+        if self.writes:
+            with files.errors_naming(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            self._claim()
+        try:
+            self._check(config)
+            if self.writes:
+                self._remove_unfinished()
+                files.write_json(self.folder / "config.json", config)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        """Lets other processes use the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _claim(self):
+        """Takes the folder's lock, which ends with this process."""
+        path = self.folder / "lock"
+        with files.errors_naming(path):
+            self._lock = open(path, "a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = path.read_text(encoding="utf-8").strip()
+            self.close()
+            raise OSError(
+                f"The run folder {self.folder} is in use. Received: {holder}, "
+                "which runs in it. Wait for its end, or choose another "
+                "--log-dir."
+            ) from error
+        except OSError:
+            pass  # Some network file systems have no locks.
+        with files.errors_naming(path):
+            self._lock.truncate(0)
+            self._lock.write(
+                f"process {os.getpid()} on {socket.gethostname()}\n"
+            )
+            self._lock.flush()
+
+    def _refuse_other_files(self):
+        if not self.folder.exists():
+            return
+        if not self.folder.is_dir():
+            raise ValueError(
+                "The run folder must be a folder. Received: "
+                f"{self.folder}, a file. Choose another --log-dir."
+            )
+        names = sorted(p.name for p in self.folder.iterdir())
+        others = [
+            name
+            for name in names
+            if name != "lock" and not name.endswith(_UNFINISHED)
+        ]
+        if others and "config.json" not in names:
+            raise ValueError(
+                "The run folder must be new, empty, or an earlier run's. "
+                f"Received: {self.folder} with {others[:5]}. Choose another "
+                "--log-dir."
+            )
+
+    def _check(self, config):
+        remedy = "Choose another --log-dir, or remove this folder."
+        before = _read_dict(self.folder / "config.json", remedy)
+        if before is None:
+            return
+        differing = [
+            f"{key}: {before.get(key)!r} there, {config.get(key)!r} now"
+            for key in sorted({*before, *config})
+            if before.get(key) != config.get(key)
+        ]
+        if differing:
+            raise ValueError(
+                f"{self.folder} holds another run. Received different options "
+                f"({'; '.join(differing)}). Choose another --log-dir, or leave "
+                "it out for a new folder."
+            )
+
+    def _remove_unfinished(self):
+        """Removes what was being written when a process was killed."""
+        for path in self.folder.glob(f"*{_UNFINISHED}*"):
+            path.unlink()
+
+    @property
+    def results(self):
+        """Dict of the finished models' results by name."""
+        remedy = (
+            "Put back a copy of it, or remove it to train every model again."
+        )
+        return _read_dict(self.folder / "results.json", remedy) or {}
+
+    @property
+    def tensorboard(self):
+        """Path of the TensorBoard logs."""
+        return self.folder / "tensorboard"
+
+    def model(self, name):
+        """Path of a model's file."""
+        return self.folder / f"{name}.keras"
+
+    def save(self, model, name):
+        """Saves a model whole or not at all.
+
+        Args:
+            model: a `keras.Model`.
+            name: of the model.
+        """
+        path = self.model(name)
+        unfinished = self.folder / f"{name}{_UNFINISHED}.keras"
+        with files.errors_naming(path):
+            model.save(unfinished)
+            with open(unfinished, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+
+    def backup(self, name):
+        """The callback that makes an interrupted `fit` resume.
+
+        Its file stays until the result is written.
+
+        Args:
+            name: of the model.
+
+        Returns:
+            A `keras_kd.callbacks.BackupAndRestore`.
+        """
+        return _Backup(self.folder / "unfinished" / name)
+
+    def train_once(self, name, train, path=None):
+        """Trains a model unless its result is there already.
+
+        Args:
+            name: of the model.
+            train: function without arguments that returns a dict of results.
+            path: of the model's file, by default in this folder. A result
+                counts only together with the file that it was taken of.
+
+        Raises:
+            ValueError: if that file has changed.
+        """
+        path = self.model(name) if path is None else pathlib.Path(path)
+        result = self.results.get(name)
+        if result is not None and self._is_kept(name, result, path):
+            click.echo(f"{name}: done before, kept.")
+        else:
+            click.echo(f"\n{name}")
+            result = train()
+            if self.writes:
+                if path.exists():
+                    result = {**result, "sha256": _sha256(path)}
+                results = {**self.results, name: result}
+                files.write_json(self.folder / "results.json", results)
+        if self.writes:
+            self.backup(name).delete()
+
+    def _is_kept(self, name, result, path):
+        """Whether the model of a result is there as it was written."""
+        if not isinstance(result, dict):
+            raise ValueError(
+                f"{self.folder / 'results.json'} is damaged. Received: "
+                f"{result!r} for {name!r}, where there must be results by "
+                "name. Put back a copy of it, or remove it to train every "
+                "model again."
+            )
+        if "sha256" not in result:
+            return True  # It has no file.
+        if not path.exists():
+            click.echo(f"{name}: {path} was removed, so it is trained again.")
+            return False
+        if _sha256(path) != result["sha256"]:
+            raise ValueError(
+                f"{path} is not the model that {name}'s results are of: it is "
+                "damaged or was replaced. Received: "
+                f"{path.stat().st_size} bytes with another SHA-256. Put back a "
+                "copy of it, or remove it to train it again."
+            )
+        return True
+
+
+def open_run(recipe, config, folder=None, strategy=None):
+    """A `RunFolder` that is closed at the end of the command.
+
+    Args:
+        recipe: see `RunFolder`, as the following.
+        config: dict.
+        folder: path, or `None`.
+        strategy: a `tf.distribute.Strategy`, or `None`.
+
+    Returns:
+        A `RunFolder`.
+    """
+    run = RunFolder(recipe, config, folder, strategy)
+    return click.get_current_context().with_resource(run)
+
+
+class _Backup(callbacks.BackupAndRestore):
+    """Lets `RunFolder` remove the backup, once there is a result."""
+
+    def on_train_end(self, logs=None):
+        pass
+
+
+def load_model(path, option="--teacher"):
+    """A trained model, without how it was trained.
+
+    Args:
+        path: of a file of Keras.
+        option: what named the file.
+
+    Returns:
+        A `keras.Model`.
+
+    Raises:
+        ValueError: if it is damaged, or not a model of Keras.
+    """
+    path = pathlib.Path(path)
+    try:
+        if path.suffix == ".keras":
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged:
+                raise ValueError(f"{damaged} in it is damaged")
+        return keras.models.load_model(path, compile=False)
+    # Keras says in many ways that it can't read a file.
+    except Exception as error:
+        raise ValueError(
+            f"The model {path} can't be loaded: it is damaged, or was not "
+            f"saved by Keras. Received: {path.stat().st_size} bytes "
+            f"({type(error).__name__}: {first_line(error)}). Save it again, or "
+            f"choose another {option}."
+        ) from error
+
+
+def _sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_dict(path, remedy):
+    """The dict in a JSON file, or `None` if there is no file."""
+    value = files.read_json(path, remedy)
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(
+            f"The file {path} is damaged: it must hold a JSON object. "
+            f"Received: {value!r:.60}. {remedy}"
+        )
+    return value

@@ -1,0 +1,415 @@
+"""A study: a teacher, and the same student once per loss.
+
+What a recipe adds is in the methods at the top of `Study`.
+"""
+
+import contextlib
+import sys
+import time
+
+import click
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_kd as kd
+from keras_kd import distribution
+from study import strategies
+from study.methods import PLAIN, SHUFFLED, make_loss
+from study.run_folder import load_model
+
+# A bar for a person who watches; a line an epoch for a file.
+VERBOSE = 1 if sys.stdout.isatty() else 2
+
+
+class Study:
+    """Trains and evaluates the models of a run, each once.
+
+    Args:
+        run: a `RunFolder`.
+        strategy: a `tf.distribute.Strategy`.
+        options: dict of the command's options, from `options.settled`.
+    """
+
+    # Arguments of the losses where their own defaults do not suit.
+    loss_arguments = {}
+    # Columns of the table: heading, key of the result, factor and format.
+    columns = ()
+    # Which result tells how good a student is, and whether more is better.
+    score, higher_is_better = None, True
+
+    def __init__(self, run, strategy, options):
+        strategies.check_batch_size(options["batch_size"], strategy)
+        self.run = run
+        self.strategy = strategy
+        self.options = options
+        if options["mixed_precision"]:
+            keras.config.set_dtype_policy("mixed_float16")
+
+    # -- what a recipe says ----------------------------------------------------
+
+    def build(self, role):
+        """An untrained "teacher" or "student"."""
+        raise NotImplementedError
+
+    def optimizer(self, role):
+        """Its optimizer."""
+        raise NotImplementedError
+
+    def metrics(self):
+        """Keras metrics, weighted by the data's sample weights."""
+        raise NotImplementedError
+
+    def training_data(self, role, first_epoch):
+        """What `fit` takes as `x`, from an epoch on."""
+        raise NotImplementedError
+
+    def steps_per_epoch(self, role):
+        """Number of batches in an epoch."""
+        raise NotImplementedError
+
+    def cached_data(self):
+        """What a teacher cache is written of: one pass, in order."""
+        raise NotImplementedError
+
+    def cached_stream(self, cache, loss, first_epoch):
+        """What `fit` takes as `x` where there is a cache, from an epoch on."""
+        return cache.epochs(self.cached_data(), loss, first_epoch)
+
+    def augment(self):
+        """What makes a view of an example for the cache, or `None`."""
+        return None
+
+    def diagnosed_data(self):
+        """Batches of (x, labels) that tell what the teacher has to offer."""
+        return self.cached_data()
+
+    def superclasses(self):
+        """The superclass of each class, or `None` where there are none."""
+        return None
+
+    def evaluation_data(self):
+        """Dict of data sets by part; `fit` reports the first of them."""
+        raise NotImplementedError
+
+    def callbacks(self, *models):
+        """Callbacks for `fit` and `evaluate` with these models."""
+        return []
+
+    def class_order(self):
+        """Classes in the order in which TensorBoard shows them, or `None`."""
+        return None
+
+    def adapted_teacher(self, model):
+        """A loaded teacher, made to fit the data or refused."""
+        return model
+
+    def teacher_of_one_process(self, teacher):
+        """A copy of the teacher that one of several workers can run alone."""
+        # Keras's `clone_model` would untie weights that layers share.
+        copy = type(teacher).from_config(teacher.get_config())
+        copy.set_weights(teacher.get_weights())
+        return copy
+
+    # -- teacher and cache -----------------------------------------------------
+
+    def teacher(self):
+        """The teacher: the one given, or one trained now or before."""
+        path = self.options["teacher"]
+        if path is None:
+            path = self.run.model("teacher")
+            self.run.train_once("teacher", self._train_teacher)
+            self.wait_for_chief()
+        with distribution.scope(self.strategy):
+            # It is not trained on, so that how it was does not matter.
+            teacher = self.adapted_teacher(load_model(path))
+        if self.options["teacher"]:
+            self.evaluate_teacher(teacher)
+        return teacher
+
+    def evaluate_teacher(self, teacher):
+        """Records the scores of a teacher that was not trained here."""
+        self.run.train_once(
+            "teacher",
+            lambda: self._scores(self._trainer("teacher", teacher)),
+            self.options["teacher"],
+        )
+
+    def cache(self, names, teacher):
+        """The teacher cache, written unless it is there.
+
+        Args:
+            names: of the losses that it must serve.
+            teacher: a `keras.Model`.
+
+        Returns:
+            A `keras_kd.TeacherCache`, or `None` if the options say so or no
+            loss needs any.
+        """
+        needing = {}
+        for name in names:
+            if (loss := self.loss(name)).statistics:
+                needing[name] = loss
+        if not (self.options["cached"] and needing):
+            return None
+        path = self.options["cache"]
+        if path is None:
+            path = self.run.folder / "-".join(["cache", *sorted(needing)])
+        if self.run.writes:
+            if distribution.spans_workers(self.strategy):
+                teacher = self.teacher_of_one_process(teacher)
+            kd.TeacherCache.write(
+                path,
+                self.cached_data(),
+                teacher,
+                list(needing.values()),
+                augment=self.augment(),
+                views=self.options.get("views") or 1,
+                batch_size=self.options["batch_size"],
+                verbose=int(VERBOSE == 1),
+            )
+        self.wait_for_chief()
+        cache = kd.TeacherCache(path)
+        click.echo(
+            f"Teacher cache: {cache.examples:,} examples, {cache.views} views, "
+            f"{cache.record_bytes} bytes each; the teacher gets "
+            f"{cache.teacher_accuracy:.2%} of their labels right."
+        )
+        self._cache_path = path
+        return cache
+
+    def _shuffled(self, cache):
+        """The cache with the examples of each class in another order."""
+
+        def order(labels):
+            return kd.attribution.shuffle_within_labels(
+                np.arange(len(labels)), labels
+            )
+
+        return cache.shuffled(
+            f"{self._cache_path}-shuffled", self.cached_data(), order
+        )
+
+    # -- training --------------------------------------------------------------
+
+    def student(self, loss_name, teacher, cache=None, suffix=""):
+        """Trains a student with a loss, unless it is done.
+
+        Args:
+            loss_name: out of `methods.METHODS`.
+            teacher: a `keras.Model`.
+            cache: optional `keras_kd.TeacherCache`.
+            suffix: of the student's name in the run folder.
+
+        Returns:
+            The student's name.
+        """
+        name = f"student-{loss_name}{suffix}"
+        self.run.train_once(
+            name, lambda: self._train_student(name, loss_name, teacher, cache)
+        )
+        return name
+
+    def loss(self, name, teacher=None):
+        """The loss of a name with this study's settings; see `make_loss`."""
+        return make_loss(
+            name,
+            self.loss_arguments,
+            self.options["weight"],
+            self.options["temperature"],
+            teacher,
+        )
+
+    def epochs(self, role):
+        """Number of epochs."""
+        key = "epochs" if role == "student" else "teacher_epochs"
+        return self.options[key]
+
+    def _train_teacher(self):
+        with self._seeded_scope():
+            trainer = self._trainer("teacher", self.build("teacher"))
+        return self._fit("teacher", "teacher", trainer)
+
+    def _train_student(self, name, loss_name, teacher, cache):
+        with self._seeded_scope():
+            trainer = self._trainer(
+                "student", self.build("student"), loss_name, teacher
+            )
+        if loss_name == SHUFFLED:
+            cache = self._shuffled(cache)
+        result = self._fit(name, "student", trainer, cache)
+        if loss_name != PLAIN:
+            summary = trainer.gradient_scales["all"].summary()
+            result["median_gradient_scale"] = summary["median"]
+            result["reversed_share"] = summary["reversed_share"]
+        return result
+
+    def _trainer(self, role, model, loss_name=PLAIN, teacher=None):
+        """What trains and evaluates a model, compiled."""
+        with distribution.scope(self.strategy):
+            if loss_name == PLAIN:
+                trainer = LabelTrainer(model, gradient_scale=False)
+            else:
+                trainer = kd.Distiller(model, teacher)
+            trainer.compile(
+                optimizer=self.optimizer(role),
+                loss=self.loss(loss_name, teacher),
+                weighted_metrics=self.metrics(),
+                steps_per_execution=self.options["steps_per_execution"],
+            )
+        return trainer
+
+    def _fit(self, name, role, trainer, cache=None):
+        """Trains a model, saves it and returns its results."""
+        backup = self.run.backup(name)
+        epochs, steps = self.epochs(role), self.steps_per_epoch(role)
+        timers = []
+        if self.options["probe_steps"]:
+            steps, epochs = min(steps, self.options["probe_steps"]), 1
+            timers = [StepTimer(steps)]
+        first_epoch = backup.epochs_done()
+        if cache is None:
+            data = self.training_data(role, first_epoch)
+        else:
+            data = self.cached_stream(cache, trainer.loss, first_epoch)
+        trainer.fit(
+            data,
+            steps_per_epoch=steps,
+            epochs=epochs,
+            shuffle=False,  # The data are, where they have to be.
+            validation_data=next(iter(self.evaluation_data().values())),
+            validation_freq=self.options["validate_every"],
+            verbose=VERBOSE,
+            callbacks=[
+                backup,
+                *self.callbacks(trainer.student, trainer.teacher),
+                self._board(trainer, str(self.run.tensorboard / name)),
+                *timers,
+            ],
+        )
+        if self.run.writes:
+            self.run.save(trainer.student, name)
+        result = self._scores(trainer)
+        result["seconds"] = round(backup.seconds, 1)
+        for timer in timers:
+            result["projected_hours"] = self._project(name, role, timer.seconds)
+        return result
+
+    def _board(self, trainer, path):
+        """TensorBoard; with what distillation does, where there is any."""
+        if isinstance(trainer, LabelTrainer):
+            return PlainBoard(path)
+        order = self.class_order()
+        return kd.callbacks.KDTensorBoard(
+            path, **({} if order is None else {"similarity_classes": order})
+        )
+
+    def _project(self, name, role, seconds):
+        """Prints and returns how many hours all epochs would take."""
+        epochs, steps = self.epochs(role), self.steps_per_epoch(role)
+        hours = seconds * epochs * steps / 3600
+        click.echo(
+            f"{name}: {seconds:.3f} s a step; {epochs} epochs of {steps} steps "
+            f"would take {hours:.1f} hours."
+        )
+        return hours
+
+    def _scores(self, trainer):
+        results = {"parameters": trainer.student.count_params()}
+        for part, data in self.evaluation_data().items():
+            scores = trainer.evaluate(
+                data,
+                callbacks=self.callbacks(trainer.student),
+                verbose=0,
+                return_dict=True,
+            )
+            for key, value in scores.items():
+                results[f"{part}_{key}"] = float(value)
+        return results
+
+    def wait_for_chief(self):
+        """Of several workers, lets none go on before all came here."""
+        if distribution.spans_workers(self.strategy):
+            self.strategy.reduce("SUM", tf.constant(1.0), axis=None)
+
+    @contextlib.contextmanager
+    def _seeded_scope(self):
+        """The strategy's scope, with the seed set again.
+
+        Each model then starts from the same numbers whether or not others
+        were trained before it.
+        """
+        keras.utils.set_random_seed(self.options["seed"])
+        with distribution.scope(self.strategy):
+            yield
+
+
+class LabelTrainer(kd.Distiller):
+    """Trains on the labels alone, and reports no parts of a loss.
+
+    Keras's own `fit` would do for one device. It can't train on several
+    workers, weighs each replica's mean alike, carries no state on JAX, and
+    adds the layers' penalties to the loss that it evaluates.
+    """
+
+    def get_metrics_result(self):
+        """The loss and the user's metrics."""
+        parts = {"cross_entropy", *self.loss.term_names}
+        results = super().get_metrics_result()
+        return {k: v for k, v in results.items() if k not in parts}
+
+
+class PlainBoard(kd.callbacks.KDTensorBoard):
+    """TensorBoard of the loss and metrics, written by the chief alone."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Writes what Keras's own callback does."""
+        keras.callbacks.TensorBoard.on_epoch_end(self, epoch, logs)
+
+
+def with_weight_decay(model, weight_decay):
+    """Adds weight decay to a model that is to be trained.
+
+    It is the L2 penalty of SGD's classical form, whose gradient passes through
+    the momentum; Keras's optimizers' own `weight_decay` does not. The
+    regularisers are not saved with the model.
+
+    Args:
+        model: a built `keras.Model`.
+        weight_decay: float; its half times the sum of squares of every
+            trainable weight joins the loss.
+
+    Returns:
+        The model.
+    """
+    if weight_decay:
+        for variable in model.trainable_variables:
+            variable.regularizer = keras.regularizers.L2(weight_decay / 2)
+    return model
+
+
+class StepTimer(keras.callbacks.Callback):
+    """Times steps once they run at their own pace.
+
+    Args:
+        steps: how many there will be; the first fifth does not count.
+    """
+
+    def __init__(self, steps):
+        super().__init__()
+        self._first = steps // 5
+
+    def on_train_begin(self, logs=None):
+        """Starts the clock."""
+        self._times = [(0, time.perf_counter())]
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Records the end of a step, or of several in one call."""
+        self._times.append((batch + 1, time.perf_counter()))
+
+    @property
+    def seconds(self):
+        """Seconds a step."""
+        settled = [t for t in self._times if t[0] >= self._first]
+        (first, began), (last, ended) = settled[0], settled[-1]
+        return (ended - began) / max(last - first, 1)

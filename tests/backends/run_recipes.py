@@ -1,0 +1,49 @@
+"""Starts each recipe that a backend carries, small: run_recipes.py FOLDER.
+
+FOLDER has text in Mikolov's form; the runs are made below it.
+"""
+
+import pathlib
+import sys
+
+sys.path.append(str(pathlib.Path(__file__).parents[2] / "recipes"))
+
+import causal_lm  # noqa: E402
+import cifar100_resnet  # noqa: E402
+import keras  # noqa: E402
+import ptb_lstm  # noqa: E402
+import synthetic  # noqa: E402
+from click.testing import CliRunner  # noqa: E402
+
+ONE_EPOCH = "--epochs 1 --teacher-epochs 1 "
+
+
+def main(folder):
+    """Runs the recipes; ends with the first one's error."""
+    text = f"--data-dir {folder} --vocabulary 30 --loss plain --loss kd_pt "
+    recipes = {
+        cifar100_resnet: "--dataset digits --limit-train 64 --teacher-depth 8 "
+        "--batch-size 32 --views 2 --loss plain --loss kd_sim",
+        causal_lm: text + "--teacher-layers 1 --teacher-hidden 8 "
+        "--teacher-heads 2 --student-hidden 4 --student-heads 2 "
+        "--batch-size 8 --sequence-length 8",
+        synthetic: "--quick --classes 6 --superclasses 3 --seeds 2 "
+        "--train-examples 80 --test-examples 50 --batch-size 40 "
+        "--teacher-units 8 --student-units 4 --method kd_pt_sim",
+    }
+    if keras.backend.backend() != "torch":
+        recipes[ptb_lstm] = text + "--teacher-units 8 --student-units 4 "
+        recipes[ptb_lstm] += "--batch-size 8 --time-steps 10"
+    for recipe, arguments in recipes.items():
+        run = ["--log-dir", f"{folder}/{recipe.__name__}"]
+        result = CliRunner().invoke(
+            recipe.main,
+            [*(ONE_EPOCH + arguments).split(), *run],
+            catch_exceptions=False,
+        )
+        if result.exit_code:
+            raise SystemExit(f"{recipe.__name__}: {result.output}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,60 @@
+"""Each method's loss, built as the studies build it."""
+
+import keras
+import numpy as np
+import pytest
+from study import methods
+from study.language_model import LOSS_ARGUMENTS
+
+import keras_kd as kd
+
+CLASSES = {
+    "plain": kd.LabelSmoothing,
+    "label_smoothing": kd.LabelSmoothing,
+    "kd_pt": kd.KDPt,
+    "kd_sim": kd.KDSim,
+    "kd_pt_sim": kd.KDPtSim,
+    "kd_topk": kd.KDTopK,
+    "kd": kd.KD,
+    "kd_sim_permuted": kd.KDSim,
+    "kd_pt_shuffled": kd.KDPt,
+}
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_a_method_is_its_loss_with_the_settings_of_its_own(name):
+    loss = methods.make_loss(name, LOSS_ARGUMENTS)
+    assert type(loss) is CLASSES[name]
+    assert loss.reduction == "mean_with_sample_weight"
+    settings = LOSS_ARGUMENTS.get(methods.CONTROLS.get(name, name), {})
+    for key, value in settings.items():
+        found = loss.tunables.get(key, getattr(loss, key, None))
+        assert found == pytest.approx(value), key
+    if name == "plain":
+        assert loss.weights == {"weight": 0}
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_a_weight_is_shared_and_a_temperature_given_to_those_that_have_one(
+    name,
+):
+    loss = methods.make_loss(name, LOSS_ARGUMENTS, weight=0.3, temperature=7)
+    if name == "plain":
+        assert loss.weights == {"weight": 0}
+        return
+    assert sum(loss.weights.values()) == pytest.approx(0.3)
+    if name == "kd_pt_sim":
+        pt, sim = loss.weights.values()
+        assert pt / sim == pytest.approx(0.1 / 0.5)
+    expected = 1 if name == "label_smoothing" else 7
+    assert loss.tunables["temperature"] == expected
+
+
+def test_the_permuted_control_has_the_rows_of_other_classes():
+    teacher = keras.Sequential([keras.Input((3,)), keras.layers.Dense(5)])
+    loss = methods.make_loss(methods.PERMUTED, teacher=teacher)
+    rows = teacher.weights[0].numpy().T
+    expected = kd.attribution.permuted_logit_weights(rows)
+    np.testing.assert_allclose(
+        loss.class_similarity.weights, expected, rtol=1e-6
+    )
