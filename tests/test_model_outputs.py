@@ -203,7 +203,7 @@ def test_an_image_task_with_a_preprocessor_of_its_own_is_refused():
 
     task = keras_hub.models.ResNetImageClassifier(
         keras_hub.models.ResNetBackbone(
-            input_conv_filters=[4],
+            input_conv_filters=[64],
             input_conv_kernel_sizes=[3],
             stackwise_num_filters=[64],
             stackwise_num_blocks=[1],
