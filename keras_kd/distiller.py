@@ -1,6 +1,7 @@
 """The Distiller: a Keras model that trains a student with a partial-KD loss."""
 
 import contextlib
+import weakref
 
 import keras
 import numpy as np
@@ -28,11 +29,13 @@ from keras_kd.batch import (
 from keras_kd.logits import (
     LogitReader,
     check_class_counts,
+    check_model,
     class_count_message,
 )
 from keras_kd.losses.base import reduce_over_batch
 from keras_kd.metrics import GradientScale
 from keras_kd.monitors import LossTracker, Monitors
+from keras_kd.sharing import check_sharing
 from keras_kd.softmax import label_softmax
 
 # In y, what the teacher gave, where its values have to tell what that is.
@@ -40,15 +43,34 @@ _TEACHER_OUTPUTS = "teacher_outputs"
 _HALF = ("float16", "bfloat16")
 
 
-class _Untracked:
-    """Holds a teacher out of reach of Keras's tracking.
+# Methods of a student's own that a Distiller's training would pass over.
+_OVERRIDES = (
+    "train_step",
+    "test_step",
+    "predict_step",
+    "compute_loss",
+    "compute_metrics",
+)
 
-    A tracked teacher would be saved with the student, its regularisation
-    would join the loss and `trainable` would reach it.
-    """
+
+class _Untracked:
+    """Holds a value out of reach of Keras's tracking."""
 
     def __init__(self, value):
         self.value = value
+
+
+class _LiveName(str):
+    """A model's name, which leads to the model within its process.
+
+    In a file only the name is left. So a clone keeps the teacher itself, and
+    what is loaded gets the file's.
+    """
+
+    def __new__(cls, model):
+        instance = super().__new__(cls, model.name)
+        instance.model = model
+        return instance
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -58,7 +80,10 @@ class Distiller(backend.Trainer):
     It is a `keras.Model`: `compile` it with a distillation loss and `fit` it
     as any other. The teacher runs in inference mode, outside the gradient, in
     its own dtype, and only when the loss needs something from it; it is left
-    as it was found. Of a model whose graph ends in softmax the logits are used.
+    as it was found. It may share layers with the student if they are not
+    trainable. What a loss takes from the teacher's weights themselves, as
+    `KDSim` does, is read when training starts. Of a model whose graph ends in
+    softmax the logits are used.
 
     `evaluate` and `val_loss` report the student's plain cross-entropy on the
     labels, whatever the loss, so that runs compare; the teacher does not run
@@ -69,23 +94,29 @@ class Distiller(backend.Trainer):
     the mean gradient scale. `gradient_scales` holds the histograms.
 
     Args:
-        student: a `keras.Model` with one output, [..., classes].
+        student: a `keras.Model` with one output, [..., classes]. It is called
+            as it is: the `preprocessor` of a KerasHub task, which runs in the
+            task's own `fit`, has to be mapped over the data.
         teacher: a `keras.Model` with the same input and classes; may be left
             out for losses that need nothing from it per example, and for data
-            that carries its statistics.
+            that carries its statistics. Another one may be assigned later.
         student_output: what the student gives: "logits", "probabilities" or
             "log_probabilities". `None` reads it from the student's graph, or
             expects logits where there is no graph. Values of the first batch
             that show something else are refused.
         teacher_output: likewise, of the teacher.
-        save_teacher: whether the saved Distiller holds the teacher.
+        save_teacher: whether the saved Distiller holds the teacher. If not,
+            it holds what the loss took from the teacher's weights, and the
+            teacher has to be assigned after loading where it must run.
         gradient_scale: a `GradientScale` that gives the bins of the
             histograms, or `False` for no histograms.
         name: optional name.
 
     Raises:
         TypeError: if student or teacher is no `keras.Model`.
-        ValueError: if they have different numbers of classes.
+        ValueError: if they have different numbers of classes, are one object
+            or share variables that training changes, or the student has a
+            training step or a loss of its own.
 
     Example:
     ```python
@@ -114,7 +145,8 @@ class Distiller(backend.Trainer):
         student_output=None,
         teacher_output=None,
     ):
-        _check_model("student", student)
+        check_model("student", student)
+        _check_overrides(student)
         # The student's policy decides on loss scaling; inputs are left to the
         # student's own layers to cast.
         super().__init__(name=name, dtype=student.dtype_policy, autocast=False)
@@ -150,36 +182,35 @@ class Distiller(backend.Trainer):
             return None
         return LogitReader(self.teacher, self.teacher_output, "teacher")
 
-    @property
-    def teacher(self):
-        """The teacher, or `None`; assigning another one is allowed."""
-        return self._teacher.value
-
-    @teacher.setter
-    def teacher(self, teacher):
-        if teacher is not None:
-            _check_model("teacher", teacher)
-            check_class_counts(self.student, teacher)
-        self._teacher = _Untracked(teacher)
+    def __setattr__(self, name, value):
+        if name == "student" and hasattr(self, "student"):
+            raise ValueError(
+                "A Distiller trains the student that it was made with. "
+                f"Received: student={value!r} in place of "
+                f"{self.student.name!r}. Make another one, as in "
+                "Distiller(student, distiller.teacher), and compile it."
+            )
+        if name != "teacher":
+            super().__setattr__(name, value)
+            return
+        if value is not None:
+            check_model("teacher", value)
+            check_class_counts(self.student, value)
+            check_sharing(self.student, value, self.save_teacher)
+        # Past Keras, which would track it: it would be trained, its
+        # regularisation would join the loss and `trainable` would reach it.
+        object.__setattr__(self, name, value)
         self._teacher_classes = None
         if self.compiled:
-            with self._scope():
-                self.loss.bind_teacher(teacher)
+            self._bind_teacher()
             self.train_function = self.test_function = None
 
-    def __setattr__(self, name, value):
-        # Keras tracks what is assigned before a property's setter sees it.
-        if name == "teacher":
-            type(self).teacher.fset(self, value)
-        else:
-            super().__setattr__(name, value)
-
     def __dir__(self):
-        # Keras saves every saveable attribute that `dir` lists.
-        names = super().__dir__()
-        if self.save_teacher:
-            return names
-        return [name for name in names if name != "teacher"]
+        # Keras saves every saveable attribute that `dir` lists: the teacher,
+        # or in its place what the loss keeps of it.
+        saved = self.save_teacher and self.teacher is not None
+        hidden = "loss" if saved else "teacher"
+        return [name for name in super().__dir__() if name != hidden]
 
     # -- building and compiling -----------------------------------------------
 
@@ -204,6 +235,10 @@ class Distiller(backend.Trainer):
     ):
         """Configures training.
 
+        A loss object belongs to the first Distiller that is compiled with it;
+        another one takes a copy, with the values that it has then. Change it
+        by `distiller.loss`, as in `distiller.loss.weight = 0.3`.
+
         Args:
             optimizer: as in `keras.Model.compile`.
             loss: a `keras_kd.losses.DistillationLoss`, or its name.
@@ -215,8 +250,25 @@ class Distiller(backend.Trainer):
 
         Raises:
             ValueError: if `loss` is no distillation loss, if it needs a logit
-                layer that is not found, or if `loss_weights` are given.
+                layer that is not found, if `loss_weights` are given, or if
+                student and teacher share what training changes.
         """
+        self._configure(
+            optimizer, loss, loss_weights, metrics, weighted_metrics, **kwargs
+        )
+        check_sharing(self.student, self.teacher, self.save_teacher)
+        self._bind_teacher()
+
+    def _configure(
+        self,
+        optimizer="rmsprop",
+        loss=None,
+        loss_weights=None,
+        metrics=None,
+        weighted_metrics=None,
+        **kwargs,
+    ):
+        """As `compile`, before the loss reads the teacher's weights."""
         if loss_weights is not None:
             raise ValueError(
                 "A distillation loss carries its own weights. Received: "
@@ -224,8 +276,7 @@ class Distiller(backend.Trainer):
                 "KDPt(weight=0.3)."
             )
         with self._scope():
-            loss = losses.get(loss)
-            loss.bind_teacher(self.teacher)
+            loss = self._own(losses.get(loss))
             optimizer = keras.optimizers.get(optimizer)
             monitors = Monitors(loss, self._bins.value)
         arguments = {
@@ -242,6 +293,38 @@ class Distiller(backend.Trainer):
         # Distiller can be compiled again with a loss of other terms.
         self._monitors = _Untracked(monitors)
         self._compile_arguments = _Untracked({**arguments, "loss": loss})
+
+    def _own(self, loss):
+        """The loss, or a copy of it if another Distiller has it."""
+        owner = loss.owner and loss.owner()
+        if owner is not None and owner is not self:
+            loss = loss.copy()
+        loss.owner = weakref.ref(self)
+        return loss
+
+    def _bind_teacher(self):
+        """Lets the loss read the teacher's weights as they are now."""
+        before = self.loss.variables
+        with self._scope():
+            self.loss.bind_teacher(self.teacher)
+        after = self.loss.variables
+        if list(map(id, before)) != list(map(id, after)):
+            # A compiled step reads the variables that it was made with.
+            self.train_function = self.test_function = None
+
+    def make_train_function(self, force=False):
+        """Makes the training step; Keras calls it whenever training starts."""
+        if self.train_function is None or force:
+            check_sharing(self.student, self.teacher, self.save_teacher)
+        self._bind_teacher()
+        return super().make_train_function(force)
+
+    def load_weights(self, *args, **kwargs):
+        """As `keras.Model.load_weights`."""
+        super().load_weights(*args, **kwargs)
+        # Also while training: BackupAndRestore calls it when that has begun.
+        if self.compiled and self.teacher is not None:
+            self._bind_teacher()
 
     def _scaled(self, optimizer, auto_scale_loss=True, **_):
         """The optimizer, in mixed precision with its loss scaled."""
@@ -263,7 +346,8 @@ class Distiller(backend.Trainer):
 
     def compile_from_config(self, config):
         """Compiles a loaded Distiller as it was saved."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
+        # Weights are loaded later, and read when training starts.
+        self._configure(**keras.saving.deserialize_keras_object(config))
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
@@ -485,11 +569,8 @@ class Distiller(backend.Trainer):
     def _note_teacher_of(self, x):
         """Before training on data that say whose statistics they carry."""
         spec = getattr(x, "element_spec", None)
-        named = (
-            isinstance(spec, tuple)
-            and isinstance(spec[1], dict)
-            and TEACHER_FINGERPRINT in spec[1]
-        )
+        y = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else None
+        named = isinstance(y, dict) and TEACHER_FINGERPRINT in y
         number = None
         if named and self.teacher is not None:
             number = fingerprint.teacher_number(
@@ -502,7 +583,7 @@ class Distiller(backend.Trainer):
     def _contradicted(self, reader, outputs):
         """1 if the first batch shows that a model gives something else."""
         return ops.cond(
-            self.invalid_examples.is_first_batch,
+            self.invalid_examples.is_first_batch(),
             lambda: ops.cast(reader.contradicted(outputs), "float32"),
             lambda: ops.zeros(()),
         )
@@ -631,12 +712,27 @@ class Distiller(backend.Trainer):
         if distribution.is_chief(distribution.strategy_of(self)):
             super().save_weights(*args, **kwargs)
 
+    def save_own_variables(self, store):
+        """Called by Keras before it saves what a Distiller consists of."""
+        # Once trained, what training read is kept: saving must not change it.
+        untrained = self.compiled and self.train_function is None
+        if untrained and self.teacher is not None:
+            self._bind_teacher()
+        super().save_own_variables(store)
+
+    def export(self, *args, **kwargs):
+        """Exports the student, for inference; as `keras.Model.export`."""
+        if distribution.is_chief(distribution.strategy_of(self)):
+            self.student.export(*args, **kwargs)
+
     def get_config(self):
         """The arguments of the constructor, serialised."""
         serialize = keras.saving.serialize_keras_object
+        teacher = self.teacher
         return {
             "student": serialize(self.student),
-            "teacher": serialize(self.teacher) if self.save_teacher else None,
+            "teacher": serialize(teacher) if self.save_teacher else None,
+            "teacher_name": None if teacher is None else _LiveName(teacher),
             "save_teacher": self.save_teacher,
             "student_output": self.student_output,
             "teacher_output": self.teacher_output,
@@ -646,10 +742,19 @@ class Distiller(backend.Trainer):
 
     @classmethod
     def from_config(cls, config):
-        """A Distiller from `get_config`."""
+        """A Distiller from `get_config`.
+
+        In the process that made the configuration, as for
+        `keras.models.clone_model`, it has the same teacher.
+        """
         config = dict(config)
+        teacher = getattr(config.pop("teacher_name", None), "model", None)
+        if teacher is not None:
+            config["teacher"] = None
         for key in ("student", "teacher", "gradient_scale"):
             config[key] = keras.saving.deserialize_keras_object(config[key])
+        if teacher is not None:
+            config["teacher"] = teacher
         return cls(**config)
 
 
@@ -684,9 +789,20 @@ def _floats(x):
     ]
 
 
-def _check_model(role, model):
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"The {role} must be a keras.Model. Received: {type(model)}. Wrap "
-            "a layer or a function in a keras.Model."
+def _check_overrides(student):
+    """Refuses a student with methods that training would pass over."""
+    overridden = [
+        name
+        for name in _OVERRIDES
+        if getattr(getattr(student, name), "__func__", None)
+        is not getattr(keras.Model, name)
+    ]
+    if overridden:
+        raise ValueError(
+            "A Distiller trains the student by its own step and loss, so the "
+            "student must not have its own. Received: student "
+            f"{student.name!r} of class {type(student).__name__} with "
+            f"{', '.join(overridden)}. Pass a model without them, such as "
+            "keras.Model(inputs, student(inputs)); for a loss of your own "
+            "make a subclass of keras_kd.losses.DistillationLoss."
         )

@@ -132,11 +132,14 @@ class LogitReader:
         if self.kind == "log_probabilities" and not kept:
             values = ops.exp(outputs)
         distributions = are_distributions(values)
-        if self.kind == "logits" and not kept:
-            return ops.all(distributions)
-        # Masked steps may be zeros.
+        # Masked steps may be zeros, and NaN says nothing of what was meant.
         zeros = ops.all(ops.equal(values, 0), axis=-1)
-        return ops.logical_not(ops.all(ops.logical_or(distributions, zeros)))
+        finite = ops.isfinite(ops.sum(ops.cast(values, "float32"), axis=-1))
+        silent = ops.logical_or(zeros, ops.logical_not(finite))
+        fits = ops.all(ops.logical_or(distributions, silent))
+        if self.kind == "logits" and not kept:
+            return ops.logical_and(fits, ops.any(distributions))
+        return ops.logical_not(fits)
 
     def refuse(self):
         """Raises for outputs that contradict what the model is taken to give.
@@ -168,7 +171,7 @@ class LogitReader:
         """What went into Keras's softmax, if that gave the outputs."""
         if self.declared not in (None, "probabilities"):
             return None
-        return getattr(outputs, "_keras_logits", None)
+        return private.kept_logits(outputs)
 
 
 def are_distributions(values):
@@ -205,10 +208,10 @@ def graph_kind(model):
 
 def _tensor_kind(tensor):
     """What an operation's result is, as far as the graph tells."""
-    operation, node_index, tensor_index = tensor._keras_history
+    operation, inputs, position = private.made_by(tensor)
     if isinstance(operation, keras.Model):
         outputs = getattr(operation, "outputs", None)
-        return _tensor_kind(outputs[tensor_index]) if outputs else None
+        return _tensor_kind(outputs[position]) if outputs else None
     while isinstance(operation, keras.layers.TimeDistributed):
         operation = operation.layer
         if isinstance(operation, keras.Model):
@@ -224,7 +227,6 @@ def _tensor_kind(tensor):
         return "log_probabilities"
     if _makes_logits(operation, activation):
         return "logits"
-    inputs = operation._inbound_nodes[node_index].input_tensors
     if not inputs:
         return None
     kinds = {_tensor_kind(each) for each in inputs}
@@ -273,6 +275,24 @@ def _keeps_values(operation, activation):
         *private.RESHAPING_OPERATIONS,
     )
     return isinstance(operation, shape_only)
+
+
+def check_model(role, model):
+    """Refuses what is not a `keras.Model`.
+
+    Args:
+        role: what the model is, for the message.
+        model: what was given for it.
+
+    Raises:
+        TypeError: if it is something else.
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"The {role} must be a keras.Model. Received: {type(model)}. Load "
+            "a saved one with keras.models.load_model; wrap a layer or a "
+            "function in a keras.Model."
+        )
 
 
 def check_class_counts(student, teacher):

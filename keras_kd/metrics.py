@@ -4,6 +4,46 @@ import keras
 import numpy as np
 from keras import ops
 
+# The bins of w, here and in a diagnosis.
+LOW, HIGH, BINS = -3.0, 5.0, 80
+
+
+def bin_edges(low=LOW, high=HIGH, bins=BINS):
+    """[bins + 1] NumPy array, the edges of bins of equal width."""
+    return np.linspace(low, high, bins + 1)
+
+
+def bin_index(values, low=LOW, high=HIGH, bins=BINS):
+    """The bins that values fall in.
+
+    Args:
+        values: [...] floats, not NaN.
+        low: float, left edge of the first bin, which also has what is below.
+        high: float, right edge of the last bin, which also has what is above.
+        bins: integer, number of bins of equal width.
+
+    Returns:
+        [...] int32.
+    """
+    position = (values - low) * (bins / (high - low))
+    return ops.cast(ops.floor(ops.clip(position, 0.0, bins - 1.0)), "int32")
+
+
+def median(histogram, edges):
+    """The median of what a histogram counts, to within a bin.
+
+    Args:
+        histogram: [bins] NumPy array of counts.
+        edges: [bins + 1] NumPy array.
+
+    Returns:
+        A float, 0 if nothing was counted.
+    """
+    if not histogram.sum():
+        return 0.0
+    below = np.concatenate([[0], np.cumsum(histogram)]) / histogram.sum()
+    return float(np.interp(0.5, below, edges))
+
 
 @keras.saving.register_keras_serializable(package="keras_kd")
 class GradientScale(keras.metrics.Metric):
@@ -40,7 +80,7 @@ class GradientScale(keras.metrics.Metric):
     """
 
     def __init__(
-        self, low=-3.0, high=5.0, bins=80, name="gradient_scale", dtype=None
+        self, low=LOW, high=HIGH, bins=BINS, name="gradient_scale", dtype=None
     ):
         super().__init__(name=name, dtype=dtype)
         if not low < high or bins < 1:
@@ -59,7 +99,7 @@ class GradientScale(keras.metrics.Metric):
     @property
     def edges(self):
         """[bins + 1] NumPy array, the edges of the bins."""
-        return np.linspace(self.low, self.high, self.bins + 1)
+        return bin_edges(self.low, self.high, self.bins)
 
     def update_state(self, gradient_scale, mask=None):
         """Counts a batch.
@@ -77,10 +117,7 @@ class GradientScale(keras.metrics.Metric):
         defined = ops.logical_and(counted, ops.logical_not(undefined))
         values = ops.where(defined, values, 0.0)
 
-        position = (values - self.low) * (self.bins / (self.high - self.low))
-        index = ops.cast(
-            ops.floor(ops.clip(position, 0.0, self.bins - 1.0)), "int32"
-        )
+        index = bin_index(values, self.low, self.high, self.bins)
         self.histogram.assign_add(
             ops.segment_sum(
                 ops.cast(defined, self.dtype), index, num_segments=self.bins
@@ -138,18 +175,12 @@ class GradientScale(keras.metrics.Metric):
         return {
             "count": count,
             "mean": float(total / max(count, 1)),
-            "median": self._median(histogram),
+            "median": median(histogram, self.edges),
             "reversed_share": float(reversed_ / max(count, 1)),
             "undefined_share": float(undefined / max(count + undefined, 1)),
             "histogram": histogram,
             "edges": self.edges,
         }
-
-    def _median(self, histogram):
-        if not histogram.sum():
-            return 0.0
-        below = np.concatenate([[0], np.cumsum(histogram)]) / histogram.sum()
-        return float(np.interp(0.5, below, self.edges))
 
     def get_config(self):
         """The arguments of the constructor."""

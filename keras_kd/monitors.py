@@ -117,7 +117,8 @@ class InvalidExamples(keras.metrics.Metric):
             (1 + len(_COUNTS),), "zeros", name="state"
         )
 
-    @property
+    # Not a property: Keras reads those when it saves, which the chief of
+    # several workers does alone, and this adds up over all of them.
     def is_first_batch(self):
         """Scalar boolean tensor: whether no batch was seen yet."""
         return ops.equal(ops.convert_to_tensor(self.state)[0], 0)

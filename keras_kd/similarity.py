@@ -2,8 +2,10 @@
 
 import keras
 import numpy as np
+import scipy.optimize
 from keras import ops
 
+from keras_kd.backend.private import made_by
 from keras_kd.softmax import label_softmax
 
 # A vocabulary of 10,000 words fits.
@@ -11,6 +13,8 @@ DEFAULT_TABLE_BYTES = 512 * 2**20
 
 # Rows worked on at a time; also enough of them to place alpha.
 _BLOCK_ROWS = 512
+# Between these an alpha is looked for.
+_ALPHAS = (1e-3, 1e3)
 
 
 def logit_weights(model, layer=None):
@@ -67,23 +71,42 @@ def find_logit_layer(model):
         the last weighted layer of a subclassed one.
 
     Raises:
-        ValueError: if that layer is no `Dense` and no reversible embedding.
+        ValueError: if the model has not been built, or that layer is neither
+            a `Dense` nor a reversible embedding.
     """
     layer = _output_layer(model)
     if layer is not None and _is_logit_layer(layer):
         return layer
+    names = [each.name for each in _weighted_layers(model)][-5:]
+    if layer is None and not names:
+        raise ValueError(_without_weights(model))
     found = (
-        "no layer with weights"
+        "no layer with weights on the way to its output"
         if layer is None
         else f"{type(layer).__name__} {layer.name!r}"
     )
-    names = [each.name for each in _weighted_layers(model)][-5:]
     raise ValueError(
         f"No logit layer was found in model {model.name!r}: its last layer "
         "with weights must be a Dense or an embedding used in reverse. "
-        f"Received: {found}. Name it, as in KDSim(logit_layer="
-        f"{(names or ['name'])[-1]!r}), or pass its [classes, features] "
-        f"matrix. The last layers with weights are {names}."
+        f"Received: {found}. Name it, as in KDSim(logit_layer={names[-1]!r}), "
+        "or pass its [classes, features] matrix. The last layers with weights "
+        f"are {names}."
+    )
+
+
+def _without_weights(model):
+    """What to say of a model in which no layer has weights."""
+    if model.built:
+        return (
+            "Class relations are read from the weights of a logit layer. "
+            f"Received: model {model.name!r}, in which no layer has weights. "
+            "Pass a [classes, features] matrix as `logit_layer`, or use a "
+            "loss without class relations, such as KDPt."
+        )
+    return (
+        "Class relations are read from the weights of a logit layer, so the "
+        f"model must be built first. Received: model {model.name!r}, which "
+        "has not been built. Call it on a batch, or load its weights."
     )
 
 
@@ -95,12 +118,11 @@ def _output_layer(model):
         return weighted[-1] if weighted else None
     tensor = outputs[0]
     while True:
-        operation, node_index, _ = tensor._keras_history
+        operation, inputs, _ = made_by(tensor)
         if isinstance(operation, keras.Model):
             return _output_layer(operation)
         if getattr(operation, "weights", None):
             return _unwrap(operation)
-        inputs = operation._inbound_nodes[node_index].input_tensors
         if not inputs:
             return None
         tensor = inputs[0]
@@ -161,7 +183,8 @@ def _rows(layer):
 
 
 def _to_numpy(variable):
-    return np.asarray(ops.convert_to_numpy(variable), dtype="float32")
+    # A copy: PyTorch's array changes with the variable.
+    return np.array(ops.convert_to_numpy(variable), dtype="float32")
 
 
 def _unit_rows(weights):
@@ -203,32 +226,44 @@ class ClassSimilarity:
         self.logit_layer = logit_layer
         self.table_bytes = table_bytes
         self.dtype = dtype
+        # [classes, features] float32, what the targets are made of.
         self.weights = None
         self.fitted_alpha = None
-        self._table = self._unit = None
-        if logit_layer is not None and not isinstance(logit_layer, str):
-            self._use(self._given_weights())
+        self._variables = {}
+        if isinstance(logit_layer, keras.layers.Layer):
+            self.bind_teacher(None)
+        elif self.is_given:
+            self.use(np.array(logit_layer, dtype="float32"))
+
+    @property
+    def is_given(self):
+        """Whether a layer or a matrix was given, whatever the teacher."""
+        return self.logit_layer is not None and not isinstance(
+            self.logit_layer, str
+        )
 
     @property
     def variables(self):
         """List of the variables that `target` reads."""
-        kept = [*(self._table or ()), self._unit]
-        return [variable for variable in kept if variable is not None]
+        return list(self._variables.values())
 
     def bind_teacher(self, teacher):
-        """Reads the teacher's logit layer, unless a matrix was given.
+        """Reads the logit layer as it is now.
+
+        Nothing is computed if its weights are those of the last time.
 
         Args:
-            teacher: a built `keras.Model`, or `None` if there is none.
+            teacher: a built `keras.Model`, or `None` if there is none; the
+                rows read last, or kept in a file, are then used.
 
         Raises:
-            ValueError: if there is neither a teacher nor a matrix, or no
-                logit layer is found.
+            ValueError: if there is neither a teacher nor a matrix, no logit
+                layer is found, or it has weights that are not finite.
         """
-        if teacher is not None and (
-            self.logit_layer is None or isinstance(self.logit_layer, str)
-        ):
-            self._use(logit_weights(teacher, self.logit_layer))
+        if isinstance(self.logit_layer, keras.layers.Layer):
+            self.use(_rows(_unwrap(self.logit_layer)))
+        elif teacher is not None and not self.is_given:
+            self.use(logit_weights(teacher, self.logit_layer))
         if self.weights is None:
             raise ValueError(
                 "Class relations are read from the teacher's logit layer. "
@@ -237,6 +272,63 @@ class ClassSimilarity:
                 "loss a layer or a [classes, features] matrix as "
                 "`logit_layer`."
             )
+
+    def use(self, weights):
+        """Makes the targets of the rows of a logit layer.
+
+        Args:
+            weights: [classes, features] array.
+
+        Raises:
+            ValueError: if it has another shape, or is not finite.
+        """
+        if self.weights is not None and np.array_equal(weights, self.weights):
+            return
+        finite = np.isfinite(weights)
+        if weights.ndim != 2 or not finite.all():
+            raise ValueError(
+                "The logit layer's matrix must be [classes, features], with "
+                f"finite entries. Received: shape {weights.shape}, "
+                f"{np.count_nonzero(~finite)} not finite. Check "
+                "`logit_layer`, or the teacher's weights."
+            )
+        unit = _unit_rows(weights)
+        self.fitted_alpha = self.alpha or _fit_alpha(
+            unit, self.beta, self.label_mass
+        )
+        num_classes = len(unit)
+        if num_classes**2 * np.dtype(self.dtype).itemsize <= self.table_bytes:
+            table, off_label = self._target_table(unit)
+            self._assign(table=table, off_label=off_label)
+        else:
+            self._assign(unit=unit, alpha=np.asarray(self.fitted_alpha))
+        self.weights = weights
+
+    def _assign(self, **arrays):
+        """Puts arrays where a compiled step finds them again."""
+        shapes = {name: array.shape for name, array in arrays.items()}
+        kept = {name: tuple(v.shape) for name, v in self._variables.items()}
+        if shapes == kept:
+            for name, array in arrays.items():
+                self._variables[name].assign(array.astype(self.dtype))
+            return
+        # Variables, so that each device of a strategy keeps its own copy.
+        self._variables = {
+            name: keras.Variable(array, dtype=self.dtype, trainable=False)
+            for name, array in arrays.items()
+        }
+
+    def copy(self):
+        """One of the same relations, with variables of its own."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin._variables = {
+            name: keras.Variable(
+                ops.convert_to_numpy(variable), self.dtype, trainable=False
+            )
+            for name, variable in self._variables.items()
+        }
+        return twin
 
     def target(self, labels, num_classes):
         """The targets of a batch.
@@ -261,58 +353,32 @@ class ClassSimilarity:
                 f"layer, {num_classes} student logits. Check `logit_layer`."
             )
         labels = ops.clip(labels, 0, num_classes - 1)
-        if self._table is not None:
-            table, off_label = self._table
+        kept = {
+            name: ops.convert_to_tensor(variable)
+            for name, variable in self._variables.items()
+        }
+        if "table" in kept:
             return (
-                ops.take(table, labels, axis=0),
-                ops.take(off_label, labels, axis=0),
+                ops.take(kept["table"], labels, axis=0),
+                ops.take(kept["off_label"], labels, axis=0),
             )
-        unit = ops.convert_to_tensor(self._unit)
+        unit = kept["unit"]
         cosines = ops.matmul(
             ops.take(unit, labels, axis=0), ops.transpose(unit)
         )
-        scores = _amplify(cosines, self.fitted_alpha, self.beta, ops)
+        scores = _amplify(cosines, kept["alpha"], self.beta, ops)
         softmax = label_softmax(scores, labels)
         return ops.softmax(scores, axis=-1), softmax.off_label_probability
 
     def get_config(self):
-        """The arguments of the constructor."""
-        layer = self.logit_layer
-        if isinstance(layer, keras.layers.Layer):
-            layer = layer.name
+        """The arguments of the constructor; a layer as its matrix."""
         return {
             "alpha": self.alpha,
             "beta": self.beta,
             "label_mass": self.label_mass,
-            "logit_layer": layer,
+            "logit_layer": self.weights if self.is_given else self.logit_layer,
             "table_bytes": self.table_bytes,
         }
-
-    def _given_weights(self):
-        if isinstance(self.logit_layer, keras.layers.Layer):
-            return _rows(_unwrap(self.logit_layer))
-        weights = np.asarray(self.logit_layer, dtype="float32")
-        if weights.ndim != 2 or not np.isfinite(weights).all():
-            raise ValueError(
-                "`logit_layer` as a matrix must be [classes, features], with "
-                f"finite entries. Received: shape {weights.shape}, "
-                f"{np.count_nonzero(~np.isfinite(weights))} not finite."
-            )
-        return weights
-
-    def _use(self, weights):
-        self.weights = weights
-        unit = _unit_rows(weights)
-        self.fitted_alpha = self.alpha or _fit_alpha(
-            unit, self.beta, self.label_mass
-        )
-        num_classes = len(unit)
-        self._table = self._unit = None
-        if num_classes**2 * np.dtype(self.dtype).itemsize <= self.table_bytes:
-            table, off_label = self._target_table(unit)
-            self._table = self._constant(table), self._constant(off_label)
-        else:
-            self._unit = self._constant(unit)
 
     def _target_table(self, unit):
         """The target of every class, and its complement on the class."""
@@ -330,10 +396,6 @@ class ClassSimilarity:
             target[np.arange(len(rows)), rows] = 0
             off_label[rows] = target.sum(-1)
         return table, off_label
-
-    def _constant(self, array):
-        # A variable, so that each device of a strategy keeps its own copy.
-        return keras.Variable(array, dtype=self.dtype, trainable=False)
 
 
 def _amplify(cosines, alpha, beta, xp):
@@ -354,14 +416,19 @@ def _fit_alpha(unit, beta, label_mass):
         exp = np.exp(scores)
         return (exp[at_label] / exp.sum(-1)).mean()
 
-    low, high = np.log(1e-3), np.log(1e3)
-    for _ in range(30):
-        middle = (low + high) / 2
-        if mean_mass(middle) > label_mass:
-            low = middle
-        else:
-            high = middle
-    return float(np.exp(low))
+    # The mass falls from the first alpha to the last; brentq needs both signs.
+    low, high = np.log(_ALPHAS)
+    if mean_mass(low) <= label_mass:
+        return float(np.exp(low))
+    if mean_mass(high) >= label_mass:
+        return float(np.exp(high))
+    root = scipy.optimize.brentq(
+        lambda log_alpha: mean_mass(log_alpha) - label_mass,
+        low,
+        high,
+        xtol=1e-9,
+    )
+    return float(np.exp(root))
 
 
 def _check_positive(name, value, optional=False):

@@ -1,8 +1,11 @@
 """Attribution: controls, intervals, resuming, time budget, what it says."""
 
+import errno
 import html.parser
 import json
 import math
+import os
+import time
 
 import numpy as np
 import pytest
@@ -96,15 +99,31 @@ def test_bad_data_of_controls_are_refused():
 # -- intervals -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 4, 9, 30, 300])
-@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
-def test_student_quantiles_are_those_of_scipy(confidence, freedom):
-    expected = scipy.stats.t.ppf((1 + confidence) / 2, freedom)
-    ours = attribution.t_quantile(confidence, freedom)
-    np.testing.assert_allclose(ours, expected, rtol=1e-7)
+@pytest.mark.parametrize(
+    ("count", "table"),
+    [(2, 12.706), (3, 4.303), (5, 2.776), (10, 2.262), (31, 2.042)],
+)
+def test_intervals_have_the_width_of_a_printed_t_table(count, table):
+    """The two-sided 5 % points that textbooks print, to their digits."""
+    differences = np.arange(count) % 2.0
+    interval = attribution.paired_interval(differences)
+    mean = sum(differences) / count
+    squares = sum((each - mean) ** 2 for each in differences)
+    error = math.sqrt(squares / (count - 1) / count)
+    assert interval.mean == pytest.approx(mean, rel=1e-12)
+    assert (interval.high - mean) / error == pytest.approx(table, abs=5e-4)
+    assert (mean - interval.low) / error == pytest.approx(table, abs=5e-4)
 
 
-def test_paired_intervals_are_those_of_scipy():
+def test_an_interval_with_one_degree_of_freedom_is_cauchys():
+    """There the quantile has a closed form: tan(pi * (p - 1/2))."""
+    interval = attribution.paired_interval([1.0, 3.0], confidence=0.9)
+    half = math.tan(math.pi * 0.45)
+    assert interval.low == pytest.approx(2 - half, rel=1e-9)
+    assert interval.high == pytest.approx(2 + half, rel=1e-9)
+
+
+def test_paired_intervals_are_those_of_the_t_test():
     differences = np.random.default_rng(0).normal(0.3, 1, 8)
     ours = attribution.paired_interval(differences)
     theirs = scipy.stats.ttest_1samp(differences, 0).confidence_interval(0.95)
@@ -179,13 +198,116 @@ def test_seeds_and_methods_can_be_added(tmp_path):
     assert set(second.calls) == {("plain", 2), ("kd", 0), ("kd", 1), ("kd", 2)}
 
 
-def test_a_half_written_result_does_not_count(tmp_path):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "",
+        '{"method": "kd", "se',
+        "[]",
+        "null",
+        '{"method": "kd", "seed": 1}',
+        '{"method": "kd", "seed": 1, "score": null, "seconds": 1}',
+        '{"method": "kd", "seed": 1, "score": NaN, "seconds": 1}',
+        # That of another run.
+        '{"method": "kd", "seed": 0, "score": 1.0, "seconds": 1.0}',
+    ],
+)
+def test_a_damaged_run_file_is_named_with_what_to_do(tmp_path, damage):
     attribute(flat(EVEN), range(2), folder=tmp_path, verbose=False)
-    (tmp_path / "run-kd-1.json").rename(tmp_path / "run-kd-1.unfinished")
-    (tmp_path / "run-kd-1.unfinished").write_text('{"method": "kd", "se')
+    path = tmp_path / "run-kd-1.json"
+    path.write_text(damage)
+    train = flat(EVEN)
+    with pytest.raises(ValueError, match=r"run-kd-1\.json.*Received") as caught:
+        attribute(train, range(2), folder=tmp_path, verbose=False)
+    assert "Remove it" in str(caught.value)
+    assert not train.calls
+    path.unlink()
+    outcome = attribute(train, range(2), folder=tmp_path, verbose=False)
+    assert train.calls == [("kd", 1)]
+    assert outcome.scores["kd"] == {0: 1.0, 1: 11.0}
+
+
+def test_a_damaged_study_file_is_named(tmp_path):
+    attribute(flat(EVEN), range(2), folder=tmp_path, verbose=False)
+    (tmp_path / "study.json").write_text("")
+    with pytest.raises(ValueError, match=r"study\.json is damaged"):
+        attribute(flat(EVEN), range(2), folder=tmp_path)
+    (tmp_path / "study.json").unlink()
     train = flat(EVEN)
     attribute(train, range(2), folder=tmp_path, verbose=False)
-    assert train.calls == [("kd", 1)]
+    assert not train.calls
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("killed_at", range(4))
+def test_killed_at_any_write_nothing_is_lost(
+    tmp_path, monkeypatch, call, killed_at
+):
+    """study.json and two runs are written, whole or not at all."""
+    real, calls = getattr(os, call), []
+
+    def dying(*args):
+        calls.append(args)
+        if len(calls) > killed_at:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    first = flat(EVEN)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, dying)
+        # A kill removes nothing.
+        patched.setattr(os, "remove", lambda path: None)
+        with pytest.raises(KeyboardInterrupt):
+            attribute(first, range(2), ["plain", "kd"], tmp_path, verbose=False)
+    second = flat(EVEN)
+    outcome = attribute(
+        second, range(2), ["plain", "kd"], tmp_path, verbose=False
+    )
+    assert len(second.calls) == 4 - max(killed_at - 1, 0)
+    assert outcome.scores["plain"] == {0: 1.0, 1: 11.0}
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"study\.json can't be.*No space left"):
+        attribute(flat(EVEN), range(2), folder=tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="can't be written"):
+        attribute(flat(EVEN), range(2), folder=tmp_path / "file" / "runs")
+
+
+def test_folders_may_start_with_a_tilde_and_not_be_empty(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    outcome = attribute(flat(EVEN), range(2), folder="~/runs", verbose=False)
+    assert len(list((tmp_path / "runs").glob("run-*.json"))) == 18
+    outcome.save("~/report.html")
+    outcome.to_tensorboard("~/logs")
+    assert (tmp_path / "report.html").exists()
+    assert (tmp_path / "logs" / "hparams" / "levels").exists()
+    for call in (
+        lambda: attribute(flat(EVEN), range(2), folder=""),
+        lambda: outcome.save(""),
+        lambda: outcome.to_tensorboard(""),
+    ):
+        with pytest.raises(ValueError, match="an empty path"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("result", "received"),
+    [
+        (None, "None for 'plain' with seed 0"),
+        ([0.3, 0.5], r"\[0.3, 0.5\] of type list"),
+        ("good", "'good' of type str"),
+        ({"score": None}, "None for 'plain'"),
+    ],
+)
+def test_a_train_that_returns_no_score_is_refused(result, received):
+    with pytest.raises(ValueError, match=f"must return.*Received: {received}"):
+        attribute(lambda method, seed: result, range(2))
 
 
 def test_a_folder_of_another_study_is_refused(tmp_path):
@@ -209,18 +331,23 @@ def test_a_folder_of_other_files_is_refused(tmp_path):
         attribute(flat(EVEN), range(2), folder=tmp_path)
 
 
-class Time:
+class Clock:
     """A clock that training moves."""
 
     now = 0.0
 
-    def perf_counter(self):
+    def __call__(self):
         return self.now
 
 
-def test_a_time_budget_ends_with_whole_seeds(monkeypatch, tmp_path, capsys):
-    clock = Time()
-    monkeypatch.setattr(attribution, "time", clock)
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock)
+    return clock
+
+
+def test_a_time_budget_ends_with_whole_seeds(clock, tmp_path, capsys):
     done = []
 
     def train(method, seed):
@@ -236,15 +363,13 @@ def test_a_time_budget_ends_with_whole_seeds(monkeypatch, tmp_path, capsys):
     # Of 20 seconds a seed, two whole ones fit into 59.
     run(59)
     assert done == [("plain", 0), ("kd", 0), ("plain", 1), ("kd", 1)]
-    assert "6 runs early" in capsys.readouterr().out
+    assert "no time for 6 runs" in capsys.readouterr().out
     outcome = run(1000)
     assert len(done) == len(set(done)) == 10
     assert outcome.gain("kd").seeds == 5
 
 
-def test_nothing_is_started_after_a_run_that_does_not_fit(monkeypatch):
-    clock = Time()
-    monkeypatch.setattr(attribution, "time", clock)
+def test_nothing_is_started_after_a_run_that_does_not_fit(clock):
     done = []
 
     def train(method, seed):
@@ -261,7 +386,7 @@ def test_an_unfinished_seed_is_left_out_of_the_pairs():
     outcome = Attribution({"plain": {0: 1.0, 1: 2.0}, "kd": {0: 3.0}})
     assert outcome.gain("kd").seeds == 1
     assert outcome.gain("kd").verdict == "inconclusive"
-    assert "inconclusive, 1 paired seeds" in str(outcome)
+    assert "inconclusive, paired seeds: 1 of the two" in str(outcome)
 
 
 def test_a_dict_of_scores_needs_the_metric():
@@ -366,8 +491,8 @@ def test_a_gain_of_a_control_too_is_not_laid_to_the_knowledge():
     )
     relations = next(f for f in outcome.findings if "Class rel" in f)
     rescaling = next(f for f in outcome.findings if "Rescal" in f)
-    assert "whether by the knowledge is inconclusive" in relations
-    assert "says that it is the knowledge" in rescaling
+    assert "whether the knowledge is why is inconclusive" in relations
+    assert "shows that the knowledge is why" in rescaling
 
 
 def test_a_lower_score_can_be_better():
@@ -383,16 +508,28 @@ def test_levels_without_their_methods_are_left_out():
     assert [c.level.name for c in outcome.levels] == ["all"]
 
 
-def test_the_text_has_every_method_and_the_word_inconclusive():
-    text = str(outcome_of({"kd": 3.0}))
-    for method in attribution.METHODS:
-        assert method in text
-    assert "inconclusive" in text
-    assert "All: kd against plain: +" in text
-    lengths = {
-        len(line) for line in text.splitlines() if line.startswith("| kd")
-    }
-    assert len(lengths) == 1
+def test_the_text_has_the_findings_and_both_tables():
+    outcome = outcome_of({"kd": 3.0})
+    text = outcome.to_markdown()
+    assert str(outcome) == text
+    findings, methods, levels = text.split("\n\n")
+    assert findings == "\n".join(f"- {each}" for each in outcome.findings)
+    assert "All: kd against plain: +" in findings
+    for table, rows in (
+        (methods, outcome.method_rows()),
+        (levels, outcome.level_rows()),
+    ):
+        header, rule, *lines = (
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in table.split("\n")
+        )
+        assert header == list(rows[0])
+        assert all(set(cell) == {"-"} for cell in rule)
+        assert lines == [list(row.values()) for row in rows]
+        assert len({len(line) for line in table.split("\n")}) == 1
+    assert [row["method"] for row in outcome.method_rows()] == list(
+        attribution.METHODS
+    )
 
 
 def test_the_dict_is_json_and_has_no_nan():
@@ -449,7 +586,7 @@ class Reader(html.parser.HTMLParser):
         self.addresses += [
             value
             for name, value in attributes
-            if name in ("src", "href", "xlink:href") and value[:1] != "#"
+            if name in ("src", "srcset", "href") and value[:5] != "data:"
         ]
 
     def handle_data(self, data):

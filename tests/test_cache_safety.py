@@ -14,8 +14,9 @@ from keras import layers
 from models import CLASSES, FEATURES, assert_same_weights, data, mlp, weights_of
 
 import keras_kd as kd
-from keras_kd import data_errors, fingerprint, storage, teacher_pass
+from keras_kd import data_errors, fingerprint
 from keras_kd.batch import TEACHER_FINGERPRINT
+from keras_kd.cache import storage, teacher_pass
 
 TAIL = r" Received: .*\. (Pass|Write|Choose|Remove|Free|Leave|Return|Say)"
 

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import sys
 
 import keras
@@ -14,6 +15,7 @@ from models import CLASSES, FEATURES, data, mlp, weights_of
 
 import keras_kd as kd
 from keras_kd.diagnosis import diagnose, measures, survey
+from keras_kd.logits import LogitReader
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "recipes"))
 import failures  # noqa: E402
@@ -123,6 +125,10 @@ def gradient_scales(case, student_logits):
 def check_scales(numbers, w, case):
     close(numbers["mean"], w.mean(), 1e-3)
     close(numbers["deviation"], w.std(), 1e-3)
+    # One definition of the bins: those of a training run's histogram.
+    assert numbers["edges"] == list(kd.metrics.GradientScale().edges)
+    width = numbers["edges"][1] - numbers["edges"][0]
+    assert abs(numbers["median"] - np.median(w)) < width
     close(numbers["reversed_share"], (w < 0).mean())
     close(numbers["switched_off_share"], (np.abs(w) < 0.1).mean())
     expected, _ = np.histogram(np.clip(w, -2.999, 4.999), numbers["edges"])
@@ -153,7 +159,7 @@ def test_gradient_scales_of_a_student_half_way(case):
         case.teacher, batched(case.x, case.labels), loss=loss()
     ).numbers["gradient_scale"]
     check_scales(numbers, gradient_scales(case, np.log(q)), case)
-    assert numbers["student"] == "a student half-way"
+    assert numbers["student"] == "a student halfway through training"
 
 
 def test_temperatures_against_the_closest_label_smoothing(case):
@@ -306,11 +312,18 @@ def test_tokens_are_examples():
         )
 
 
+def surveyed(case, dataset, student):
+    """The sums of a survey."""
+    readers = (
+        LogitReader(case.teacher, role="teacher"),
+        student and LogitReader(student),
+    )
+    return survey.Survey(*readers, loss(), (None, CLASSES)).run(dataset)
+
+
 def test_a_vocabulary_is_sampled_evenly(case, monkeypatch):
     monkeypatch.setattr(survey, "_SAMPLE_CELLS", 10 * CLASSES)
-    totals = survey.Survey(case.teacher, None, loss(), CLASSES).run(
-        batched(case.x, case.labels)
-    )
+    totals = surveyed(case, batched(case.x, case.labels), student=None)
     # Of 32 examples every fourth, from another place in each batch; 11 last.
     assert totals["examples"] == EXAMPLES
     expected = sum(
@@ -326,9 +339,7 @@ def test_a_vocabulary_is_sampled_evenly(case, monkeypatch):
 
 def test_sums_do_not_grow_with_the_data(case):
     def shapes(dataset):
-        totals = survey.Survey(case.teacher, case.student, loss(), CLASSES).run(
-            dataset
-        )
+        totals = surveyed(case, dataset, case.student)
         return {name: np.shape(value) for name, value in totals.items()}
 
     one = batched(case.x, case.labels)
@@ -368,25 +379,214 @@ def test_one_pass_in_inference_mode():
     )
 
 
-def test_subclassed_and_softmax_teachers(case):
-    class Subclassed(keras.Model):
-        def __init__(self, softmax):
-            super().__init__()
-            self.inner = case.teacher
-            self.last = layers.Softmax() if softmax else layers.Identity()
+class Gated(keras.Model):
+    """A teacher that gives logits; its last attribute ends in softmax."""
 
-        def call(self, inputs):
-            return self.last(self.inner(inputs))
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+        self.gate = layers.Dense(2, "softmax")
 
-    for teacher in (Subclassed(False), Subclassed(True)):
-        teacher(case.x[:1])
-        diagnosis = diagnose(teacher, batched(case.x, case.labels), loss=loss())
-        close(
-            diagnosis.numbers["teacher"]["cross_entropy"],
-            case.numbers["teacher"]["cross_entropy"],
+    def call(self, inputs):
+        return self.inner(inputs) + 0 * self.gate(inputs)[..., :1]
+
+
+class Probabilities(keras.Model):
+    """A subclassed teacher that ends in a softmax of its own."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def call(self, inputs):
+        return keras.ops.softmax(self.inner(inputs))
+
+
+def ending_in(case, *operations):
+    """The case's teacher followed by functions."""
+    inputs = keras.Input((FEATURES,))
+    outputs = case.teacher(inputs)
+    for operation in operations:
+        outputs = operation(outputs)
+    return keras.Model(inputs, outputs)
+
+
+def lambda_softmax(logits):
+    return layers.Lambda(tf.nn.softmax)(logits)
+
+
+def check_cross_entropy(diagnosis, p, labels):
+    on_label = p[np.arange(len(labels)), labels]
+    close(
+        diagnosis.numbers["teacher"]["cross_entropy"], -np.log(on_label).mean()
+    )
+
+
+def test_what_a_teacher_gives_is_not_guessed_from_its_attributes(case):
+    dataset = batched(case.x, case.labels)
+    diagnosis = diagnose(Gated(case.teacher), dataset, loss=loss())
+    check_cross_entropy(diagnosis, case.p, case.labels)
+    # Keras keeps what went into its softmax, which is exact.
+    diagnosis = diagnose(Probabilities(case.teacher), dataset, loss=loss())
+    check_cross_entropy(diagnosis, case.p, case.labels)
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [
+        [layers.Softmax()],
+        [keras.ops.softmax, layers.Reshape((CLASSES,))],
+        [keras.ops.log_softmax],
+    ],
+)
+def test_a_softmax_is_read_from_the_graph(case, operations):
+    teacher = ending_in(case, *operations)
+    diagnosis = diagnose(teacher, batched(case.x, case.labels), loss=loss())
+    check_cross_entropy(diagnosis, case.p, case.labels)
+
+
+@pytest.mark.parametrize("kind", ["probabilities", "log_probabilities"])
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_a_softmax_that_no_graph_tells_is_said_or_refused(case, kind, role):
+    log = kind == "log_probabilities"
+    hidden = ending_in(
+        case, lambda_softmax, layers.Lambda(tf.math.log if log else tf.identity)
+    )
+    models = {"teacher": case.teacher, role: hidden}
+    dataset = batched(case.x, case.labels)
+    told = diagnose(dataset=dataset, **models, **{f"{role}_output": kind})
+    numbers = told.numbers[role]
+    on_label = case.p[case.rows, case.labels]
+    close(numbers["cross_entropy"], -np.log(on_label).mean())
+    if log:  # Log-probabilities are logits too.
+        return
+    with pytest.raises(ValueError, match=f"{role}_output='probabilities'"):
+        diagnose(dataset=dataset, **models)
+    with pytest.raises(ValueError, match=f"{role}_output='logits'"):
+        diagnose(
+            dataset=dataset,
+            teacher=case.teacher,
+            student=case.student,
+            **{f"{role}_output": kind},
         )
-        codes = [each.code for each in diagnosis.findings]
-        assert "probabilities_as_logits" not in codes
+
+
+def test_the_average_of_members_is_read_as_what_it_is(case):
+    inputs = keras.Input((FEATURES,))
+    members = [
+        layers.Softmax()(model(inputs))
+        for model in (case.teacher, case.student)
+    ]
+    p = (case.p + reference.softmax(case.student_logits)) / 2
+    for mean in (layers.average(members), sum(members) / 2):
+        teacher = keras.Model(inputs, mean)
+        dataset = batched(case.x, case.labels)
+        try:
+            diagnosis = diagnose(teacher, dataset)
+        except ValueError as error:
+            assert "teacher_output='probabilities'" in str(error)
+            diagnosis = diagnose(
+                teacher, dataset, teacher_output="probabilities"
+            )
+        check_cross_entropy(diagnosis, p, case.labels)
+
+
+# -- shapes and types ----------------------------------------------------------
+
+
+def assert_same(diagnosis, expected, parts=("teacher", "gradient_scale")):
+    for part in parts:
+        assert dict(flat(diagnosis.numbers[part])) == pytest.approx(
+            dict(flat(expected.numbers[part])), rel=1e-4, abs=1e-4
+        )
+
+
+def test_labels_of_other_shapes_and_types(case):
+    expected = diagnose(case.teacher, batched(case.x, case.labels))
+    for labels in (
+        case.labels[:, None],
+        case.labels.astype("float32"),
+        case.labels.astype("float64")[:, None],
+        case.labels.astype("uint8"),
+    ):
+        assert_same(diagnose(case.teacher, batched(case.x, labels)), expected)
+
+
+def test_weights_of_other_shapes_and_types(case):
+    weights = (np.arange(EXAMPLES) % 3 > 0).astype("float32")
+    given = weights > 0
+    expected = diagnose(case.teacher, batched(case.x, case.labels, weights))
+    assert expected.numbers["data"]["examples"] == given.sum()
+    right = case.logits.argmax(-1) == case.labels
+    close(expected.numbers["teacher"]["accuracy"], right[given].mean())
+    for each in (weights[:, None], given):
+        assert_same(
+            diagnose(case.teacher, batched(case.x, case.labels, each)), expected
+        )
+
+
+def test_text_with_a_mask_and_other_shapes():
+    random = np.random.default_rng(0)
+    words = random.integers(0, 9, (24, 5))  # 0 is padding.
+    labels = random.integers(0, CLASSES, (24, 5))
+    teacher = keras.Sequential(
+        [
+            layers.Embedding(9, 4, mask_zero=True),
+            layers.Dense(CLASSES),
+        ]
+    )
+    weights = (np.arange(24) % 4 > 0).astype("float32")
+    by_label = np.broadcast_to(weights[:, None], labels.shape)
+    counted = (words != 0) & (by_label != 0)
+    logits = teacher(words).numpy()
+    expected = diagnose(
+        passing_through(), batched(logits[counted], labels[counted])
+    )
+    for y, weight in (
+        (labels, weights),
+        (labels[..., None], weights[:, None]),
+        (labels.astype("float32"), by_label),
+        (labels, by_label[..., None]),
+    ):
+        diagnosis = diagnose(teacher, batched(words, y, weight, size=8))
+        data_numbers = diagnosis.numbers["data"]
+        assert data_numbers["tokens"]
+        assert data_numbers["examples"] == counted.sum()
+        assert_same(diagnosis, expected)
+
+
+@pytest.mark.parametrize("bad", [2**32 + 1, -(2**32) + 1, CLASSES, -1])
+def test_labels_out_of_range_are_refused(case, bad):
+    labels = case.labels.astype("int64")
+    labels[40] = bad
+    message = f"label {bad} among 1 labels of batch 1"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        diagnose(case.teacher, batched(case.x, labels))
+    weights = np.arange(EXAMPLES) != 40
+    diagnose(case.teacher, batched(case.x, labels, weights))
+
+
+class InADict(keras.Model):
+    """A model whose only output has a name."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def call(self, inputs):
+        return {"logits": self.inner(inputs)}
+
+
+def test_the_only_output_may_be_in_a_dict(case):
+    named = keras.Model(
+        case.student.inputs, {"logits": case.student.outputs[0]}
+    )
+    dataset = batched(case.x, case.labels)
+    numbers = diagnose(InADict(case.teacher), dataset, named, loss()).numbers
+    for part in ("teacher", "student", "gradient_scale"):
+        assert dict(flat(numbers[part])) == pytest.approx(
+            dict(flat(case.numbers[part])), rel=1e-4, abs=1e-4
+        )
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -420,6 +620,11 @@ def test_clustering_puts_similar_classes_together():
     order = measures.cluster_order(kd.similarity.class_similarity(rows))
     assert sorted(order) == list(range(20))
     assert (np.diff(groups[order]) != 0).sum() == 3
+    # On a line, the order is that of the line, from one end or the other.
+    line = random.permutation(9)
+    similarity = -np.abs(line[:, None] - line)
+    placed = line[measures.cluster_order(similarity)]
+    assert list(placed) in (list(range(9)), list(range(8, -1, -1)))
 
 
 def test_the_logit_layer_is_the_teachers(case):
@@ -442,21 +647,84 @@ def codes(diagnosis):
     return [each.code for each in diagnosis.problems]
 
 
-def test_nan_is_found_with_its_batch(case):
+def broken(model):
+    """The same model with one NaN in its last weights."""
+    bias = model.layers[-1].bias
+    bias.assign(np.where(np.arange(CLASSES) == 2, np.nan, bias.numpy()))
+    return model
+
+
+def test_nan_in_the_inputs_is_found_with_its_batch(case):
     x = case.x.copy()
     x[70] = np.nan
-    x[150:152] = np.nan
+    x[150:152] = np.inf
     diagnosis = diagnose(case.teacher, batched(x, case.labels))
     assert codes(diagnosis)[0] == "not_finite"
-    evidence = diagnosis.findings[0].evidence
-    assert evidence["first_bad_batch"] == 70 // 32
-    assert evidence["not_finite"] == 3
-    assert diagnosis.numbers["data"]["examples"] == EXAMPLES - 3
+    found = diagnosis.findings[0]
+    assert found.evidence == {
+        "first_bad_batch": 70 // 32,
+        "not_finite": 3,
+        "not_finite_inputs": 3,
+        "not_finite_weights": [],
+        "examples": EXAMPLES - 3,
+    }
+    assert "origin is the inputs" in found.summary
+    assert "the teacher" not in found.summary.split("origin")[1]
     finite = np.isfinite(x).all(-1)
     close(
         diagnosis.numbers["teacher"]["accuracy"],
         (case.logits.argmax(-1) == case.labels)[finite].mean(),
     )
+
+
+def test_nan_in_the_teacher_is_named(case):
+    teacher = broken(mlp())
+    (found,) = diagnose(teacher, batched(case.x, case.labels)).findings
+    path = teacher.layers[-1].bias.path
+    assert f"origin is the teacher, whose weights {path} are" in found.summary
+    assert found.evidence["not_finite_inputs"] == 0
+
+
+def test_nan_that_the_teacher_makes_of_finite_inputs_is_told_apart(case):
+    x = case.x.copy()
+    x[3] = np.nan
+    teacher = ending_in(
+        case, lambda logits: logits + keras.ops.log(logits[:, :1] + 1.5)
+    )
+    made = case.logits[:, 0] <= -1.5
+    made[3] = False
+    assert made.any()
+    found = diagnose(teacher, batched(x, case.labels)).findings[0]
+    assert found.evidence["not_finite"] == made.sum() + 1
+    assert found.evidence["not_finite_inputs"] == 1
+    assert f"inputs are finite for {made.sum()}" in found.summary
+
+
+def test_nan_in_the_first_batch_does_not_hide_what_a_model_gives(case):
+    x = case.x.copy()
+    x[:32] = np.nan
+    softmax = ending_in(case, lambda_softmax)
+    with pytest.raises(ValueError, match="teacher_output='probabilities'"):
+        diagnose(softmax, batched(x, case.labels))
+    read = ending_in(case, layers.Softmax())
+    for teacher in (softmax, read):
+        diagnosis = diagnose(
+            teacher, batched(x, case.labels), teacher_output="probabilities"
+        )
+        check_cross_entropy(diagnosis, case.p[32:], case.labels[32:])
+
+
+def test_the_origin_of_nan_in_a_student_is_named(case):
+    student = broken(mlp())
+    path = student.layers[-1].bias.path
+    refused(ValueError, "student's logits", path, student=student)
+    # A teacher that takes NaN for 0, and a student that does not.
+    inputs = keras.Input((FEATURES,))
+    teacher = keras.Model(inputs, case.teacher(keras.ops.nan_to_num(inputs)))
+    x = case.x.copy()
+    x[40] = np.nan
+    with pytest.raises(ValueError, match="inputs are not finite.*in batch 1"):
+        diagnose(teacher, batched(x, case.labels), case.student)
 
 
 def test_nothing_but_nan(tmp_path):
@@ -465,13 +733,6 @@ def test_nothing_but_nan(tmp_path):
     assert codes(diagnosis) == ["not_finite"]
     assert "40 examples" in str(diagnosis)
     diagnosis.save(tmp_path / "report.html")
-
-
-def test_probabilities_taken_for_logits(case):
-    diagnosis = diagnose(
-        passing_through(), batched(case.p.astype("float32"), case.labels)
-    )
-    assert codes(diagnosis)[0] == "probabilities_as_logits"
 
 
 def test_a_teacher_worse_than_the_student(case):
@@ -562,7 +823,26 @@ def test_bad_data_sets_are_refused():
     refused(TypeError, "tf.data.Dataset", dataset=(x, labels))
     refused(ValueError, "weight 0", dataset=batched(x, labels, 0.0 * labels))
     one_hot = reference.one_hot(labels, CLASSES).astype("float32")
-    refused(ValueError, "one-hot", dataset=batched(x, one_hot))
+    refused(ValueError, "argmax", dataset=batched(x, one_hot))
+    several = np.maximum(one_hot, np.roll(one_hot, 1, axis=0))
+    smooth = 0.9 * one_hot + 0.1 / CLASSES
+    soft = ("distributions", "hard labels")
+    refused(ValueError, *soft, dataset=batched(x, smooth))
+    refused(
+        ValueError, f"label {labels[0] + 0.5}", dataset=batched(x, labels + 0.5)
+    )
+    refused(ValueError, "label nan", dataset=batched(x, labels * np.nan))
+    refused(ValueError, "(20, 2)", dataset=batched(x, one_hot[:, :2]))
+    words = labels.astype(str)
+    refused(ValueError, "StringLookup", dataset=batched(x, words))
+    weights = np.ones((20, 3))
+    refused(ValueError, "(20, 3)", dataset=batched(x, labels, weights))
+    weights = np.full(20, np.nan)
+    refused(ValueError, "finite", dataset=batched(x, labels, weights))
+    dataset = batched(x, several)
+    with pytest.raises(ValueError, match="multi-hot.*one class at a time") as e:
+        diagnose(mlp(), dataset)
+    assert "argmax" not in str(e.value)
     refused(
         ValueError,
         "label 9",
@@ -576,8 +856,41 @@ def test_bad_models_are_refused():
     refused(TypeError, "teacher", teacher=lambda x: x)
     refused(TypeError, "student", student=3)
     refused(ValueError, "5 classes", "with 7", student=mlp(classes=5))
-    refused(ValueError, "student's logits", student=steep(mlp(), np.nan))
     refused(ValueError, "at least 2", teacher=mlp(classes=1))
+    refused(ValueError, "1 classes", student=mlp(classes=1))
+    inputs = keras.Input((FEATURES,))
+    many = keras.Model(inputs, [mlp()(inputs), mlp()(inputs)])
+    refused(ValueError, "2 outputs", teacher=many)
+    refused(ValueError, "2 outputs", student=many)
+    tokens = keras.Model(inputs, layers.RepeatVector(3)(mlp()(inputs)))
+    refused(ValueError, "same examples", student=tokens)
+    refused(ValueError, "'scores'", teacher_output="scores")
+
+
+def test_a_sigmoid_teacher_is_diagnosed_as_the_message_says():
+    x, labels, _ = data(60, classes=2)
+    inputs = keras.Input((FEATURES,))
+    model = keras.Model(inputs, layers.Dense(1, "sigmoid")(inputs))
+    remedy = "keras.Model(model.inputs, keras.ops.concatenate([1 - p, p], -1))"
+    refused(ValueError, remedy, "teacher_output", teacher=model)
+    two = eval(remedy, {"keras": keras, "model": model, "p": model.output})
+    diagnosis = diagnose(
+        two, batched(x, labels), teacher_output="probabilities"
+    )
+    q = model(x).numpy()[:, 0]
+    expected = -np.log(np.where(labels == 1, q, 1 - q)).mean()
+    close(diagnosis.numbers["teacher"]["cross_entropy"], expected)
+
+
+def test_an_unbuilt_teacher_is_built(case):
+    for loss_ in (kd.KDSim(), kd.KDPtSim()):
+        teacher = keras.Sequential([layers.Dense(4), layers.Dense(CLASSES)])
+        student = keras.Sequential([layers.Dense(CLASSES)])
+        dataset = batched(case.x, case.labels)
+        numbers = diagnose(teacher, dataset, student, loss_).numbers
+        logits = teacher(case.x).numpy().argmax(-1)
+        close(numbers["teacher"]["accuracy"], (logits == case.labels).mean())
+        assert numbers["similarity"]["teacher"]
 
 
 def test_superclasses_must_cover_the_classes():

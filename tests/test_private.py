@@ -1,5 +1,6 @@
 """Keras's private names: what happens where a release lacks one."""
 
+import ast
 import pathlib
 import runpy
 import tomllib
@@ -9,6 +10,7 @@ import pytest
 
 from keras_kd.backend import private
 
+PACKAGE = pathlib.Path(private.__file__).parents[1]
 BACKEND = keras.backend.backend()
 
 
@@ -31,6 +33,48 @@ def refused(name):
         ImportError,
         match=f"works with Keras 3.12 to 3.15. Received: .*{name}.*keras==3.15",
     )
+
+
+def names_of_others(tree, own):
+    """Underscore names, and modules of `keras.src`, that code mentions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            private_ = node.attr.startswith("_") and node.attr[:2] != "__"
+            if private_ and node.attr not in own or node.attr == "src":
+                yield node.attr
+        elif isinstance(node, ast.ImportFrom):
+            if (node.module or "").startswith("keras.src"):
+                yield node.module
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if node.value.startswith("_keras_"):
+                yield node.value
+
+
+def own_names(tree):
+    """What code defines: functions, classes, and attributes of `self`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Attribute | ast.Name):
+            of_self = isinstance(node, ast.Name) or (
+                isinstance(node.value, ast.Name)
+                and node.value.id in ("self", "cls")
+            )
+            if of_self and isinstance(node.ctx, ast.Store):
+                yield getattr(node, "attr", None) or node.id
+
+
+def test_private_names_are_used_in_one_module_alone():
+    trees = {
+        path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text())
+        for path in PACKAGE.rglob("*.py")
+    }
+    own = {name for tree in trees.values() for name in own_names(tree)}
+    del trees["backend/private.py"]
+    found = {
+        path: {*names_of_others(tree, own)} for path, tree in trees.items()
+    }
+    assert {path: names for path, names in found.items() if names} == {}
 
 
 def test_this_keras_has_them_all():

@@ -1,5 +1,8 @@
 """The report: one page that needs nothing else; and TensorBoard."""
 
+import base64
+import errno
+import html
 import re
 import sys
 import xml.etree.ElementTree
@@ -8,9 +11,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from models import CLASSES, data, mlp
+from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.util import tensor_util
 
+from keras_kd import files
 from keras_kd.diagnosis import diagnose
-from keras_kd.reports import figures
+from keras_kd.diagnosis.pictures import draw
+from keras_kd.reports import events, figures, tables
 from keras_kd.reports.page import Page
 
 
@@ -29,57 +36,117 @@ def page(diagnosis, tmp_path_factory):
     return path.read_text(encoding="utf-8")
 
 
-def svgs(page):
-    return re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+def svgs(page, attribute):
+    """The pictures that a page holds, as SVG documents."""
+    address = rf'{attribute}="data:image/svg\+xml;base64,([^"]*)"'
+    return [base64.b64decode(a).decode() for a in re.findall(address, page)]
 
 
 def test_the_page_needs_nothing_else(page):
-    sources = re.findall(r'\b(?:src|href)="([^"]*)"', page)
+    sources = re.findall(r'\b(?:src|srcset|href)="([^"]*)"', page)
     assert sources
     for source in sources:
-        assert source.startswith(("#", "data:image/png")), source
+        assert source.startswith("data:image/svg+xml;base64,"), source
     assert "<script" not in page and "@import" not in page
-    assert "url(" not in page.replace("url(#", "")
+    assert "url(" not in page
+    for svg in svgs(page, "src"):
+        for address in re.findall(r'href="([^"]*)"', svg):
+            assert address.startswith(("#", "data:image/png;")), address
 
 
 def test_findings_come_first_and_all_pictures_follow(page, diagnosis):
     at = [page.index(finding.summary[:20]) for finding in diagnosis.findings]
     assert at == sorted(at)
-    assert at[-1] < page.index("<svg")
+    assert at[-1] < page.index("<img")
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
-    assert len(captions) == len(svgs(page)) == 8
-    for word in (
-        "gradients",
-        "difficulty",
-        "Reliability",
-        "Cosines",
-        "flatten",
-    ):
-        assert any(word in caption for caption in captions), word
+    expected = [caption for _, caption in draw(diagnosis.numbers).values()]
+    assert [html.unescape(caption) for caption in captions] == expected
+    assert len(svgs(page, "src")) == len(svgs(page, "srcset")) == 8
     # Both similarity matrices are there.
-    assert svgs(page)[-1].count("data:image/png") >= 2
+    assert svgs(page, "src")[-1].count("data:image/png") >= 2
 
 
-def test_pictures_are_well_formed_and_do_not_mix(page):
-    names = []
-    for svg in svgs(page):
+@pytest.mark.parametrize(
+    ("attribute", "theme", "other"),
+    [
+        ("src", figures.LIGHT, figures.DARK),
+        ("srcset", figures.DARK, figures.LIGHT),
+    ],
+)
+def test_pictures_have_the_colours_of_the_pages_scheme(
+    page, attribute, theme, other
+):
+    dark = '<source media="(prefers-color-scheme: dark)" srcset="data:image'
+    assert page.count(dark) == 8
+    assert f"--ground: {theme.ground}; --ink: {theme.ink}" in page
+    for svg in svgs(page, attribute):
         root = xml.etree.ElementTree.fromstring(svg)
-        assert "width" not in root.attrib and "viewBox" in root.attrib
-        own = {e.get("id") for e in root.iter() if e.get("id")}
-        names += own
-        for used in re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", svg):
-            assert used in own
-    assert len(names) == len(set(names))
+        assert "viewBox" in root.attrib
+        drawn = set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", svg))
+        assert theme.ink in drawn
+        assert not drawn & {other.ink, other.faint, *other.series}
+        # The page shows through.
+        assert not drawn & {figures.LIGHT.ground, figures.DARK.ground}
 
 
-def test_pictures_take_the_colours_of_the_page(page):
-    for svg in svgs(page):
-        assert "currentColor" in svg
-        drawn = set(re.findall(r"#[0-9a-f]{6}\b", svg))
-        assert drawn <= {"#ffffff"}, drawn
-    assert "prefers-color-scheme: dark" in page and "@media print" in page
-    for variable in set(re.findall(r"var\((--[\w-]+)\)", page)):
-        assert page.count(f"{variable}: #") == 2, variable
+def test_a_dollar_sign_is_a_dollar_sign():
+    name = r"cost in $\frac{$ and $x$"
+    for figure in (
+        figures.bars([name], [1.0], [(0.5, 1.5)], name),
+        figures.lines({name: ([1, 2], [3, 4]), "$": ([1], [1])}, name, name),
+        figures.histograms([0, 1], {name: [1], "$": [1]}, name),
+        figures.heatmaps({name: [[1.0]]}, label=name),
+    ):
+        root = xml.etree.ElementTree.fromstring(figure.to_svg())
+        texts = ["".join(e.itertext()) for e in root.iter() if "text" in e.tag]
+        assert name in texts
+        assert figure.to_image().std() > 1
+
+
+def test_a_disk_that_is_full_leaves_no_file(diagnosis, tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files.os, "fsync", full)
+        with pytest.raises(OSError, match=r"report\.html.*No space left"):
+            diagnosis.save(path)
+    assert not list(tmp_path.iterdir())
+    diagnosis.save(path)
+    assert "</html>" in path.read_text()
+
+
+def test_where_nothing_can_be_written_is_said(diagnosis, tmp_path):
+    (tmp_path / "file").write_text("")
+    for write, name in (
+        (diagnosis.save, "report.html"),
+        (diagnosis.to_tensorboard, "logs"),
+    ):
+        with pytest.raises(OSError, match=f"{name} can't be written. Received"):
+            write(tmp_path / "file" / name)
+        with pytest.raises(ValueError, match="an empty path"):
+            write("")
+
+
+def test_tensorflows_own_errors_name_the_folder(tmp_path):
+    error = tf.errors.ResourceExhaustedError(None, None, "events; No space")
+    with pytest.raises(OSError, match=r"logs can't be written.*No space"):
+        with events.writing(tmp_path / "logs"):
+            raise error
+
+
+def test_the_home_folder_can_be_written_as_a_tilde(
+    diagnosis, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    diagnosis.save("~/report.html")
+    assert (tmp_path / "report.html").exists()
+    with pytest.raises(FileExistsError, match="Received"):
+        diagnosis.save("~/report.html")
+    diagnosis.to_tensorboard("~/logs")
+    assert list((tmp_path / "logs").glob("events*"))
 
 
 def test_a_file_is_never_overwritten(diagnosis, tmp_path):
@@ -98,18 +165,18 @@ def test_text_is_escaped(tmp_path):
     page.add_text("x & y <script>")
     page.add_table(["<th>"], [["1 < 2"]])
     page.add_finding("code", "info", "<b>", ["<u>"], {"k": [1, 2.5]})
-    page.add_figure("<svg></svg>", "p < q")
-    html = page.render()
+    page.add_figure(figures.bars(["<s>"], [1.0]), 'p < "q"')
+    text = page.render()
     for raw in ("<i>", "<script>", "<b>", "<u>", "1 < 2", "p < q", "a < b"):
-        assert raw not in html
-    assert "[1, 2.5]" in html and "<svg></svg>" in html
+        assert raw not in text
+    assert "[1, 2.5]" in text and 'alt="p &lt; &quot;q&quot;"' in text
 
 
 def test_bars_have_their_lengths_and_intervals():
     figure = figures.bars(
         ["one", "two"], [1.0, -2.0], [(0.5, 1.5), (-3.0, -1.0)], "gain"
     )
-    axes = figure.axes[0]
+    axes = figure.to_matplotlib().axes[0]
     widths = [patch.get_width() for patch in axes.patches]
     assert widths == [1.0, -2.0]
     drawn = [tuple(line.get_xdata()) for line in axes.lines]
@@ -117,23 +184,37 @@ def test_bars_have_their_lengths_and_intervals():
     assert [t.get_text() for t in axes.get_yticklabels()] == ["one", "two"]
 
 
+def test_markdown_tables_are_what_they_are_given():
+    rows = [
+        {"method": "kd", "gain [b]": "+1 [0.5, 1.5]"},
+        {"method": "a|b", "gain [b]": "[red]2[/red]"},
+    ]
+    assert tables.markdown(rows) == (
+        "| method | gain [b]      |\n"
+        "|--------|---------------|\n"
+        "| kd     | +1 [0.5, 1.5] |\n"
+        "| a\\|b   | [red]2[/red]  |"
+    )
+    assert tables.markdown([]) == ""
+    long = "x" * 500
+    assert f"| {long} |" in tables.markdown([{"name": long}])
+
+
 def test_histograms_are_shares():
     figure = figures.histograms([0, 1, 2], {"a": [1, 3], "b": [0, 0]})
-    values = [patch.get_data().values for patch in figure.axes[0].patches]
+    axes = figure.to_matplotlib().axes[0]
+    values = [patch.get_data().values for patch in axes.patches]
     np.testing.assert_allclose(values[0], [0.25, 0.75])
     np.testing.assert_allclose(values[1], [0, 0])
 
 
 def test_tensorboard_holds_numbers_and_pictures(diagnosis, tmp_path):
-    from tensorboard.backend.event_processing import event_accumulator
-    from tensorboard.util import tensor_util
-
     diagnosis.to_tensorboard(tmp_path)
-    events = event_accumulator.EventAccumulator(str(tmp_path)).Reload()
-    tags = events.Tags()["tensors"]
+    read = event_accumulator.EventAccumulator(str(tmp_path)).Reload()
+    tags = read.Tags()["tensors"]
 
     def value(tag):
-        return tensor_util.make_ndarray(events.Tensors(tag)[0].tensor_proto)
+        return tensor_util.make_ndarray(read.Tensors(tag)[0].tensor_proto)
 
     accuracy = value("diagnosis/teacher/accuracy")
     assert accuracy == pytest.approx(diagnosis.numbers["teacher"]["accuracy"])

@@ -11,7 +11,12 @@ import contextlib
 import jax
 import keras
 
-from keras_kd.backend.private import get_keras_mask, set_keras_mask
+from keras_kd.backend.private import (
+    get_keras_mask,
+    held_value,
+    set_held_value,
+    set_keras_mask,
+)
 from keras_kd.batch import refuse_wide_labels
 from keras_kd.states import all_variables, state_variables
 
@@ -81,23 +86,23 @@ def add_to_rows(variable, rows, values):
 @contextlib.contextmanager
 def _substituted(variables, values):
     """Lets variables have other values, such as the arguments of a trace."""
-    before = [variable._value for variable in variables]
+    before = [held_value(variable) for variable in variables]
     try:
         for variable, value in zip(variables, values, strict=True):
-            variable._value = value
+            set_held_value(variable, value)
         yield
     finally:
         for variable, value in zip(variables, before, strict=True):
-            variable._value = value
+            set_held_value(variable, value)
 
 
 def _changed(variables, values):
     """Dict by position of the variables that were assigned other values."""
     pairs = zip(variables, values, strict=True)
     return {
-        i: variable._value
+        i: held_value(variable)
         for i, (variable, value) in enumerate(pairs)
-        if variable._value is not value
+        if held_value(variable) is not value
     }
 
 
@@ -136,7 +141,16 @@ class Trainer(keras.Model):
         """
         values, batch = data
         variables = self._step_variables()
-        with _substituted(variables, values):
+        # The teacher may share layers with the student, whose values Keras
+        # passes.
+        of_student = [
+            *self.trainable_variables,
+            *self.non_trainable_variables,
+        ]
+        with (
+            _substituted(of_student, [*state[0], *state[1]]),
+            _substituted(variables, values),
+        ):
             batch = self.with_teacher(batch)
             changed = _changed(variables, values)
             logs, after = super().train_step(state, batch)
@@ -164,6 +178,8 @@ class Trainer(keras.Model):
     def _step_variables(self):
         """What a step reads beside the student, optimizer and metrics."""
         teacher = [] if self.teacher is None else all_variables(self.teacher)
+        student = {id(variable) for variable in all_variables(self.student)}
+        teacher = [v for v in teacher if id(v) not in student]
         return [*teacher, *self.loss.variables]
 
     def _make_function(self, step_function, concatenate_outputs=False):

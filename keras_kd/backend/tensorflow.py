@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_kd import distribution
+from keras_kd.backend.private import loss_tracker
 from keras_kd.states import changing_variables, num_rows
 
 # Up to so many, zeros for all of them cost less than a scatter.
@@ -78,7 +79,7 @@ class Trainer(keras.Model):
             batch = self.settle(y, y_pred, sample_weight)
             loss = self.compute_loss(x, batch, y_pred)
             scaled = self.optimizer.scale_loss(loss)
-        self._loss_tracker.update_state(loss, sample_weight=num_rows(x))
+        loss_tracker(self).update_state(loss, sample_weight=num_rows(x))
         if self.trainable_weights:
             weights = list(self.trainable_weights)
             gradients = tape.gradient(scaled, weights)
@@ -93,7 +94,7 @@ class Trainer(keras.Model):
             y_pred = self(x, training=False)
             batch = self.settle(y, y_pred, sample_weight)
             loss = self.compute_loss(x, batch, y_pred, training=False)
-            self._loss_tracker.update_state(loss, sample_weight=num_rows(x))
+            loss_tracker(self).update_state(loss, sample_weight=num_rows(x))
             logs = self.compute_metrics(x, batch, y_pred)
         return distribution.step_logs(logs, self.distribute_strategy)
 
@@ -160,8 +161,8 @@ class Trainer(keras.Model):
 
         Keras averages the replicas' shares, and class ids become floats.
         """
-        if iterator is not None and self._distribute_strategy is not None:
-            local = self._distribute_strategy.experimental_local_results
+        if iterator is not None and self.distribute_strategy is not None:
+            local = self.distribute_strategy.experimental_local_results
             for _, _, batches in iterator:
                 data_batch = keras.tree.map_structure(
                     lambda value: local(value)[0], next(batches)

@@ -3,6 +3,7 @@
 import keras
 import torch
 
+from keras_kd.backend.private import loss_tracker
 from keras_kd.states import changing_variables, num_rows
 
 # What these functions are for, and their arguments: see `keras_kd.backend`.
@@ -86,7 +87,7 @@ class Trainer(keras.Model):
                 for variable, value in zip(variables, before, strict=True):
                     variable.assign(value)
             raise
-        self._loss_tracker.update_state(loss, sample_weight=num_rows(x))
+        loss_tracker(self).update_state(loss, sample_weight=num_rows(x))
         if self.trainable_weights:
             self.optimizer.scale_loss(loss).backward()
             weights = list(self.trainable_weights)

@@ -2,9 +2,10 @@
 
 `teacher_cache` is what a user sees. `storage` keeps zarr arrays through
 TensorStore, `manifest` says what is in them, `stores` what is kept for which
-loss and how. `writer` runs the teacher, `data` joins the data set with what is
-kept and compares every example, `fingerprint` tells one teacher from another,
-`verification` compares with the teacher.
+loss and how. `data` is the data set as the teacher sees it, `writer` runs the
+teacher over it, `reading` joins it with what is kept and compares every
+example. `fingerprint` tells one teacher from another, `verification` compares
+with the teacher.
 """
 
 from keras_kd.cache.teacher_cache import TeacherCache

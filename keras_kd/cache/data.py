@@ -1,4 +1,4 @@
-"""Data sets on their way to the teacher, and to the student from a cache."""
+"""A data set as the teacher sees it: views, class ids, checksums."""
 
 import dataclasses
 
@@ -6,10 +6,7 @@ import keras
 import numpy as np
 
 from keras_kd.batch import LABELS
-from keras_kd.cache.manifest import CHECKSUM
 from keras_kd.data_errors import DataError
-
-POSITION, VIEW = "position", "view"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +186,7 @@ def class_ids(labels, label_shape):
     ids = tf.cast(labels, tf.int64)
     if labels.dtype.is_floating:
         whole = tf.reduce_all(tf.equal(tf.cast(ids, labels.dtype), labels))
-        ids = _refused_unless(whole, ids, _not_whole, labels)
+        ids = refused_unless(whole, ids, _not_whole, labels)
     return tf.reshape(ids, (-1, *label_shape))
 
 
@@ -225,112 +222,15 @@ def example_checksums(x, ids):
     return tf.bitcast(parts[0][:, :4], tf.int32)
 
 
-def one_pass(dataset, manifest, read, view):
-    """The data set beside what the cache keeps, for one epoch.
+def refused_unless(condition, value, refuse, *arguments):
+    """A tensor, once a function has had the chance to refuse the data.
 
     Args:
-        dataset: `tf.data.Dataset`, as it was when the cache was written.
-        manifest: `Manifest`.
-        read: function of (start, stop, view) to a dict of NumPy arrays.
-        view: int64 scalar tensor.
-
-    Returns:
-        A `tf.data.Dataset` of (element, kept): an element of `dataset`, and
-        a dict of what was read, with each example's "position" and "view".
+        condition: boolean scalar tensor.
+        value: a tensor.
+        refuse: function that raises a `DataError`, called if not `condition`.
+        *arguments: tensors, which it gets as NumPy arrays.
     """
-    import tensorflow as tf
-
-    elements = dataset.apply(
-        tf.data.experimental.assert_cardinality(manifest.elements)
-    )
-    empty = read(0, 0, 0)
-    names = list(empty)
-    # A block is a chunk: none is read twice.
-    chunk, examples = manifest.chunk, manifest.examples
-
-    def block(number, view):
-        start = int(number) * chunk
-        found = read(start, min(start + chunk, examples), int(view))
-        return [found[name] for name in names]
-
-    def kept(number):
-        dtypes = [empty[name].dtype for name in names]
-        arrays = tf.numpy_function(block, [number, view], dtypes)
-        for name, array in zip(names, arrays, strict=True):
-            array.set_shape((None, *empty[name].shape[1:]))
-        start = number * chunk
-        stop = start + tf.shape(arrays[0], tf.int64)[0]
-        positions = tf.range(start, stop)
-        found = dict(zip(names, arrays, strict=True))
-        found[POSITION] = positions
-        found[VIEW] = tf.zeros_like(positions) + view
-        return found
-
-    blocks = tf.data.Dataset.range(-(-examples // chunk)).map(kept).prefetch(1)
-    if manifest.batched:
-        records = blocks.rebatch(manifest.batch_size)
-    else:
-        records = blocks.unbatch()
-    return tf.data.Dataset.zip(elements, records)
-
-
-def compared(x, labels, kept, manifest, path):
-    """The input of a batch, refused if it is not what the teacher saw.
-
-    Args:
-        x: input of a batch.
-        labels: its labels.
-        kept: dict of what the cache has of these examples.
-        manifest: `Manifest`.
-        path: of the cache, for the message.
-
-    Raises:
-        DataError: when the data are read.
-    """
-    import tensorflow as tf
-
-    ids = class_ids(labels, manifest.label_shape)
-    found = example_checksums(x, ids)
-    wanted, positions = kept[CHECKSUM], kept[POSITION]
-    rows = tf.minimum(tf.size(found), tf.size(wanted))
-    same = tf.logical_and(
-        tf.equal(tf.size(found), tf.size(wanted)),
-        tf.reduce_all(tf.equal(found[:rows], wanted[:rows])),
-    )
-
-    def refuse(found, wanted, positions):
-        rows = min(len(found), len(wanted))
-        differ = np.flatnonzero(found[:rows] != wanted[:rows])
-        if len(differ):
-            received = (
-                f"{len(differ)} of {rows} examples with another input or "
-                f"label, the first at position {positions[differ[0]]} of "
-                f"{manifest.examples}"
-            )
-        else:
-            received = (
-                f"a batch of {len(found)} examples at position "
-                f"{positions[0]}, where the cache has {len(wanted)}"
-            )
-        raise DataError(not_these_data(path, received))
-
-    flat = keras.tree.flatten(x)
-    flat[0] = _refused_unless(same, flat[0], refuse, found, wanted, positions)
-    return keras.tree.pack_sequence_as(x, flat)
-
-
-def not_these_data(path, received):
-    """What to say of data that a cache does not belong to."""
-    return (
-        "The data must be what the teacher saw when the cache was written, in "
-        f"the same order. Received: {received}, for the cache at {path}. Pass "
-        "the data set that `write` was given, unshuffled (shuffle after "
-        "`attach`, or by `epochs`), or write another cache."
-    )
-
-
-def _refused_unless(condition, value, refuse, *arguments):
-    """A tensor, once a function had the chance to refuse the data."""
     import tensorflow as tf
 
     def refused():

@@ -84,7 +84,7 @@ def make_store(loss, classes, dtype=COMPACT):
         kd_losses.KDPtSim.teacher_statistics,
     ):
         return LogOddsStore(dtype, temperature)
-    return OwnStore(dtype, _own_config(loss), loss, classes)
+    return OwnStore(dtype, _own_config(loss), loss, classes, temperature)
 
 
 def read_store(description, dtype):
@@ -292,17 +292,14 @@ class OwnStore(Store):
             another's.
         loss: the `DistillationLoss`; `None` in a store that was read back.
         classes: integer; likewise.
+        temperature: float; likewise.
     """
 
     config: dict
     loss: object = None
     classes: int | None = None
+    temperature: float | None = None
     kind = "own"
-
-    @property
-    def temperature(self):
-        """See `Store`."""
-        return None if self.loss is None else _temperature(self.loss)
 
     def describe(self):
         """See `Store`."""

@@ -13,15 +13,11 @@ import keras
 import numpy as np
 
 from keras_kd import fingerprint
-from keras_kd.batch import (
-    LABELS,
-    STATISTICS_TEMPERATURE,
-    TEACHER_FINGERPRINT,
-    TEACHER_RIGHT,
-)
-from keras_kd.cache import data, stores, verification, writer
+from keras_kd.batch import LABELS
+from keras_kd.cache import stores, verification, writer
 from keras_kd.cache.data import Source, Views
 from keras_kd.cache.manifest import CHECKSUM, read_manifest
+from keras_kd.cache.reading import Reading
 from keras_kd.cache.storage import Folder, Table
 from keras_kd.cache.teacher_pass import TeacherPass
 from keras_kd.data_errors import raised_plainly
@@ -234,23 +230,24 @@ class TeacherCache:
 
     def _compare_first(self, dataset):
         """Compares the first batch with what the teacher saw."""
-        source = self._source(dataset)
+        reading = self._reading()
         with raised_plainly():
-            for (x, ids, *_), _ in source.batches().take(1):
+            for (x, ids, *_), _ in self._source(dataset).batches().take(1):
                 rows = min(len(ids), self.examples)
                 kept = self._table.read(0, 0, rows, [CHECKSUM])
-                kept[data.POSITION] = np.arange(rows)
-                data.compared(x, ids, kept, self._manifest, self.path)
+                reading.compared(x, ids, kept[CHECKSUM], np.arange(rows))
                 return
-        raise ValueError(
-            data.not_these_data(self.path, "a data set without examples")
-        )
+        raise reading.not_these_data("a data set without examples")
+
+    def _views(self):
+        kept = self._manifest
+        return Views(kept.views, kept.seed, self._augment)
 
     def _source(self, dataset):
         kept = self._manifest
         return Source(
             dataset,
-            Views(kept.views, kept.seed, self._augment),
+            self._views(),
             kept.batched,
             kept.batch_size,
             tuple(kept.label_shape),
@@ -295,24 +292,28 @@ class TeacherCache:
             ValueError: if the data set or the loss is not the cache's.
         """
         self._take_augment(augment)
-        store, wanted = self._store_for(loss)
+        reading = self._reading(check, *self._store_for(loss))
         if check:
             self.check(dataset)
-        return shard_by_example(
-            self._attached(dataset, epoch, store, wanted, check)
+        return shard_by_example(self._attached(dataset, epoch, reading))
+
+    def _reading(self, check=True, store=None, wanted=None):
+        return Reading(
+            self.path,
+            self._manifest,
+            self._table,
+            self._views(),
+            check,
+            store,
+            wanted,
         )
 
-    def _attached(self, dataset, epoch, store, wanted, check):
-        """See `attach`; without a store, of the data and checksums alone."""
+    def _attached(self, dataset, epoch, reading):
         import tensorflow as tf
 
         view = tf.cast(epoch, tf.int64) % self.views
-        read = self._reader(store, wanted)
-        passed = data.one_pass(dataset, self._manifest, read, view)
-        passed = self._augmented(passed)
-        passed = passed.map(
-            self._merged(wanted, check), num_parallel_calls=tf.data.AUTOTUNE
-        )
+        passed = reading.augmented(reading.one_pass(dataset, view))
+        passed = reading.merged(passed, self._manifest.batched)
         size = int(dataset.cardinality())
         if size < 0:
             # Unknown: it is read to its end, so that one too long is noticed.
@@ -356,14 +357,12 @@ class TeacherCache:
 
         self._take_augment(augment)
         self._check_batch_size(batch_size)
-        store, wanted = self._store_for(loss)
+        reading = self._reading(check, *self._store_for(loss))
         if check:
             self.check(dataset)
-        read = self._reader(store, wanted)
 
         def one_epoch(epoch):
-            view = epoch % self.views
-            passed = data.one_pass(dataset, self._manifest, read, view)
+            passed = reading.one_pass(dataset, epoch % self.views)
             if shuffle:
                 # The seed of this function's graph, in place of the global
                 # one: the order depends on seed and epoch alone.
@@ -377,11 +376,10 @@ class TeacherCache:
             return passed
 
         numbers = tf.data.Dataset.range(first_epoch, np.iinfo("int64").max)
-        stream = self._augmented(numbers.flat_map(one_epoch))
+        stream = reading.augmented(numbers.flat_map(one_epoch))
         if batch_size and self._augment is not None:
             stream = stream.batch(batch_size, drop_remainder=True)
-        merge = self._merged(wanted, check, batch_size is not None)
-        stream = stream.map(merge, num_parallel_calls=tf.data.AUTOTUNE)
+        stream = reading.merged(stream, self._manifest.batched or batch_size)
         return shard_by_example(stream.prefetch(tf.data.AUTOTUNE))
 
     def _check_batch_size(self, batch_size):
@@ -491,7 +489,7 @@ class TeacherCache:
 
     def _labels(self, dataset):
         """[examples, ...] labels of the data set, which is compared."""
-        passed = self._attached(dataset, 0, None, None, True)
+        passed = self._attached(dataset, 0, self._reading())
         shape = (-1, *self._manifest.label_shape)
         with raised_plainly():
             found = [
@@ -515,8 +513,6 @@ class TeacherCache:
                 rows = slice(start, start + manifest.chunk)
                 part = {name: each[rows] for name, each in arrays.items()}
                 table.write(view, start, part)
-
-    # -- from records to what a loss takes -------------------------------------
 
     def _store_for(self, loss):
         """The store that serves a loss, and what it wants of it."""
@@ -544,84 +540,6 @@ class TeacherCache:
                 "loss)."
             )
         return store, store
-
-    def _reader(self, store, wanted):
-        """A function of (start, stop, view) to what is kept, decoded."""
-        names = [CHECKSUM]
-        if store is not None:
-            kind = wanted if isinstance(store, stores.OwnStore) else store
-            fields = kind.fields(tuple(self._manifest.label_shape))
-            names += [field.name for field in fields]
-        if TEACHER_RIGHT in [f.name for f in self._manifest.statistics]:
-            names.append(TEACHER_RIGHT)
-
-        def read(start, stop, view):
-            arrays = self._table.read(view, start, stop, names)
-            found = {CHECKSUM: arrays[CHECKSUM]}
-            if store is not None:
-                found.update(store.decode(arrays, wanted))
-            if TEACHER_RIGHT in arrays:
-                found[TEACHER_RIGHT] = arrays[TEACHER_RIGHT].astype(bool)
-            return found
-
-        return read
-
-    def _augmented(self, passed):
-        """The data set, its elements augmented where there are views."""
-        import tensorflow as tf
-
-        if self._augment is None:
-            return passed
-        batched = self._manifest.batched
-        views = self._source(None).views
-
-        def view_of(element, kept):
-            x, *rest = element
-            view, position = kept[data.VIEW], kept[data.POSITION]
-            if batched:
-                view, position = view[0], position[0]
-            return (views.of(x, view, position, batched), *rest), kept
-
-        return passed.map(view_of, num_parallel_calls=tf.data.AUTOTUNE)
-
-    def _merged(self, wanted, check, batched=False):
-        """A function of a batch and what is kept of it to (x, y[, weight])."""
-        import tensorflow as tf
-
-        manifest = self._manifest
-        number = fingerprint.teacher_number(manifest.teacher)
-        temperature = None if wanted is None else wanted.temperature
-
-        def merge(element, kept):
-            x, labels, *weight = element
-            if check:
-                x = data.compared(x, labels, kept, manifest, self.path)
-            y = labels if isinstance(labels, dict) else {LABELS: labels}
-            own = {CHECKSUM, data.POSITION, data.VIEW}
-            y = {**y, **{k: v for k, v in kept.items() if k not in own}}
-            rows = tf.shape(kept[CHECKSUM])
-            y[TEACHER_FINGERPRINT] = tf.fill(rows, np.int32(number))
-            if temperature is not None:
-                y[STATISTICS_TEMPERATURE] = tf.fill(
-                    rows, np.float32(temperature)
-                )
-            if TEACHER_RIGHT not in y and "top_classes" in y:
-                ids = data.class_ids(labels, manifest.label_shape)
-                best = tf.cast(y["top_classes"][..., 0], tf.int64)
-                y[TEACHER_RIGHT] = best == ids
-            return (x, y, *weight)
-
-        if batched or manifest.batched:
-            return merge
-        return lambda element, kept: _of_one(merge, element, kept)
-
-
-def _of_one(merge, element, kept):
-    """What a function of batches makes of one example."""
-    import tensorflow as tf
-
-    batch = tf.nest.map_structure(lambda t: t[None], (element, kept))
-    return tf.nest.map_structure(lambda t: t[0], merge(*batch))
 
 
 def _positions(order, labels):

@@ -112,8 +112,8 @@ class TeacherPass:
         )
 
 
-def count_classes(teacher, reader, x):
-    """How many classes a teacher knows; an unbuilt one is built.
+def logits_shape(teacher, reader, x):
+    """The shape of a teacher's logits; an unbuilt one is built.
 
     Args:
         teacher: a `keras.Model`.
@@ -121,7 +121,7 @@ def count_classes(teacher, reader, x):
         x: input of a batch, TensorFlow's tensors.
 
     Returns:
-        An integer.
+        A tuple, [batch, ..., classes].
 
     Raises:
         ValueError: if the teacher has several outputs, or a single class.
@@ -134,14 +134,14 @@ def count_classes(teacher, reader, x):
         outputs = teacher(backend.from_tf_data(x), training=False)
         if states:
             assign_states(teacher, states)
-    classes = reader.logits(outputs).shape[-1]
+    *shape, classes = reader.logits(outputs).shape
     if classes < 2:
         raise ValueError(
             "A teacher cache is written of a teacher with a logit for each "
             f"class. Received: {teacher.name!r} with {classes} output. For two "
             "classes, give it two: stack zeros and its logit."
         )
-    return classes
+    return (*shape, classes)
 
 
 def count_right(right, sample_weight=None):

@@ -14,7 +14,7 @@ from keras_kd.cache import stores
 from keras_kd.cache.data import Source, class_ids, is_batched
 from keras_kd.cache.manifest import CHECKSUM, Manifest
 from keras_kd.cache.storage import Field, Table
-from keras_kd.cache.teacher_pass import TeacherPass, count_classes, count_right
+from keras_kd.cache.teacher_pass import TeacherPass, count_right, logits_shape
 from keras_kd.data_errors import raised_plainly
 from keras_kd.logits import LogitReader
 from keras_kd.states import assign_states, read_states, reset_states
@@ -53,8 +53,8 @@ def plan(
     batched = is_batched(dataset, teacher)
     x, labels = _first_batch(dataset, batched)
     reader = LogitReader(teacher, teacher_output, role="teacher")
-    classes = count_classes(teacher, reader, x)
-    label_shape = _label_shape(labels, teacher)
+    *rest, classes = logits_shape(teacher, reader, x)
+    label_shape = _label_shape(labels, len(rest) - 1)
     with raised_plainly():
         class_ids(labels, label_shape)
     if batched:
@@ -134,11 +134,9 @@ def _first_batch(dataset, batched):
     )
 
 
-def _label_shape(labels, teacher):
+def _label_shape(labels, rank):
     """The shape of an example's class ids; a last axis of 1 may be added."""
-    outputs = getattr(teacher, "outputs", None)
     shape = tuple(int(size) for size in labels.shape[1:])
-    rank = len(outputs[0].shape) - 2 if outputs else 0
     return shape[:-1] if shape[-1:] == (1,) and len(shape) > rank else shape
 
 
@@ -183,8 +181,8 @@ def write(folder, plan, checkpoint_seconds, verbose):
             folder.write_json(PROGRESS, vars(progress))
     finally:
         assign_states(teacher, kept)
-    if verbose:
-        bar.update(bar.target or bar._seen_so_far, finalize=True)
+    if verbose and bar.target is None:
+        print()  # A bar of unknown length does not end its line.
     _finish(folder, manifest, progress)
 
 

@@ -1,21 +1,23 @@
-"""Causes for which distillation fails: a rule for each.
+"""Causes of failed distillation: a rule for each.
 
 Each takes the numbers of a diagnosis and returns a `Finding` or `None`. The
 thresholds are stated first, with their reasons; where they had to be set by
-trial it was on seeds 0 to 2 of `recipes/failures.py`, which reports others.
+trial, that was on seeds 0 to 2 of `recipes/failures.py`, which reports other
+seeds.
 """
 
 from keras_kd.diagnosis.finding import INFO, PROBLEM, Finding
 from keras_kd.diagnosis.measures import LABEL_SMOOTHING_NATS, RELATED_SHARE
 
 # A teacher that is all but certain, on all but a tenth of the examples; and a
-# rescaling that hardly varies: at temperature 1, weight 1/2 and a student half-
-# way w = p(label), so that its deviation is that of w. One that is sure and
-# right, and unsure where it is wrong, is a good teacher of easy data.
+# rescaling that hardly varies: at temperature 1, weight 1/2 and halfway through
+# training, w = p(label), so that the deviation of p(label) is that of w. One
+# that is sure and right, and unsure where it is wrong, is a good teacher of
+# easy data.
 _SURE_SHARE = 0.9
 _LEAST_DEVIATION = 0.1
-# Beyond these gaps of confidence and accuracy the confidence misleads: about
-# what temperature scaling of modern networks mends (Guo et al. 2017).
+# Beyond these gaps between confidence and accuracy the confidence misleads:
+# about what temperature scaling corrects in modern networks (Guo et al. 2017).
 _OVER_CONFIDENT_GAP = 0.1
 UNDER_CONFIDENT_GAP = 0.05
 # Label smoothing makes the wrong classes' logits equal (Müller et al. 2019), so
@@ -27,16 +29,17 @@ _SMOOTHED_SPREAD = 0.2
 _SMOOTHED_EXPLAINED = 0.2
 # A smoothed teacher is hardly ever as sure as 0.95.
 _SMOOTHED_SURE_SHARE = 0.25
-# Half of what is not known of a label: a teacher that leaves more than that
-# open is further from the labels than from knowing nothing. Of the next token
-# much can't be known by anyone; there it is a sixth.
+# Half of the uncertainty of a label: a teacher that leaves more than that is
+# further from the labels than from knowing nothing. Much of the next token
+# can't be known by anyone; there it is a sixth.
 _LEAST_SKILL = {False: 0.5, True: 1 / 6}
-# Strong competitors of the label are, of all classes, among the most related
-# to it (place 1); from nowhere is 1/2. At 0.6 four in five come from nowhere;
+# Strong competitors of a label are among the classes most related to it (place
+# 1); an unrelated one has place 1/2 on average. At 0.6 four in five are
+# unrelated;
 _UNRELATED_PLACE = 0.6
-# and with fewer than this share of the examples they are no case.
+# and in a smaller share of the examples than this they don't matter.
 _NOISE_SHARE = 0.01
-# Among many that are related, so much noise is a case all the same.
+# Even if most competitors are related, this much noise matters.
 _PLAIN_NOISE_SHARE = 1 / 8
 # Mass beyond a quarter of the classes that can move a student.
 _TAIL_MASS = 0.05
@@ -47,49 +50,64 @@ _NEVER_SHARE = 0.05
 
 
 def not_finite(numbers):
-    """NaN or infinite outputs of the teacher."""
+    """NaN or infinite outputs of the teacher, and where they come from."""
     data = numbers["data"]
-    if not data["not_finite"]:
+    bad, from_inputs = data["not_finite"], data["not_finite_inputs"]
+    if not bad:
         return None
+    weights = data["not_finite_weights"]
+    origins, remedies = [], []
+    if from_inputs:
+        origins.append(
+            f"the inputs, which are NaN or infinite for {from_inputs} of them"
+        )
+        remedies.append(
+            "Clean that batch's inputs: look for a division by 0 or a "
+            "logarithm of 0 in the preprocessing."
+        )
+    if weights:
+        origins.append(
+            f"the teacher, whose weights {', '.join(weights)} are NaN or "
+            "infinite"
+        )
+        remedies.append("Load the teacher from before it diverged.")
+    elif bad > from_inputs:
+        origins.append(
+            f"the teacher, whose inputs are finite for {bad - from_inputs}"
+        )
+        remedies.append(
+            "Check the teacher's preprocessing and its dtype (float16 "
+            "overflows at 65504)."
+        )
     return Finding(
         "not_finite",
         PROBLEM,
-        f"The teacher's outputs are NaN or infinite for {data['not_finite']} "
-        f"examples, first in batch {data['first_bad_batch']} (counted from "
-        "0). All other findings are about the rest.",
-        {k: data[k] for k in ("not_finite", "first_bad_batch", "examples")},
+        f"The teacher's outputs are NaN or infinite for {bad} examples, first "
+        f"in batch {data['first_bad_batch']} (counted from 0). The origin is "
+        f"{' and '.join(origins)}. All other findings are about the rest.",
+        {
+            key: data[key]
+            for key in (
+                "not_finite",
+                "not_finite_inputs",
+                "not_finite_weights",
+                "first_bad_batch",
+                "examples",
+            )
+        },
         "There is no soft target on these examples; training on them stops "
         "with an error.",
-        "Look at that batch's inputs; check the teacher's weights, its "
-        "preprocessing and its dtype (float16 overflows at 65504).",
-    )
-
-
-def probabilities_as_logits(numbers):
-    """A softmax that the library could not see."""
-    share = numbers["teacher"]["like_probabilities"]
-    if share < 0.99:
-        return None
-    return Finding(
-        "probabilities_as_logits",
-        PROBLEM,
-        "The teacher's outputs are probabilities, taken for logits: "
-        f"{share:.0%} of them are not negative and sum to 1.",
-        {"share": share},
-        "A softmax of probabilities is nearly uniform, so that every part of "
-        "the knowledge is lost: KD becomes label smoothing.",
-        "End the teacher in a Softmax layer or activation, which keras_kd "
-        "recognises, or return the logits from its `call`.",
+        " ".join(remedies),
     )
 
 
 def noisy_labels(numbers):
-    """Labels, or the teacher's, that are wrong at random."""
+    """Labels, here or in the teacher's training, that are wrong at random."""
     relations = numbers["class_relations"]
     place = relations and relations["strong_competitor_place"]
     if place is None or _relative_spread(relations) < _SMOOTHED_SPREAD:
         return None
-    # From nowhere are twice as many as are below the middle.
+    # Half of the unrelated ones are below the middle.
     noise = 2 * relations["strong_competitor_share"] * (1 - place)
     unrelated = place < _UNRELATED_PLACE and noise > _NOISE_SHARE
     if not unrelated and noise < _PLAIN_NOISE_SHARE:
@@ -97,20 +115,21 @@ def noisy_labels(numbers):
     return Finding(
         "noisy_labels",
         PROBLEM,
-        f"On {relations['strong_competitor_share']:.0%} of the examples the "
-        "teacher gives much to another class than the label, and these "
-        "classes are less related to the label than they should be (place "
-        f"{place:.2f}; 0.5 is chance, 1 the most related). Labels are wrong "
-        f"at random in about {noise:.0%} of the examples, here or where the "
-        "teacher was trained.",
+        f"In {relations['strong_competitor_share']:.0%} of the examples the "
+        "teacher gives a high probability to a class other than the label, "
+        "and these classes are less related to the label than they should be "
+        f"(place {place:.2f}; 0.5 is chance, 1 the most related). Labels are "
+        f"wrong at random in about {noise:.0%} of the examples, here or where "
+        "the teacher was trained.",
         {
             "strong_competitor_share": relations["strong_competitor_share"],
             "strong_competitor_place": place,
             "estimated_noise": noise,
             "teacher_accuracy": numbers["teacher"]["accuracy"],
         },
-        "p(label) then follows the noise and not the difficulty: KD-pt turns "
-        "examples up and down at random, and class relations are washed out.",
+        "p(label) then follows the noise instead of the difficulty: KD-pt "
+        "turns examples up and down at random, and class relations are washed "
+        "out.",
         "Clean the labels (start where the teacher disagrees most), train the "
         "teacher with early stopping or a robust loss, and distil with a high "
         "weight, which trusts the teacher more than the labels.",
@@ -138,10 +157,10 @@ def label_smoothed(numbers):
     return Finding(
         "label_smoothed_teacher",
         PROBLEM,
-        "The teacher looks trained with label smoothing: it is right in "
-        f"{teacher['accuracy']:.1%} but sure of only "
-        f"{teacher['confidence']:.1%}, and it hardly tells wrong classes "
-        "apart.",
+        "The teacher seems to have been trained with label smoothing: its "
+        f"accuracy is {teacher['accuracy']:.1%}, its mean confidence only "
+        f"{teacher['confidence']:.1%}, and it hardly distinguishes between "
+        "wrong classes.",
         {
             "accuracy": teacher["accuracy"],
             "confidence": teacher["confidence"],
@@ -155,12 +174,12 @@ def label_smoothed(numbers):
         "part of its soft targets is near uniform, and KD gives little more "
         "than label smoothing, which needs no teacher.",
         "Train the teacher without label smoothing (and without mixup). With "
-        "this one, KDPt keeps what there is; a temperature near 1 fits best.",
+        "this one, KDPt keeps what there is, best at a temperature near 1.",
     )
 
 
 def temperature_too_high(numbers):
-    """Soft targets that are label smoothing."""
+    """Soft targets that are no more than label smoothing."""
     temperature = numbers["temperature"]
     limit = temperature["label_smoothing_from"]
     if limit is None or temperature["loss"] <= temperature["best"]:
@@ -169,13 +188,13 @@ def temperature_too_high(numbers):
         return None
     low, high = temperature["suggested"]
     consequence = (
-        "In the targets the universe's part alone is left: no class relations "
-        "to speak of, and the same confidence for every example. "
+        "Only the universe's part is left in the targets: hardly any class "
+        "relations, and the same confidence for every example. "
     )
     if numbers["loss"]["temperature_squared"]:
         consequence += (
-            "What remains is only kept alive by the factor T ** 2, with which "
-            "KD becomes the matching of logits, noise and all (Hinton et al. "
+            "What remains is kept alive by the factor T ** 2 alone, with which "
+            "KD becomes a matching of logits, noise included (Hinton et al. "
             "2015, section 2.1). That can help, but it is another method."
         )
     else:
@@ -185,7 +204,7 @@ def temperature_too_high(numbers):
         PROBLEM,
         f"At temperature {temperature['loss']:g} the soft targets are label "
         f"smoothing: they differ from it by {temperature['nats_at_loss']:.4f} "
-        f"nats, where at temperature {temperature['best']:g} it is "
+        f"nats; at temperature {temperature['best']:g}, by "
         f"{max(temperature['nats_beyond_label_smoothing']):.3f}.",
         {
             "temperature": temperature["loss"],
@@ -200,7 +219,7 @@ def temperature_too_high(numbers):
 
 
 def noisy_tail(numbers):
-    """Small probabilities that tell nothing."""
+    """Small probabilities that carry no information."""
     relations = numbers["class_relations"]
     if relations is None:
         return None
@@ -223,15 +242,15 @@ def noisy_tail(numbers):
             "explained_beyond": explained,
             "suggested_k": tail["suggested_k"],
         },
-        "KD teaches the tail like everything else; the student spends its "
-        "capacity on noise.",
+        "KD teaches the tail like everything else: the student spends capacity "
+        "on noise.",
         f"KDTopK(k={tail['suggested_k']}), which spreads the tail's mass "
         "evenly, or a lower temperature.",
     )
 
 
 def over_confident(numbers):
-    """A teacher that is sure of everything, or of too much."""
+    """A teacher that is sure of everything, or of more than it should be."""
     teacher, scale = numbers["teacher"], numbers["gradient_scale"]
     gap = teacher["confidence"] - teacher["accuracy"]
     evidence = {
@@ -250,17 +269,17 @@ def over_confident(numbers):
         return Finding(
             "over_confident",
             PROBLEM,
-            "The teacher is all but certain: it gives the label at least 0.95 "
-            f"in {teacher['sure_share']:.0%} of the examples.",
+            "The teacher is all but certain: it gives the label a probability "
+            f"of at least 0.95 in {teacher['sure_share']:.0%} of the examples.",
             evidence,
-            "p(label) hardly tells easy examples from hard ones, so that the "
+            "p(label) hardly tells easy examples from hard ones, so the "
             f"teacher rescales little (w is {scale['mean']:.2f} ± "
             f"{scale['deviation']:.2f}): the instance's part of its knowledge "
             "is lost, and KD-pt is much like plain training with another "
             "learning rate.",
             "Distil on data that the teacher has not memorised (held-out or "
-            "augmented), use a teacher stopped earlier or more regularised, "
-            f"or a temperature from {low:g} to {high:g}, where its soft "
+            "augmented), use a teacher that was stopped earlier or regularised "
+            f"more, or a temperature from {low:g} to {high:g}, where its soft "
             "targets say most.",
         )
     if gap < _OVER_CONFIDENT_GAP:
@@ -268,29 +287,29 @@ def over_confident(numbers):
     return Finding(
         "over_confident",
         PROBLEM,
-        f"The teacher is sure of {teacher['confidence']:.1%} but right in "
-        f"only {teacher['accuracy']:.1%}.",
+        f"The teacher's mean confidence is {teacher['confidence']:.1%}, its "
+        f"accuracy only {teacher['accuracy']:.1%}.",
         evidence,
         "Where it is wrong it is sure of that too, and turns these examples "
-        "down further than it has reason to: w follows its mistakes as much "
-        "as the difficulty.",
+        "down further than is justified: w follows its mistakes as much as "
+        "the difficulty.",
         "Calibrate it: divide its logits by the temperature that minimises "
-        "its cross-entropy on held-out data (Guo et al. 2017); or a lower "
-        "weight.",
+        "its cross-entropy on held-out data (Guo et al. 2017). Or lower the "
+        "loss's weight.",
     )
 
 
 def weak_teacher(numbers):
-    """A teacher that knows little of the labels."""
+    """A teacher that knows little about the labels."""
     teacher, tokens = numbers["teacher"], numbers["data"]["tokens"]
     if teacher["skill"] >= _LEAST_SKILL[tokens]:
         return None
     return Finding(
         "weak_teacher",
         PROBLEM,
-        f"The teacher knows little of these data: of the "
-        f"{teacher['label_entropy']:.2f} nats that a label holds it tells "
-        f"{max(teacher['skill'], 0):.0%} (accuracy "
+        "The teacher knows little about these data: it tells "
+        f"{max(teacher['skill'], 0):.0%} of the "
+        f"{teacher['label_entropy']:.2f} nats that a label holds (accuracy "
         f"{teacher['accuracy']:.1%}).",
         {k: teacher[k] for k in ("skill", "accuracy", "cross_entropy")},
         "Where it is wrong or undecided it turns good examples down, so that "
@@ -301,25 +320,25 @@ def weak_teacher(numbers):
 
 
 def worse_than_student(numbers):
-    """A student that is ahead of its teacher."""
+    """A student that is better than its teacher."""
     student, teacher = numbers["student"], numbers["teacher"]
     if student is None or student["lead"] <= 2 * student["lead_error"]:
         return None
     return Finding(
         "worse_than_student",
         PROBLEM,
-        f"The student is right in {student['accuracy']:.1%} of these data, "
-        f"the teacher in {teacher['accuracy']:.1%}.",
+        f"The student's accuracy on these data is {student['accuracy']:.1%}, "
+        f"the teacher's {teacher['accuracy']:.1%}.",
         {
             "student_accuracy": student["accuracy"],
             "teacher_accuracy": teacher["accuracy"],
             "lead": student["lead"],
             "lead_error": student["lead_error"],
         },
-        "The teacher turns down or reverses examples that the student has "
-        "right already.",
-        "A better teacher; or a weight that falls to 0 as the student "
-        "catches up (keras_kd.callbacks.LossSchedule).",
+        "The teacher turns down or reverses examples that the student already "
+        "gets right.",
+        "A better teacher, or a weight that falls to 0 as the student catches "
+        "up (keras_kd.callbacks.LossSchedule).",
     )
 
 
@@ -343,11 +362,11 @@ def never_predicted(numbers):
     return Finding(
         "classes_never_predicted",
         PROBLEM if matters else INFO,
-        f"The teacher never predicts {len(never)} of the classes in these "
-        f"data, with {share:.1%} of the examples: {named}.",
+        f"The teacher never predicts {len(never)} of the classes on these "
+        f"data, which have {share:.1%} of the examples: {named}.",
         {"classes": never[:1000], "count": len(never), "share": share},
-        "On these classes the soft target works against every label: their "
+        "In these classes the soft target works against every label: their "
         "examples are turned down or reversed.",
-        "Check the order of the classes and the teacher's training data; "
-        "balance them, or leave these classes to the labels.",
+        "Check the order of the classes and the teacher's training data. "
+        "Balance the data, or leave these classes to the labels.",
     )

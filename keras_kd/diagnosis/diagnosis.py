@@ -12,8 +12,8 @@ from keras_kd.batch import LABELS
 from keras_kd.diagnosis import measures
 from keras_kd.diagnosis.finding import PROBLEM, Finding
 from keras_kd.diagnosis.findings import find
-from keras_kd.diagnosis.survey import Survey
-from keras_kd.outputs import check_class_counts
+from keras_kd.diagnosis.survey import Survey, not_finite_weights
+from keras_kd.logits import LogitReader, check_model, class_count_message
 from keras_kd.similarity import logit_weights
 
 
@@ -44,36 +44,37 @@ class Diagnosis:
         return json.dumps({"findings": findings, "numbers": self.numbers})
 
     def save(self, path):
-        """Writes a report: one HTML page that needs nothing else.
+        """Writes a report: one HTML page that needs no other file.
 
         Args:
             path: of a file that does not exist yet.
 
         Raises:
             FileExistsError: if it does.
-            ImportError: without matplotlib, which draws the pictures.
+            ImportError: without Matplotlib, which draws the figures.
+            OSError: if it can't be written, such as on a full disk.
         """
         from keras_kd.diagnosis import pictures
         from keras_kd.reports import page
 
-        page.check_new(path)
-        pictures.page(self).save(path)
+        pictures.page(self).save(page.check_new(path))
 
     def to_tensorboard(self, log_dir):
-        """Writes the numbers as scalars, the pictures as images, the text.
+        """Writes numbers as scalars, figures as images, and the text.
 
         Args:
             log_dir: folder of the event file.
 
         Raises:
-            ImportError: without matplotlib, which draws the pictures.
+            ImportError: without Matplotlib, which draws the figures.
         """
         import tensorflow as tf
 
         from keras_kd.diagnosis import pictures
+        from keras_kd.reports import events
 
         images = pictures.images(self)
-        with tf.summary.create_file_writer(str(log_dir)).as_default():
+        with events.writing(log_dir):
             tf.summary.text("diagnosis", f"```\n{self}\n```", step=0)
             for name, value in _scalars(self.numbers):
                 tf.summary.scalar(f"diagnosis/{name}", value, step=0)
@@ -136,42 +137,48 @@ def diagnose(
     loss=None,
     superclasses=None,
     logit_layer=None,
+    teacher_output=None,
+    student_output=None,
 ):
     """Tells what a teacher has to offer on some data, before training.
 
-    One pass over the data in inference mode; memory does not grow with them.
-    Give it the data that the student is to be trained on, with the labels
-    that it is to be trained with.
+    It goes over the data once, in inference mode; memory does not grow with
+    them. Give it the data and the labels that the student will be trained on.
 
-    Of vocabularies, entropies, the relations of classes, the tail and w are
+    With a large vocabulary, entropies, class relations, the tail and w are
     taken from an even sample of each batch.
 
     Args:
-        teacher: a `keras.Model` with one output, [..., classes] logits (or
-            probabilities from a softmax).
+        teacher: a `keras.Model` with one output, [..., classes].
         dataset: a finite, batched `tf.data.Dataset` of (x, labels) or (x,
-            labels, sample_weight), with integer class ids of shape [batch] or
-            [batch, time]. Examples with weight 0 do not count.
+            labels, sample_weight). Labels are class ids of shape [batch] or
+            [batch, time], which a last axis of 1 may follow, as integers or
+            integer-valued floats. Examples with weight 0 do not count.
         student: optional `keras.Model` with the same classes. Without one, w
-            is that of a student half-way: with probability 1/2 on each label
-            and the rest spread evenly. An untrained student's w is hardly
-            ever below 1 - weight, whatever the teacher, and a finished one
-            has no gradient left to compare with.
+            is that of a student halfway through training: with probability
+            1/2 on each label and the rest spread evenly. An untrained
+            student's w is hardly ever below 1 - weight, whatever the teacher,
+            and a finished one has no gradient left to compare with.
         loss: a `keras_kd.losses.DistillationLoss` or its name, with the
             weight and temperature to judge; `KD()` by default.
         superclasses: optional [classes] integers, the superclass of each.
         logit_layer: as in `KDSim`, where the teacher's logit layer is not
             found: its name, layer, or [classes, features] matrix.
+        teacher_output: what the teacher gives: "logits", "probabilities" or
+            "log_probabilities". `None` reads it from the teacher's graph; a
+            model without one is taken to give logits.
+        student_output: the same of the student.
 
     Returns:
         A `Diagnosis`.
 
     Raises:
-        TypeError: if `teacher` or `student` is no `keras.Model`, or `dataset`
-            no `tf.data.Dataset`.
+        TypeError: if `teacher` or `student` is not a `keras.Model`, or
+            `dataset` not a `tf.data.Dataset`.
         ValueError: if the data set is infinite or empty, not batched or has
-            no labels, if labels are no class ids, or if the superclasses do
-            not cover the classes.
+            no labels; if labels are not class ids; if the first outputs of a
+            model are not what it is taken to give; if the student's outputs
+            are not finite; or if the superclasses do not cover the classes.
 
     Example:
     >>> diagnosis = kd.diagnose(teacher, train)
@@ -181,24 +188,33 @@ def diagnose(
     Source: Tang et al. 2020, "Understanding and Improving Knowledge
     Distillation" (arXiv 2002.03532).
     """
-    _check_model("teacher", teacher)
+    check_model("teacher", teacher)
+    teacher_reader = LogitReader(teacher, teacher_output, "teacher")
+    student_reader = None
     if student is not None:
-        _check_model("student", student)
-        check_class_counts(student, teacher)
-    tokens = _check_dataset(dataset)
+        check_model("student", student)
+        student_reader = LogitReader(student, student_output)
+    _check_dataset(dataset)
+    # Builds the models, whose weights are read next.
+    logits_shape = _logits_shape(teacher_reader, student_reader, dataset)
+    num_classes = logits_shape[-1]
     loss = losses.get("kd" if loss is None else loss)
     loss.bind_teacher(teacher)
-    num_classes = _num_classes(teacher, dataset)
-    if student is not None:
-        _output_shape(student, dataset)
     superclasses = _check_superclasses(superclasses, num_classes)
     rows = _logit_rows(teacher, logit_layer, num_classes)
 
-    totals = Survey(teacher, student, loss, num_classes).run(dataset)
+    survey = Survey(teacher_reader, student_reader, loss, logits_shape)
+    totals = survey.run(dataset)
     if not totals["batches"]:
         raise ValueError(_EMPTY)
+    tokens = len(logits_shape) == 3
     numbers = {
-        "data": measures.data_numbers(totals, num_classes, tokens),
+        "data": {
+            **measures.data_numbers(totals, num_classes, tokens),
+            "not_finite_weights": (
+                not_finite_weights(teacher) if totals["not_finite"] else []
+            ),
+        },
         "loss": {
             "name": type(loss).__name__,
             "temperature_squared": loss.temperature_squared,
@@ -212,7 +228,7 @@ def diagnose(
             "student": measures.student_numbers(totals),
             "gradient_scale": {
                 "student": (
-                    "a student half-way"
+                    "a student halfway through training"
                     if student is None
                     else "the given student"
                 ),
@@ -230,26 +246,17 @@ def diagnose(
         }
     elif not totals["not_finite"]:
         raise ValueError(
-            "No example of the data set counts. Received: "
-            f"{totals['batches']} batches, in which every example has sample "
-            "weight 0 or is masked or of the class to ignore. Check the "
+            "At least one example of the data set must count. Received: "
+            f"{totals['batches']} batches in which every example has sample "
+            "weight 0, is masked or has the label `ignore_class`. Check the "
             "weights and `ignore_class`."
         )
     numbers = measures.plain(numbers)
     return Diagnosis(numbers, find(numbers))
 
 
-def _check_model(role, model):
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"`{role}` must be a keras.Model. Received: "
-            f"{type(model).__name__}. Load a saved one with "
-            "keras.models.load_model."
-        )
-
-
 def _check_dataset(dataset):
-    """Refuses what can't be gone over; tells whether labels are tokens."""
+    """Refuses data sets that can't be diagnosed."""
     import tensorflow as tf
 
     if not isinstance(dataset, tf.data.Dataset):
@@ -264,7 +271,7 @@ def _check_dataset(dataset):
     labels = labels.get(LABELS) if isinstance(labels, dict) else labels
     if not isinstance(labels, tf.TensorSpec):
         raise ValueError(
-            "`dataset` has no labels to hold the teacher against. Received: "
+            "`dataset` has no labels to compare the teacher with. Received: "
             f"elements {spec}. Give (x, labels) or (x, labels, sample_weight)."
         )
     if labels.shape.rank == 0:
@@ -275,42 +282,59 @@ def _check_dataset(dataset):
     cardinality = int(dataset.cardinality())
     if cardinality == tf.data.INFINITE_CARDINALITY:
         raise ValueError(
-            "`dataset` has no end, and a diagnosis goes over all of it. "
-            "Received: an infinite data set. Leave out repeat(), or cut it "
-            "with dataset.take(100)."
+            "`dataset` must be finite, because a diagnosis goes over all of "
+            "it. Received: an infinite data set. Leave out repeat(), or cut "
+            "it with dataset.take(100)."
         )
     if cardinality == 0:
         raise ValueError(_EMPTY)
-    return labels.shape.rank == 2 and labels.shape[-1] != 1
 
 
 _EMPTY = (
-    "`dataset` is empty. Received: no batch. Check its filters and files; "
-    "drop_remainder=True leaves nothing of less than a batch."
+    "`dataset` must not be empty. Received: no batch. Check its filters and "
+    "files; drop_remainder=True drops everything that does not fill a batch."
 )
 
 
-def _output_shape(model, dataset):
-    """A model's output shape, told without running it; builds the model."""
-    outputs = getattr(model, "outputs", None)
+def _logits_shape(teacher, student, dataset):
+    """Shape of the logits, learned without running the models; builds them."""
+    shape = _output_shape(teacher, dataset)
+    if len(shape) < 2 or shape[-1] is None or shape[-1] < 2:
+        raise ValueError(
+            "The teacher must give [..., classes] logits, of a known number "
+            f"of classes, at least 2. Received: outputs of shape {shape}."
+            + (_ONE_UNIT if shape[-1:] == (1,) else " Check its last layer.")
+        )
+    if student is not None:
+        own = _output_shape(student, dataset)
+        if own[-1:] != shape[-1:]:
+            raise ValueError(class_count_message(own[-1], shape[-1]))
+        if len(own) != len(shape):
+            raise ValueError(
+                "Student and teacher must give logits for the same examples. "
+                f"Received: outputs of shape {own} from the student and "
+                f"{shape} from the teacher. Check the layer before the last "
+                "one, such as return_sequences."
+            )
+    return shape
+
+
+_ONE_UNIT = (
+    " With one sigmoid unit, p = model.output, diagnose "
+    "keras.Model(model.inputs, keras.ops.concatenate([1 - p, p], -1)) with "
+    'teacher_output="probabilities"; it has two classes and the same weights.'
+)
+
+
+def _output_shape(reader, dataset):
+    outputs = getattr(reader.model, "outputs", None)
     if not outputs:
         x = keras.tree.map_structure(
             lambda spec: keras.KerasTensor(spec.shape, spec.dtype.name),
             dataset.element_spec[0],
         )
-        outputs = [model(x, training=False)]
-    return getattr(outputs[0], "shape", (None,))
-
-
-def _num_classes(teacher, dataset):
-    shape = _output_shape(teacher, dataset)
-    if shape[-1] is None or shape[-1] < 2:
-        raise ValueError(
-            "The teacher must give [..., classes] logits, of a known number "
-            f"of classes, at least 2. Received: outputs of shape {shape}. A "
-            "teacher with one sigmoid unit needs a Dense(2) instead."
-        )
-    return int(shape[-1])
+        outputs = reader.model(x, training=False)
+    return tuple(reader.single(outputs).shape)
 
 
 def _check_superclasses(superclasses, num_classes):
@@ -338,6 +362,8 @@ def _logit_rows(model, layer, num_classes=None):
             if layer is not None:
                 raise
             return None
+    if layer is None and not np.isfinite(rows).all():
+        return None
     if num_classes is not None and len(rows) != num_classes:
         if layer is None:
             return None

@@ -1,4 +1,4 @@
-"""What a diagnosis found: one thing, with its evidence and a remedy."""
+"""A finding of a diagnosis, with its evidence and a remedy."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ class Finding:
         code: stable name, such as "over_confident".
         severity: "problem" or "info".
         summary: what was found, in plain words.
-        evidence: dict of the numbers that it rests on.
+        evidence: dict of the numbers that it is based on.
         consequence: what it means for distillation, in the paper's terms.
         remedy: what to try.
     """

@@ -3,10 +3,9 @@
 from keras_kd.diagnosis import causes, hints
 from keras_kd.diagnosis.finding import INFO
 
-# The surer a rule is of its cause, the earlier it comes.
+# The more certain a rule is of its cause, the earlier it comes.
 _RULES = (
     causes.not_finite,
-    causes.probabilities_as_logits,
     causes.noisy_labels,
     causes.label_smoothed,
     causes.temperature_too_high,
@@ -23,7 +22,7 @@ _RULES = (
 
 
 def find(numbers):
-    """The findings, problems first and the likeliest cause before others.
+    """The findings, problems first, the likeliest cause before others.
 
     Args:
         numbers: the dict of a `keras_kd.Diagnosis`.
@@ -40,18 +39,8 @@ def find(numbers):
     return sorted(found.values(), key=lambda each: each.severity == INFO)
 
 
-# What follows from a finding is no finding of its own.
+# What follows from a finding is not reported again.
 _EXPLAINS = {
-    "probabilities_as_logits": (
-        "noisy_labels",
-        "label_smoothed_teacher",
-        "temperature_too_high",
-        "noisy_tail",
-        "under_confident",
-        "weak_teacher",
-        "no_class_relations",
-        "suggestions",
-    ),
     "noisy_labels": (
         "label_smoothed_teacher",
         "noisy_tail",

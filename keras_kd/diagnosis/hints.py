@@ -1,12 +1,12 @@
-"""What else is worth knowing of a teacher before a student is trained.
+"""What else is worth knowing about a teacher before a student is trained.
 
-Rules as those of `keras_kd.causes`, for what is no problem by itself.
+Rules like those of `causes`, for what is not a problem by itself.
 """
 
 from keras_kd.diagnosis.causes import UNDER_CONFIDENT_GAP
 from keras_kd.diagnosis.finding import INFO, Finding
 
-# More turned around than that, and KD works against the labels.
+# If more gradients than that are reversed, KD works against the labels.
 _REVERSED_SHARE = 0.25
 
 
@@ -19,13 +19,13 @@ def under_confident(numbers):
     return Finding(
         "under_confident",
         INFO,
-        f"The teacher is right in {teacher['accuracy']:.1%} but sure of only "
-        f"{teacher['confidence']:.1%}.",
+        f"The teacher's accuracy is {teacher['accuracy']:.1%}, its mean "
+        f"confidence only {teacher['confidence']:.1%}.",
         {k: teacher[k] for k in ("accuracy", "confidence")},
-        "All examples are turned down alike, as by a lower weight. Training "
-        "on noisy labels, mixup, strong regularisation or an early stop do "
-        "this.",
-        "A temperature below 1 brings the confidence back.",
+        "All examples are turned down alike, as by a lower weight. Noisy "
+        "labels, mixup, strong regularisation and stopping early have this "
+        "effect.",
+        "A temperature below 1 restores the confidence.",
     )
 
 
@@ -57,9 +57,9 @@ def many_reversed(numbers):
         INFO,
         f"The loss reverses the gradient of {share:.0%} of the examples.",
         {"reversed_share": share},
-        "The student is surer of these labels than the teacher allows and is "
+        "The student is surer of these labels than the teacher allows, and is "
         "pulled back.",
-        "Lower the weight or the temperature; late in training it is normal.",
+        "Lower the weight or the temperature; late in training this is normal.",
     )
 
 
@@ -69,9 +69,9 @@ def suggestions(numbers):
     limit = numbers["temperature"]["label_smoothing_from"]
     evidence = {"temperature": [low, high], "label_smoothing_from": limit}
     summary = f"Temperatures from {low:g} to {high:g} say most; " + (
-        f"from {limit:g} on KD is label smoothing."
+        f"from {limit:g} on, KD is label smoothing."
         if limit
-        else "label smoothing is far off."
+        else "none of those tried makes KD label smoothing."
     )
     if numbers["class_relations"] is not None:
         k = numbers["class_relations"]["tail"]["suggested_k"]
@@ -82,7 +82,7 @@ def suggestions(numbers):
         INFO,
         summary,
         evidence,
-        "In this range the soft targets say at least half of the most that "
-        "they can say beyond label smoothing.",
+        "In this range the soft targets say at least half as much beyond label "
+        "smoothing as at the best temperature.",
         "Start with the middle of the range.",
     )

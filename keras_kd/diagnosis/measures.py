@@ -1,8 +1,10 @@
-"""From the sums of a `keras_kd.survey.Survey` to the numbers of a diagnosis."""
+"""From the sums of a `survey.Survey` to the numbers of a diagnosis."""
 
 import numpy as np
+import scipy
 
-from keras_kd.diagnosis.bins import CONFIDENCE_BINS, SCALE_EDGES, TEMPERATURES
+from keras_kd import metrics
+from keras_kd.diagnosis.bins import CONFIDENCE_BINS, TEMPERATURES
 from keras_kd.similarity import class_similarity
 
 # Below this many nats between the soft targets and the best label smoothing,
@@ -11,9 +13,9 @@ LABEL_SMOOTHING_NATS = 0.02
 # A tail is unrelated to the class where the class explains less than this
 # share of the variance of its log-probabilities.
 RELATED_SHARE = 0.05
-# What is beyond the suggested k where it ends for lack of mass.
+# The mass beyond k at which a larger k is not worth it.
 NEGLIGIBLE_MASS = 0.01
-# A picture of more classes could not be read.
+# More classes than this would be unreadable in a figure.
 _PICTURED_CLASSES = 100
 
 
@@ -25,6 +27,7 @@ def data_numbers(totals, num_classes, tokens):
         "classes": num_classes,
         "tokens": tokens,
         "not_finite": int(totals["not_finite"]),
+        "not_finite_inputs": int(totals["not_finite_inputs"]),
         "first_bad_batch": int(totals["first_bad_batch"]),
     }
 
@@ -43,7 +46,7 @@ def teacher_numbers(totals):
         "accuracy": totals["correct"] / n,
         "cross_entropy": cross_entropy,
         "label_entropy": label_entropy,
-        # The share of what is not known of the labels that the teacher knows.
+        # The share of the labels' uncertainty that the teacher removes.
         "skill": 1 - cross_entropy / max(label_entropy, 1e-9),
         "confidence": totals["confidence"] / n,
         "label_probability": totals["label_probability"] / n,
@@ -56,8 +59,7 @@ def teacher_numbers(totals):
             "accuracy": _ratio(correct, counts),
         },
         "label_probability_histogram": totals["label_probability_bins"],
-        "bin_edges": np.linspace(0, 1, CONFIDENCE_BINS + 1),
-        "like_probabilities": totals["like_probabilities"] / n,
+        "bin_edges": metrics.bin_edges(0, 1, CONFIDENCE_BINS),
         "by_class": {
             "examples": totals["class_examples"],
             "predicted": totals["class_predicted"],
@@ -92,19 +94,18 @@ def gradient_scale_numbers(totals):
     n = max(count.sum(), 1)
     mean = total.sum() / n
     histogram = totals["scale_histogram"].sum(0)
-    below = np.concatenate([[0], np.cumsum(histogram)]) / n
     by_class = totals["scale_by_class"]
     return {
         "mean": mean,
-        "median": np.interp(0.5, below, SCALE_EDGES),
+        "median": metrics.median(histogram, metrics.bin_edges()),
         "deviation": np.sqrt(max(totals["scale_squared"] / n - mean**2, 0)),
         "reversed_share": reversed_.sum() / n,
         "switched_off_share": off.sum() / n,
         "undefined_share": totals["scale_undefined"] / totals["sampled"],
-        "edges": SCALE_EDGES,
+        "edges": metrics.bin_edges(),
         "histogram": histogram,
         "by_difficulty": {
-            "edges": np.linspace(0, 1, len(count) + 1),
+            "edges": metrics.bin_edges(0, 1, len(count)),
             "count": count,
             "mean": _ratio(total, count),
             "reversed_share": _ratio(reversed_, count),
@@ -154,8 +155,8 @@ def relation_numbers(totals, num_classes, temperature):
     """How much class relation the non-target probabilities carry, or `None`.
 
     `relation` is the mean divergence of a class's mean non-target
-    distribution from the one over all classes, and `permuted` the same with
-    the labels shuffled: what of it is chance.
+    distribution from that of all classes. `permuted` is the same with the
+    labels shuffled: the part of it that is chance.
     """
     if "relations" not in totals or not totals["ranked"]:
         return None
@@ -292,24 +293,21 @@ def cluster_order(similarity):
         similarity: [classes, classes] array.
 
     Returns:
-        [classes] integers: the leaves of average-linkage clustering.
+        [classes] integers: the leaves of average-linkage clustering, with
+        the most similar ones of two clusters next to each other.
     """
-    clusters = [[i] for i in range(len(similarity))]
-    links = np.array(similarity, "float64")
-    np.fill_diagonal(links, -np.inf)
-    while len(clusters) > 1:
-        i, j = sorted(divmod(int(links.argmax()), len(links)))
-        sizes = len(clusters[i]), len(clusters[j])
-        merged = (links[i] * sizes[0] + links[j] * sizes[1]) / sum(sizes)
-        links[i], links[:, i] = merged, merged
-        links[i, i] = -np.inf
-        links = np.delete(np.delete(links, j, 0), j, 1)
-        clusters[i] += clusters.pop(j)
-    return np.array(clusters[0])
+    distances = 1 - np.asarray(similarity, "float64")
+    # The upper triangle row by row, which is what SciPy takes.
+    tree = scipy.cluster.hierarchy.linkage(
+        distances[np.triu_indices(len(distances), 1)],
+        method="average",
+        optimal_ordering=True,
+    )
+    return scipy.cluster.hierarchy.leaves_list(tree)
 
 
 def plain(value):
-    """A value without NumPy, as JSON takes it; numbers not finite are `None`.
+    """A value in JSON's types; numbers that are not finite become `None`.
 
     Args:
         value: nested dicts and sequences of numbers, arrays and strings.

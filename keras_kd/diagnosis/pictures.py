@@ -5,9 +5,9 @@ import numpy as np
 from keras_kd.reports import figures
 from keras_kd.reports.page import Page
 
-# Ranks beyond these would be a line along the axis.
+# Beyond these ranks there is nothing to see but a line along the axis.
 _PICTURED_RANKS = 200
-# Of fewer examples an accuracy says nothing.
+# An accuracy of fewer examples says nothing.
 _FEWEST_EXAMPLES = 10
 
 
@@ -44,7 +44,7 @@ def page(diagnosis):
 def images(diagnosis):
     """Dict by name of [height, width, 3] uint8 arrays."""
     pictures = draw(diagnosis.numbers)
-    return {k: figures.to_image(fig) for k, (fig, _) in pictures.items()}
+    return {k: fig.to_image() for k, (fig, _) in pictures.items()}
 
 
 def draw(numbers):
@@ -54,7 +54,7 @@ def draw(numbers):
         numbers: of a `keras_kd.Diagnosis`.
 
     Returns:
-        Dict by name of (Matplotlib figure, caption).
+        Dict by name of (`keras_kd.reports.figures.Figure`, caption).
     """
     if "teacher" not in numbers:
         return {}
@@ -132,7 +132,7 @@ def _confidence(teacher):
         "teacher's probability, temperature 1",
     )
     return figure, (
-        "How sure the teacher is of the label and of its own favourite. A "
+        "How sure the teacher is of the label and of the class it predicts. A "
         "teacher that is sure everywhere can't tell hard from easy."
     )
 
@@ -175,8 +175,9 @@ def _temperature(temperature):
     )
     low, high = temperature["suggested"]
     return figure, (
-        "What the soft targets say that label smoothing would not. At least "
-        f"half of the most from {low:g} to {high:g}."
+        "What the soft targets say beyond label smoothing: from "
+        f"{low:g} to {high:g}, at least half as much as at the best "
+        "temperature."
     )
 
 
@@ -200,7 +201,8 @@ def _entropy(numbers):
         marks=((temperature["loss"], "loss"),),
     )
     return figure, (
-        "The soft targets flatten with the temperature: entropy 1 is uniform."
+        "The higher the temperature, the flatter the soft targets: with an "
+        "entropy of 1 they are uniform."
     )
 
 
@@ -219,7 +221,7 @@ def _top_k(tail):
     )
     return figure, (
         "Mass of the soft targets' k likeliest classes, and how much of the "
-        "rest's variance the label explains: near 0 the rest is noise."
+        "variance of the others the label explains: near 0 they are noise."
     )
 
 
@@ -227,7 +229,7 @@ def _similarity(similarity):
     panels = {"teacher": similarity["teacher"]}
     if similarity["student"] is not None:
         panels["student"] = similarity["student"]
-    # Most cosines of many classes are small; the 1 is on the diagonal alone.
+    # Of many classes most cosines are small; only the diagonal has 1.
     off = ~np.eye(len(similarity["order"]), dtype=bool)
     sizes = [np.abs(np.array(each)[off]) for each in panels.values()]
     limit = float(np.clip(np.quantile(sizes, 0.98), 0.1, 1))

@@ -7,20 +7,20 @@ from keras_kd import backend
 
 # Entries of a per-class profile: all classes up to 2,048, else the first rows.
 PROFILE_CELLS = 2**22
-# Fewer other examples than this make no mean of a class.
+# A mean of fewer other examples says nothing about a class.
 _FEWEST_OTHERS = 5
-# A competitor that would win against a label of even odds now and then.
+# A class this likely competes with the label.
 _STRONG = 0.25
 
 
 class Relations:
     """What the non-target part of soft targets says, by label.
 
-    Per-class means are kept on the device as the data go by, in three
-    [rows, classes] tables: the rows are the first classes, as many as
-    `PROFILE_CELLS` allows. Each example is held against the mean of the
-    *other* examples of its label seen so far, so that what it has in common
-    with them is no artefact of counting it on both sides.
+    Means by class are kept on the device as the data go by, in three
+    [rows, classes] tables; the rows are the first classes, as many as
+    `PROFILE_CELLS` allows. Each example is compared with the mean of the
+    *other* examples of its label seen so far, so that what they have in
+    common is not an artefact of counting it on both sides.
 
     Args:
         num_classes: integer, at least 3.
@@ -62,7 +62,7 @@ class Relations:
         }
 
     def batch_sums(self, labels, keep, logits, order):
-        """Takes note of a batch.
+        """Records a batch.
 
         Args:
             labels: [examples] int32, inside [0, classes).
@@ -145,8 +145,8 @@ class Relations:
         """The likeliest class beside the label: how likely, how related.
 
         Its place among all classes in the mean of the label's other examples
-        is 1 for the most related class, and on average 1/2 for one that comes
-        from nowhere, as the true class of a mislabelled example does.
+        is 1 for the most related class, and on average 1/2 for an unrelated
+        one, such as the true class of a mislabelled example.
         """
         likeliest = ops.expand_dims(
             ops.argmax(ops.where(is_label, -1e9, centred), axis=-1), -1

@@ -2,62 +2,64 @@
 
 `Survey.batch_sums` turns a batch into sums of a fixed size, in one compiled
 function together with the teacher's forward pass; the host adds them up in
-float64. Memory does not grow with the data: all that is kept are these sums,
-and the tables of `keras_kd.relations`, whose size is bounded.
+float64. Memory does not grow with the data: all that is kept is these sums,
+and the tables of `keras_kd.diagnosis.relations`, whose size is bounded.
 
-Shapes are those of the batch, as JAX asks for: an example that does not count
+Shapes are those of the batch, as JAX requires: an example that does not count
 keeps its place, with 0 in `keep`, logits of 0 and a label in range.
 """
+
+import functools
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_kd import backend
+from keras_kd import backend, metrics
+from keras_kd.backend import private
 from keras_kd.batch import LABELS
+from keras_kd.diagnosis import examples
 from keras_kd.diagnosis.bins import (
     CONFIDENCE_BINS,
-    SCALE_EDGES,
+    DIFFICULTY_BINS,
     TEMPERATURES,
 )
 from keras_kd.diagnosis.relations import Relations, as_number
-from keras_kd.outputs import to_logits
 from keras_kd.softmax import label_softmax
 from keras_kd.states import all_variables
 
-# An example whose gradient is under a tenth of plain training's is as good as
-# left out of the data.
+# An example whose gradient is less than a tenth of plain training's might as
+# well be left out.
 SWITCHED_OFF = 0.1
 
-# What costs more than one look at the logits (softmaxes at many temperatures,
-# sorting, the loss) is done for so many logits of a batch at most: all of
-# them with 100 classes, evenly spaced examples of a vocabulary.
+# What costs more than one pass over the logits (softmaxes at many temperatures,
+# sorting, the loss) is done for at most so many logits of a batch: all of them
+# with 100 classes, those of evenly spaced examples with a large vocabulary.
 _SAMPLE_CELLS = 2**18
-# How far the sum of float16 probabilities may be from 1.
-_SUM_TOLERANCE = 1e-2
 
 
 class Survey:
     """Sums over a data set of what a teacher says there.
 
     Args:
-        teacher: a `keras.Model`.
-        student: a `keras.Model`, or `None` for a student half-way: 1/2 on
-            every label, the rest spread evenly.
+        teacher: a `LogitReader` of the teacher.
+        student: a `LogitReader`, or `None` for a student halfway through
+            training: 1/2 on every label, the rest spread evenly.
         loss: a bound `DistillationLoss`.
-        num_classes: integer.
+        logits_shape: tuple, [..., classes], `None` where unknown.
     """
 
-    def __init__(self, teacher, student, loss, num_classes):
+    def __init__(self, teacher, student, loss, logits_shape):
         self.teacher = teacher
         self.student = student
         self.loss = loss
-        self.num_classes = num_classes
+        self.logits_shape = logits_shape
+        self.num_classes = logits_shape[-1]
         self.temperature = loss.tunables["temperature"]
-        # Beside the label, two classes have but one to tell apart.
+        # With two classes there is only one beside the label.
         self.relations = (
-            Relations(num_classes, self.temperature)
-            if num_classes > 2
+            Relations(self.num_classes, self.temperature)
+            if self.num_classes > 2
             else None
         )
 
@@ -72,28 +74,36 @@ class Survey:
             "first_bad_batch" (-1 if the teacher's outputs were all finite).
 
         Raises:
-            ValueError: for labels that are no class ids.
+            ValueError: for labels that are not class ids, for outputs that
+                are not what the models are taken to give, and for a student
+                whose outputs are not finite.
         """
-        import tensorflow as tf
-
-        places = tf.TensorSpec((None,), "int32")
         step = backend.compiled(
-            self.batch_sums,
-            self._variables(),
-            [dataset.element_spec, places, places],
+            self.batch_sums, self._variables(), _signature(dataset)
         )
         random = np.random.default_rng(0)
         totals, first_bad_batch, batch = {}, -1, -1
+        outputs_checked = False
         for batch, element in enumerate(dataset):
-            sample = self._sample(element, batch)
+            settled = examples.settle(
+                element, self.logits_shape, self.loss.ignore_class
+            )
+            sample = self._sample(len(settled.labels), batch)
             order = random.permutation(len(sample)).astype("int32")
             sums = {
                 name: ops.convert_to_numpy(value).astype("float64")
                 for name, value in step(
-                    backend.from_tf_data(element), sample, order
+                    *backend.from_tf_data(
+                        (settled.x, settled.labels, settled.counted)
+                    ),
+                    sample,
+                    order,
                 ).items()
             }
-            self._check(sums, batch)
+            self._check_kinds(sums, outputs_checked)
+            outputs_checked |= bool(sums["examples"])
+            self._check_labels(sums, batch, settled)
+            self._check_student(sums, batch)
             if sums["not_finite"] and first_bad_batch < 0:
                 first_bad_batch = batch
             for name, value in sums.items():
@@ -104,55 +114,85 @@ class Survey:
         totals["first_bad_batch"] = first_bad_batch
         return totals
 
-    def _check(self, sums, batch):
-        """Raises for what can't be diagnosed."""
-        # Taken out of the sums: a label is nothing to add up.
-        worst = sums.pop("worst_label")
+    def _check_kinds(self, sums, checked):
+        """Raises if the first outputs are not what they are taken for."""
+        for name, reader in (
+            ("teacher_contradicted", self.teacher),
+            ("student_contradicted", self.student),
+        ):
+            contradicted = sums.pop(name, 0)
+            if contradicted and not checked and not reader.is_certain:
+                reader.refuse()
+
+    def _check_labels(self, sums, batch, settled):
+        """Raises for labels that are not class ids."""
+        # Popped, because places in batches can't be added up.
+        place = int(sums.pop("bad_label_place"))
         if sums["bad_labels"]:
             raise ValueError(
-                "A label is no class id of the teacher. Received: label "
-                f"{int(worst)} among {int(sums['bad_labels'])} labels of "
-                f"batch {batch} outside [0, {self.num_classes}), ignore_class="
-                f"{self.loss.ignore_class}. Check the labels' encoding, or "
-                "give a loss with the `ignore_class` that stands for padding."
+                "A label is not a class id of the teacher. Received: label "
+                f"{settled.given[place]:.15g} among {int(sums['bad_labels'])} "
+                f"labels of batch {batch} outside [0, {self.num_classes}), "
+                f"ignore_class={self.loss.ignore_class}. Check the labels' "
+                "encoding, or give a loss with the `ignore_class` that stands "
+                "for padding."
             )
-        if sums.get("student_not_finite"):
+
+    def _check_student(self, sums, batch):
+        """Raises for a student that gives NaN."""
+        bad = int(sums.get("student_not_finite", 0))
+        if not bad:
+            return
+        if sums["student_not_finite_inputs"]:
             raise ValueError(
-                "The student's logits are not finite. Received: NaN or "
-                f"infinite logits for {int(sums['student_not_finite'])} "
-                f"examples of batch {batch}. Leave the student out, or "
-                "diagnose an earlier state of it."
+                "The inputs are not finite. Received: NaN or infinite inputs "
+                f"in batch {batch}, of which the student makes NaN or infinite "
+                f"logits for {bad} examples. Clean the inputs, or give these "
+                "examples weight 0."
             )
+        weights = not_finite_weights(self.student.model)
+        raise ValueError(
+            "The student's logits are not finite. Received: NaN or infinite "
+            f"logits for {bad} examples of batch {batch}, of finite inputs"
+            + (
+                f", and weights {weights} that are not finite"
+                if weights
+                else ""
+            )
+            + ". Leave the student out, or diagnose an earlier state of it."
+        )
 
     def _variables(self):
         """What a step reads or changes."""
-        variables = [*all_variables(self.teacher), *self.loss.variables]
+        variables = [*all_variables(self.teacher.model), *self.loss.variables]
         if self.student is not None:
-            variables += all_variables(self.student)
+            variables += all_variables(self.student.model)
         if self.relations is not None:
             variables += self.relations.variables
         return variables
 
-    def _sample(self, element, batch):
+    def _sample(self, size, batch):
         """Evenly spaced examples of a batch: [n] int32, their places."""
-        _, labels, _ = keras.utils.unpack_x_y_sample_weight(element)
-        size = int(np.prod(_class_ids(labels).shape))
         stride = 1 + size * self.num_classes // _SAMPLE_CELLS
-        # Another part of each batch, so that none of its places is favoured.
+        # Another part of each batch, so that no place is favoured.
         return np.arange(batch % stride, size, stride, dtype="int32")
 
-    def batch_sums(self, element, sample, order):
+    def batch_sums(self, x, labels, counted, sample, order):
         """Sums of a batch.
 
         Args:
-            element: (x, labels) or (x, labels, sample_weight).
-            sample: [n] int32, the examples for what costs more than a look.
+            x: the models' inputs.
+            labels: [examples] int32 class ids, or `NO_CLASS`.
+            counted: [examples] booleans.
+            sample: [n] int32, the examples for what costs more than a pass.
             order: [n] int32, a random order of the sample.
 
         Returns:
             Dict of tensors by name.
         """
-        labels, keep, logits, student_logits, faults = self._read(element)
+        labels, keep, logits, student_logits, faults = self._read(
+            x, labels, counted
+        )
         sums = {**faults, **self._predictions(labels, keep, logits)}
         if self.student is not None:
             sums |= _against_student(labels, keep, logits, student_logits)
@@ -160,7 +200,7 @@ class Survey:
             ops.take(each, sample, axis=0) for each in (labels, keep, logits)
         )
         if self.student is None:
-            student_logits = _half_way(labels, self.num_classes)
+            student_logits = _halfway_logits(labels, self.num_classes)
         else:
             student_logits = ops.take(student_logits, sample, axis=0)
         if self.relations is not None:
@@ -172,7 +212,7 @@ class Survey:
             **self._gradient_scales(labels, keep, logits, student_logits),
         }
 
-    def _read(self, element):
+    def _read(self, x, labels, counted):
         """Runs the models on a batch.
 
         Returns:
@@ -180,48 +220,47 @@ class Survey:
             wrong, else 0; the teacher's and the student's logits [examples,
             classes] (or `None`); and what was wrong, as sums.
         """
-        x, labels, weight = keras.utils.unpack_x_y_sample_weight(element)
-        outputs = self.teacher(x, training=False)
-        logits = to_logits(self.teacher, outputs)
-        labels = check_labels(_class_ids(labels), logits.shape)
-        counted = ops.reshape(self._counted(labels, weight, outputs), (-1,))
-        labels, logits = ops.reshape(labels, (-1,)), _flat(logits)
-        finite = _is_finite(logits)
-        in_range = (labels >= 0) & (labels < self.num_classes)
-        bad_labels = ops.where(counted & ~in_range, labels, 0)
+        outputs = self.teacher.model(x, training=False)
+        logits, finite = _logits(self.teacher, outputs)
+        mask = private.get_keras_mask(self.teacher.single(outputs))
+        if mask is not None:
+            counted = counted & _spread(ops.cast(mask, "bool"), finite)
+        bad_inputs = ~_spread(_finite_inputs(x), finite)
+        finite = ops.reshape(finite, (-1,))
+        in_range = labels != examples.NO_CLASS
+        bad_labels = counted & ~in_range
         faults = {
-            "bad_labels": _count(counted & ~in_range),
-            "worst_label": ops.take(
-                bad_labels, ops.argmax(ops.abs(bad_labels))
+            "teacher_contradicted": as_number(
+                self.teacher.contradicted(outputs)
             ),
+            "bad_labels": _count(bad_labels),
+            "bad_label_place": ops.argmax(as_number(bad_labels)),
             "not_finite": _count(counted & ~finite),
+            "not_finite_inputs": _count(counted & ~finite & bad_inputs),
         }
         keep = counted & finite & in_range
-        labels = ops.clip(labels, 0, self.num_classes - 1)
+        labels = ops.maximum(labels, 0)
         logits = _where_kept(keep, logits)
         student_logits = None
         if self.student is not None:
-            outputs = self.student(x, training=False)
-            student_logits = _flat(to_logits(self.student, outputs))
-            faults["student_not_finite"] = _count(
-                keep & ~_is_finite(student_logits)
-            )
+            outputs = self.student.model(x, training=False)
+            student_logits, finite = _logits(self.student, outputs)
+            bad = keep & ~ops.reshape(finite, (-1,))
+            faults |= {
+                "student_contradicted": as_number(
+                    self.student.contradicted(outputs)
+                ),
+                "student_not_finite": _count(bad),
+                "student_not_finite_inputs": _count(bad & bad_inputs),
+            }
             student_logits = _where_kept(keep, student_logits)
-        faults["like_probabilities"] = _count(keep & _is_distribution(logits))
         return labels, as_number(keep), logits, student_logits, faults
-
-    def _counted(self, labels, weight, outputs):
-        counted = self.loss.valid_labels(labels)
-        if weight is not None:
-            counted &= expand_weights(weight, labels) != 0
-        mask = keras.src.backend.get_keras_mask(outputs)
-        return counted if mask is None else counted & ops.cast(mask, "bool")
 
     def _predictions(self, labels, keep, logits):
         """What is counted for every example: labels, predictions, confidence.
 
-        The difficulty of an example is told by the teacher's probability of
-        its label, at temperature 1.
+        An example's difficulty is the teacher's probability of its label, at
+        temperature 1.
         """
         classes = self.num_classes
         softmax = label_softmax(logits, labels)
@@ -236,11 +275,11 @@ class Survey:
             "label_probability": ops.sum(keep * label_probability),
             "confidence": ops.sum(keep * confidence),
             "label_probability_bins": _sum_by(
-                _bin(label_probability), keep, CONFIDENCE_BINS
+                _confidence_bin(label_probability), keep, CONFIDENCE_BINS
             ),
             "confidence_bins": ops.stack(
                 [
-                    _sum_by(_bin(confidence), value, CONFIDENCE_BINS)
+                    _sum_by(_confidence_bin(confidence), value, CONFIDENCE_BINS)
                     for value in (keep, keep * confidence, correct)
                 ]
             ),
@@ -286,19 +325,27 @@ class Survey:
             as_number(scale < 0),
             counts * as_number(ops.abs(scale) < SWITCHED_OFF),
         )
-        difficulty = _bin(
-            ops.sigmoid(label_softmax(logits, labels).log_odds), 10
+        difficulty = metrics.bin_index(
+            ops.sigmoid(label_softmax(logits, labels).log_odds),
+            0.0,
+            1.0,
+            DIFFICULTY_BINS,
         )
-        bins = len(SCALE_EDGES) - 1
-        low, high = float(SCALE_EDGES[0]), float(SCALE_EDGES[-1])
-        index = _bin((scale - low) / (high - low), bins)
-        cells = _sum_by(difficulty * bins + index, counts, 10 * bins)
+        shape = (DIFFICULTY_BINS, metrics.BINS)
+        cells = _sum_by(
+            difficulty * metrics.BINS + metrics.bin_index(scale),
+            counts,
+            DIFFICULTY_BINS * metrics.BINS,
+        )
         return {
             "scale_undefined": ops.sum(keep * as_number(undefined)),
             "scale_squared": ops.sum(scale**2),
-            "scale_histogram": ops.reshape(cells, (10, bins)),
+            "scale_histogram": ops.reshape(cells, shape),
             "scale_by_difficulty": ops.stack(
-                [_sum_by(difficulty, value, 10) for value in values]
+                [
+                    _sum_by(difficulty, value, DIFFICULTY_BINS)
+                    for value in values
+                ]
             ),
             "scale_by_class": ops.stack(
                 [_sum_by(labels, value, self.num_classes) for value in values]
@@ -325,14 +372,10 @@ def _predicted(logits):
     return ops.cast(ops.argmax(logits, axis=-1), "int32")
 
 
-def _class_ids(labels):
-    return labels[LABELS] if isinstance(labels, dict) else labels
-
-
-def _half_way(labels, classes):
+def _halfway_logits(labels, classes):
     """Logits of a student with 1/2 on each label, the rest even.
 
-    Half-way is where w says most: of an untrained student w is never below
+    Halfway is where w says most: of an untrained student w is never below
     1 - weight, whatever the teacher, and a finished one has no gradient left
     to compare with.
     """
@@ -340,10 +383,62 @@ def _half_way(labels, classes):
     return others * ops.one_hot(labels, classes, dtype="float32")
 
 
-def _flat(logits):
-    """[examples, classes] in float32 of [..., classes]."""
-    logits = ops.cast(logits, "float32")
-    return ops.reshape(logits, (-1, logits.shape[-1]))
+def _signature(dataset):
+    """The specs of what a step takes; see `Survey.batch_sums`."""
+    import tensorflow as tf
+
+    places = tf.TensorSpec((None,), "int32")
+    counted = tf.TensorSpec((None,), "bool")
+    return [dataset.element_spec[0], places, counted, places, places]
+
+
+def not_finite_weights(model):
+    """Paths of the weights that hold NaN or infinity, the first three.
+
+    Args:
+        model: a built `keras.Model`.
+
+    Returns:
+        List of strings.
+    """
+    return [
+        weight.path
+        for weight in model.weights
+        if "float" in str(weight.dtype)
+        and not bool(ops.all(ops.isfinite(ops.convert_to_tensor(weight))))
+    ][:3]
+
+
+def _logits(reader, outputs):
+    """[examples, classes] logits in float32; [...] whether they are finite."""
+    logits = ops.cast(reader.logits(outputs), "float32")
+    finite = ops.isfinite(ops.sum(logits, axis=-1))
+    return ops.reshape(logits, (-1, logits.shape[-1])), finite
+
+
+def _finite_inputs(x):
+    """[batch] booleans: whether an example's inputs are all finite."""
+    flags = [
+        ops.isfinite(ops.sum(_rows(each), axis=-1))
+        for each in map(ops.convert_to_tensor, keras.tree.flatten(x))
+        if "float" in keras.backend.standardize_dtype(each.dtype)
+    ]
+    return functools.reduce(ops.logical_and, flags, True)
+
+
+def _rows(values):
+    """[batch, n] in float32, in which a sum of float16 does not overflow."""
+    values = ops.cast(values, "float32")
+    return ops.reshape(values, (ops.shape(values)[0], -1))
+
+
+def _spread(flags, like):
+    """[examples] booleans: flags of [batch] or more for all of [...]."""
+    flags = ops.convert_to_tensor(flags, "bool")
+    while 0 < len(flags.shape) < len(like.shape):
+        flags = ops.expand_dims(flags, -1)
+    whole = ops.logical_and(flags, ops.ones_like(like))
+    return ops.reshape(whole, (-1,))
 
 
 def _where_kept(keep, logits):
@@ -351,23 +446,12 @@ def _where_kept(keep, logits):
     return ops.where(ops.expand_dims(keep, -1), logits, 0.0)
 
 
-def _is_distribution(logits):
-    """Whether vectors of logits could pass for probabilities."""
-    near_one = ops.abs(ops.sum(logits, axis=-1) - 1) < _SUM_TOLERANCE
-    return near_one & (ops.min(logits, axis=-1) >= 0)
-
-
-def _is_finite(logits):
-    return ops.isfinite(ops.sum(logits, axis=-1))
-
-
 def _count(booleans):
     return ops.sum(as_number(booleans))
 
 
-def _bin(share, bins=CONFIDENCE_BINS):
-    """The bin of equal width that a number in [0, 1] falls in."""
-    return ops.cast(ops.clip(share * bins, 0, bins - 1), "int32")
+def _confidence_bin(probability):
+    return metrics.bin_index(probability, 0.0, 1.0, CONFIDENCE_BINS)
 
 
 def _sum_by(index, values, size):

@@ -18,7 +18,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd import backend, distribution
-from keras_kd.backend.private import get_keras_mask
+from keras_kd.backend.private import get_keras_mask, kept_logits
 from keras_kd.batch import LABELS, settle
 from keras_kd.logits import are_distributions
 from keras_kd.losses.targets import DenseTarget, SparseTarget, term
@@ -146,6 +146,8 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
     """
 
     statistics = ()
+    # A weak reference to the Distiller that is compiled with it.
+    owner = None
 
     weight = Tunable()
     temperature = Tunable()
@@ -222,11 +224,36 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
         return {self._weight_names[0]: target}
 
     def bind_teacher(self, teacher):
-        """Takes what is needed from the teacher once, before training.
+        """Takes from the teacher's weights what is not needed per example.
+
+        A Distiller calls it in `compile`, and again whenever training starts,
+        since weights may have been loaded between. What a compiled step reads
+        belongs in variables that are assigned to, not made again.
 
         Args:
             teacher: a built `keras.Model`, or `None`.
         """
+
+    def copy(self):
+        """A loss of the same settings, with variables of its own.
+
+        A Distiller that is compiled with the loss of another one takes a copy.
+        A subclass with variables of its own gives the copy its own as well.
+
+        Returns:
+            A loss of this class, with the current values.
+        """
+        # Not by `get_config`, which a subclass may have left as it was.
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin.owner = None
+        twin._tunables = {
+            key: keras.Variable(
+                self._number(value), self.dtype, trainable=False, name=key
+            )
+            for key, value in self.tunables.items()
+        }
+        return twin
 
     @property
     def term_names(self):
@@ -483,7 +510,7 @@ def _term_name(weight_name):
 
 def _logits_of(y_pred):
     """Logits, and whether outputs of a plain model are probabilities."""
-    kept = getattr(y_pred, "_keras_logits", None)
+    kept = kept_logits(y_pred)
     if kept is not None:
         return kept, None
     y_pred = ops.convert_to_tensor(y_pred)

@@ -1,6 +1,7 @@
 """The partial-KD methods, each in terms of its target distribution."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_kd.losses.base import DistillationLoss, Tunable
@@ -12,6 +13,9 @@ from keras_kd.losses.targets import (
 )
 from keras_kd.similarity import DEFAULT_TABLE_BYTES, ClassSimilarity
 from keras_kd.softmax import label_softmax
+
+# The name of a logit layer's matrix in a file.
+_LOGIT_LAYER = "logit_layer"
 
 
 def _register(cls):
@@ -115,10 +119,37 @@ class _ClassRelationLoss(DistillationLoss):
         """Reads the teacher's logit layer; see `DistillationLoss`."""
         self.class_similarity.bind_teacher(teacher)
 
+    def copy(self):
+        """A loss with variables of its own; see `DistillationLoss`."""
+        twin = super().copy()
+        twin.class_similarity = self.class_similarity.copy()
+        return twin
+
     @property
     def variables(self):
         """The targets by class beside the numbers; see `DistillationLoss`."""
         return [*super().variables, *self.class_similarity.variables]
+
+    # Keras calls these two for what a Distiller's file holds.
+
+    def save_own_variables(self, store):
+        """Saves the matrix read from the teacher, in its place.
+
+        Args:
+            store: mapping by name, as in `keras.Layer.save_own_variables`.
+        """
+        relations = self.class_similarity
+        if relations.weights is not None and not relations.is_given:
+            store[_LOGIT_LAYER] = relations.weights
+
+    def load_own_variables(self, store):
+        """Loads the matrix read from the teacher, if the file holds it.
+
+        Args:
+            store: mapping by name, as in `keras.Layer.load_own_variables`.
+        """
+        if _LOGIT_LAYER in store.keys():
+            self.class_similarity.use(np.array(store[_LOGIT_LAYER]))
 
     def get_config(self):
         """The arguments of the constructor."""
@@ -137,7 +168,10 @@ class KDSim(_ClassRelationLoss):
 
     The target of label t is the softmax over classes i of
     sign(c) * |c / alpha| ** beta, with c the cosine of rows t and i of the
-    teacher's logit layer. The teacher never runs: its weights are read once.
+    teacher's logit layer. The teacher never runs: its weights are read when
+    training starts (`fit`, or each `train_on_batch`), so that a teacher whose
+    weights are loaded or averaged later counts as it is then. A Distiller's
+    file without its teacher holds that matrix instead.
 
     Args:
         weight: float in [0, 1], weight of the distillation term.
@@ -150,6 +184,8 @@ class KDSim(_ClassRelationLoss):
         logit_layer: `None` to find the teacher's logit layer, or its name, or
             the layer, or its matrix with a row for each class
             ([classes, features]); with the latter two no teacher is needed.
+            They are part of the loss's configuration, and so of the JSON in a
+            Distiller's file; where that is large, give the name.
         table_bytes: the target of every class is kept in a [classes, classes]
             table when it fits in this many bytes, else worked out per batch.
         **kwargs: `temperature_squared`, `ignore_class`, `reduction`, `name`,

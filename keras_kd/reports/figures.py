@@ -1,21 +1,126 @@
-"""Figures for a report: drawn by Matplotlib, in the colours of the page."""
+"""Figures for a report, drawn by Matplotlib once the page's theme is known."""
 
+import base64
+import dataclasses
+import functools
 import io
-import re
 
-# Colours that stand for the page's own: what Matplotlib draws with each of
-# these gets the page's variable of that name. No two differ by rounding.
-_INK, _FAINT = "#010203", "#a1a2a3"
-COLOURS = ("#1f6fb4", "#d1622b", "#3a8f4d", "#8a5bb0")
-_VARIABLES = {
-    _INK: "currentColor",
-    _FAINT: "var(--faint)",
-    **{c: f"var(--series-{i})" for i, c in enumerate(COLOURS)},
-}
 # Inches: on a phone's 360 points of width text then keeps its size.
 _WIDTH, _HEIGHT = 4.2, 2.7
 
 
+@dataclasses.dataclass(frozen=True)
+class Theme:
+    """The colours of a page and of the figures on it.
+
+    Attributes:
+        ground: of the page.
+        ink: of text and of lines that stand for nothing.
+        faint: of frames.
+        series: of the first, second, ... series of a figure.
+    """
+
+    ground: str
+    ink: str
+    faint: str
+    series: tuple
+
+
+LIGHT = Theme(
+    "#ffffff", "#1b1f24", "#b4bac2", ("#1f6fb4", "#d1622b", "#3a8f4d")
+)
+DARK = Theme("#14171a", "#e4e7eb", "#59616b", ("#6db3f2", "#f39a6b", "#7fce92"))
+
+
+class Figure:
+    """A figure that can be drawn in any theme.
+
+    Args:
+        draw: function that returns a Matplotlib figure in its current style.
+
+    Example:
+    >>> figure = bars(["KD"], [1.2], [(0.9, 1.5)])
+    >>> address = figure.to_address(LIGHT)
+    """
+
+    def __init__(self, draw):
+        self._draw = draw
+
+    def to_matplotlib(self, theme=LIGHT):
+        """A new Matplotlib figure in the colours of a theme."""
+        with _style(theme):
+            return self._draw()
+
+    def to_svg(self, theme=LIGHT):
+        """An SVG document, as a string."""
+        with _style(theme):
+            file = io.StringIO()
+            self._draw().savefig(
+                file, format="svg", metadata={"Date": None}, transparent=True
+            )
+        return file.getvalue()
+
+    def to_address(self, theme=LIGHT):
+        """The SVG as a `data:` address, for an image on a page."""
+        data = base64.b64encode(self.to_svg(theme).encode())
+        return f"data:image/svg+xml;base64,{data.decode()}"
+
+    def to_image(self):
+        """A [height, width, 3] uint8 NumPy array, on white."""
+        import numpy as np
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        with _style(LIGHT):
+            figure = self._draw()
+            figure.set_dpi(120)
+            canvas = FigureCanvasAgg(figure)
+            canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _style(theme):
+    """A context with Matplotlib's settings for a theme."""
+    _require_matplotlib()
+    import matplotlib
+
+    return matplotlib.rc_context(
+        {
+            "axes.edgecolor": theme.faint,
+            "axes.labelcolor": theme.ink,
+            "axes.labelsize": 9.5,
+            "axes.prop_cycle": matplotlib.cycler(color=theme.series),
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "axes.titlesize": 10,
+            "font.size": 9.5,
+            "legend.fontsize": 9,
+            "legend.frameon": False,
+            "legend.labelspacing": 0.2,
+            "svg.fonttype": "none",
+            # The same figure is written as the same file.
+            "svg.hashsalt": "keras_kd",
+            "text.color": theme.ink,
+            # A metric or a method may have a dollar sign in its name.
+            "text.parse_math": False,
+            "xtick.color": theme.ink,
+            "xtick.labelsize": 9,
+            "ytick.color": theme.ink,
+            "ytick.labelsize": 9,
+        }
+    )
+
+
+def _drawn_later(function):
+    """Makes a function that draws at once return a `Figure`."""
+
+    @functools.wraps(function)
+    def prepare(*args, **kwargs):
+        return Figure(functools.partial(function, *args, **kwargs))
+
+    return prepare
+
+
+@_drawn_later
 def bars(names, values, intervals=None, label="", baseline=0.0):
     """Horizontal bars, with intervals where there are some.
 
@@ -27,21 +132,22 @@ def bars(names, values, intervals=None, label="", baseline=0.0):
         baseline: where the bars start.
 
     Returns:
-        A Matplotlib figure.
+        A `Figure`.
     """
-    figure, axes = _new_figure(height=0.9 + 0.32 * len(names))
+    figure, (axes,) = _new_figure(height=0.9 + 0.32 * len(names))
     places = range(len(names))
     lengths = [value - baseline for value in values]
-    axes.barh(places, lengths, 0.6, left=baseline, color=COLOURS[0])
+    axes.barh(places, lengths, 0.6, left=baseline, color="C0")
     for place, (low, high) in zip(places, intervals or (), strict=False):
-        axes.plot([low, high], [place, place], color=_INK, lw=1.4, marker="|")
-    axes.axvline(baseline, color=_INK, lw=0.8)
+        axes.plot([low, high], [place, place], color=_ink(), lw=1.4, marker="|")
+    axes.axvline(baseline, color=_ink(), lw=0.8)
     axes.set_yticks(list(places), names)
     axes.invert_yaxis()
     axes.set_xlabel(label)
     return figure
 
 
+@_drawn_later
 def lines(
     series, x_label="", y_label="", log_x=False, marks=(), diagonal=False
 ):
@@ -56,27 +162,26 @@ def lines(
         diagonal: whether to draw y = x.
 
     Returns:
-        A Matplotlib figure.
+        A `Figure`.
     """
-    figure, axes = _new_figure()
+    figure, (axes,) = _new_figure()
     if diagonal:
-        axes.plot([0, 1], [0, 1], color=_FAINT, lw=1)
-    for (name, (x, y)), colour in zip(series.items(), COLOURS, strict=False):
+        axes.plot([0, 1], [0, 1], color=_faint(), lw=1)
+    for i, (name, (x, y)) in enumerate(series.items()):
         marker = "o" if len(x) < 25 else None
-        axes.plot(x, y, color=colour, label=name, marker=marker, ms=3, lw=1.6)
+        axes.plot(x, y, f"C{i}", label=name, marker=marker, ms=3, lw=1.6)
     if log_x:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
     for x, name in marks:
-        axes.axvline(x, color=_INK, lw=0.9, ls=":")
+        axes.axvline(x, color=_ink(), lw=0.9, ls=":")
         axes.annotate(
             name,
             (x, 0.02),
-            xytext=(2, 0),
+            xytext=(3, 0),
             xycoords=axes.get_xaxis_transform(),
             textcoords="offset points",
             rotation=90,
-            color=_INK,
             fontsize=8,
         )
     axes.set_xlabel(x_label)
@@ -85,6 +190,7 @@ def lines(
     return figure
 
 
+@_drawn_later
 def histograms(edges, groups, x_label="", marks=()):
     """Outlines of histograms, each as shares of its own examples.
 
@@ -95,21 +201,22 @@ def histograms(edges, groups, x_label="", marks=()):
         marks: x values to draw a dotted line at.
 
     Returns:
-        A Matplotlib figure.
+        A `Figure`.
     """
-    figure, axes = _new_figure()
-    for (name, counts), colour in zip(groups.items(), COLOURS, strict=False):
+    figure, (axes,) = _new_figure()
+    for i, (name, counts) in enumerate(groups.items()):
         total = max(sum(counts), 1)
         shares = [count / total for count in counts]
-        axes.stairs(shares, edges, color=colour, label=name, lw=1.6)
+        axes.stairs(shares, edges, color=f"C{i}", label=name, lw=1.6)
     for x in marks:
-        axes.axvline(x, color=_INK, lw=0.8, ls=":")
+        axes.axvline(x, color=_ink(), lw=0.8, ls=":")
     axes.set_xlabel(x_label)
     axes.set_ylabel("share of examples")
     _legend(axes, groups)
     return figure
 
 
+@_drawn_later
 def heatmaps(panels, limit=1.0, label=""):
     """Matrices side by side in one scale of colours, from -limit to limit.
 
@@ -119,7 +226,7 @@ def heatmaps(panels, limit=1.0, label=""):
         label: of the scale.
 
     Returns:
-        A Matplotlib figure.
+        A `Figure`.
     """
     height = 1.2 + 0.9 * _WIDTH / len(panels)
     figure, axes = _new_figure(height, len(panels))
@@ -131,16 +238,28 @@ def heatmaps(panels, limit=1.0, label=""):
             vmax=limit,
             interpolation="nearest",
         )
-        each.set_title(name, fontsize=10, color=_INK)
+        each.set_title(name)
         each.set_xticks([])
         each.set_yticks([])
+        each.spines[:].set_visible(True)
     bar = figure.colorbar(
         image, ax=list(axes), orientation="horizontal", fraction=0.05, pad=0.02
     )
-    bar.set_label(label, color=_INK)
-    bar.ax.tick_params(color=_INK, labelcolor=_INK)
+    bar.set_label(label)
     bar.outline.set_visible(False)
     return figure
+
+
+def _ink():
+    import matplotlib
+
+    return matplotlib.rcParams["text.color"]
+
+
+def _faint():
+    import matplotlib
+
+    return matplotlib.rcParams["axes.edgecolor"]
 
 
 def _legend(axes, names):
@@ -150,87 +269,23 @@ def _legend(axes, names):
             loc="lower left",
             bbox_to_anchor=(0, 1),
             borderaxespad=0.2,
-            frameon=False,
-            labelcolor=_INK,
-            labelspacing=0.2,
-            fontsize=9,
         )
 
 
-def _new_figure(height=_HEIGHT, columns=None):
-    figure_class = _matplotlib_figure()
-    figure = figure_class(figsize=(_WIDTH, height), layout="constrained")
-    figure.patch.set_alpha(0)
-    axes = figure.subplots(1, columns or 1, squeeze=False)[0]
-    for each in axes:
-        each.patch.set_alpha(0)
-        each.tick_params(colors=_INK, labelsize=9)
-        for label in (each.xaxis.label, each.yaxis.label):
-            label.set(color=_INK, fontsize=9.5)
-        for side, spine in each.spines.items():
-            spine.set_color(_FAINT)
-            spine.set_visible(side in ("left", "bottom") or bool(columns))
-    return figure, axes if columns else axes[0]
+def _new_figure(height=_HEIGHT, columns=1):
+    # The class and not pyplot, which would choose a window system.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
-def _matplotlib_figure():
+def _require_matplotlib():
     try:
-        # The class and not pyplot, which would choose a window system.
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "The pictures of a report are drawn by matplotlib. Received: no "
-            "module of that name. Run pip install matplotlib; print(diagnosis) "
-            "and diagnosis.to_json() need it not."
+            "The figures of a report are drawn by Matplotlib. Received: no "
+            "module of that name. Run pip install matplotlib, or use what "
+            "needs no figures: print(...) and to_json() or to_dict()."
         ) from error
-    return Figure
-
-
-def to_svg(figure, name):
-    """A figure as an SVG element in the page's colours.
-
-    Args:
-        figure: a Matplotlib figure.
-        name: that no other figure of the page has.
-
-    Returns:
-        A string.
-    """
-    import matplotlib
-
-    file = io.StringIO()
-    with matplotlib.rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9.5}
-    ):
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # The page's width decides; and names are unique in a page.
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(
-        r"font: ([^;\"]*?)(['\"]?DejaVu Sans['\"]?)[^;\"]*",
-        r"font: \1system-ui, sans-serif",
-        svg,
-    )
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    return svg
-
-
-def to_image(figure):
-    """A figure as a [height, width, 3] uint8 NumPy array, on white.
-
-    Args:
-        figure: a Matplotlib figure.
-    """
-    import numpy as np
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    figure.patch.set(alpha=1, facecolor="white")
-    figure.set_dpi(120)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

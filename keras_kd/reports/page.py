@@ -1,24 +1,32 @@
-"""A report: one HTML page with its pictures in it, for a screen and for print.
+"""A report: one HTML page with its figures in it, for screen and print.
 
 A `Page` takes headings, text, tables and figures in order. Figures are those
-of `keras_kd.reports.figures`, whose colours follow the page's light and dark
-scheme.
+of `keras_kd.reports.figures`, drawn for the page's light and dark scheme.
 """
 
 import html
-import pathlib
+import os
 
-from keras_kd.reports.figures import to_svg
+from keras_kd.files import user_path, write_whole
+from keras_kd.reports.figures import DARK, LIGHT
 
+
+def _colours(theme, bad, good, card):
+    """The page's colours as CSS variables."""
+    return (
+        f"--ground: {theme.ground}; --ink: {theme.ink}; --faint: "
+        f"{theme.faint}; --bad: {bad}; --good: {good}; --card: {card};"
+    )
+
+
+_COLOURS = (
+    ":root { color-scheme: light dark; "
+    + _colours(LIGHT, "#b3261e", "#2a6b3c", "#f5f6f8")
+    + " }\n@media (prefers-color-scheme: dark) { :root { "
+    + _colours(DARK, "#ff8a80", "#81c995", "#1f2429")
+    + " } }"
+)
 _STYLE = """
-:root { color-scheme: light dark; --ground: #fff; --ink: #1b1f24;
-  --faint: #b4bac2; --card: #f5f6f8; --bad: #b3261e; --good: #2a6b3c;
-  --series-0: #1f6fb4; --series-1: #d1622b; --series-2: #3a8f4d;
-  --series-3: #8a5bb0; }
-@media (prefers-color-scheme: dark) { :root { --ground: #14171a;
-  --ink: #e4e7eb; --faint: #59616b; --card: #1f2429; --bad: #ff8a80;
-  --good: #81c995; --series-0: #6db3f2; --series-1: #f39a6b;
-  --series-2: #7fce92; --series-3: #c3a1e6; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1rem; max-width: 62rem; line-height: 1.5;
   font: 1rem/1.5 system-ui, sans-serif; background: var(--ground);
@@ -36,7 +44,7 @@ h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 .figures { display: grid; gap: 1.2rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
 figure { margin: 0; break-inside: avoid; }
-figure svg { width: 100%; height: auto; display: block; }
+figure img { width: 100%; height: auto; display: block; }
 figcaption { font-size: .9rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
@@ -53,16 +61,22 @@ def check_new(path):
     """Refuses a path at which there is a file already.
 
     Args:
-        path: of the file to be written.
+        path: of the file to be written; a leading `~` is the home folder.
+
+    Returns:
+        The path as a string.
 
     Raises:
         FileExistsError: if there is one.
+        ValueError: if the path is empty.
     """
-    if pathlib.Path(path).exists():
+    path = user_path(path)
+    if os.path.exists(path):
         raise FileExistsError(
-            f"A report never overwrites a file. Received: {str(path)!r}, which "
+            f"A report never overwrites a file. Received: {path!r}, which "
             "exists. Choose another name, or remove it first."
         )
+    return path
 
 
 class Page:
@@ -83,7 +97,6 @@ class Page:
     def __init__(self, title):
         self.title = title
         self._parts = []
-        self._figures = 0
         self._in_figures = False
 
     def add_heading(self, text):
@@ -139,18 +152,20 @@ class Page:
         )
 
     def add_figure(self, figure, caption):
-        """Adds a picture; one after the other share a row where there is room.
+        """Adds a figure; successive ones share a row where there is room.
 
         Args:
-            figure: a Matplotlib figure, or a string with an SVG element.
+            figure: a `keras_kd.reports.figures.Figure`, drawn in the colours
+                of the page's light and of its dark scheme.
             caption: what it shows.
         """
-        self._figures += 1
-        if not isinstance(figure, str):
-            figure = to_svg(figure, f"figure{self._figures}")
+        caption = html.escape(caption)
         self._add(
-            f"<figure>{figure}<figcaption>{html.escape(caption)}</figcaption>"
-            "</figure>",
+            "<figure><picture><source "
+            'media="(prefers-color-scheme: dark)" '
+            f'srcset="{figure.to_address(DARK)}"><img alt="{caption}" '
+            f'src="{figure.to_address(LIGHT)}"></picture>'
+            f"<figcaption>{caption}</figcaption></figure>",
             in_figures=True,
         )
 
@@ -170,22 +185,21 @@ class Page:
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, '
             f'initial-scale=1">\n<title>{title}</title>\n'
-            f"<style>{_STYLE}</style></head>\n<body><h1>{title}</h1>\n"
+            f"<style>{_COLOURS}{_STYLE}</style></head>\n<body><h1>{title}</h1>\n"
             f"{body}\n</body></html>\n"
         )
 
     def save(self, path):
-        """Writes the page to a new file.
+        """Writes the page to a new file, whole or not at all.
 
         Args:
             path: of a file that does not exist yet.
 
         Raises:
             FileExistsError: if it does.
+            OSError: if it can't be written, such as on a full disk.
         """
-        check_new(path)
-        with open(path, "x", encoding="utf-8") as file:
-            file.write(self.render())
+        write_whole(check_new(path), self.render())
 
 
 def _number(value):

@@ -29,7 +29,8 @@ def run(script, backend, *arguments, **variables):
         env={
             **os.environ,
             "KERAS_BACKEND": backend,
-            "PYTHONPATH": str(FOLDER.parent),
+            # This checkout, whichever one is installed.
+            "PYTHONPATH": os.pathsep.join(map(str, FOLDER.parents[:2])),
             **variables,
         },
     )

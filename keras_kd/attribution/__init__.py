@@ -1,0 +1,34 @@
+"""What each part of a teacher's knowledge was worth to a student.
+
+Each method trains a student with one part of the knowledge, or with a control
+that has the smoothing of that part without its knowledge. Methods of one seed
+are paired: their difference is free of what that seed did to all of them.
+
+`attribute` runs the methods of `levels`, with the controls of `controls`;
+`runs` keeps what is finished; `intervals` compares; `outcome` says what was
+found, and `report` draws it.
+"""
+
+from keras_kd.attribution.attribute import attribute
+from keras_kd.attribution.controls import (
+    permuted_logit_weights,
+    shuffle_within_labels,
+)
+from keras_kd.attribution.intervals import Interval, paired_interval
+from keras_kd.attribution.levels import LEVELS, METHODS, Level
+from keras_kd.attribution.outcome import Attribution, Comparison
+from keras_kd.attribution.report import write_hparams
+
+__all__ = [
+    "LEVELS",
+    "METHODS",
+    "Attribution",
+    "Comparison",
+    "Interval",
+    "Level",
+    "attribute",
+    "paired_interval",
+    "permuted_logit_weights",
+    "shuffle_within_labels",
+    "write_hparams",
+]

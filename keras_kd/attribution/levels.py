@@ -1,0 +1,80 @@
+"""The levels of a teacher's knowledge, and the methods that tell them apart."""
+
+import dataclasses
+
+METHODS = (
+    "plain",
+    "label_smoothing",
+    "kd_sim",
+    "kd_pt",
+    "kd_pt_sim",
+    "kd_topk",
+    "kd",
+    "kd_sim_permuted",
+    "kd_pt_shuffled",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """A level of the teacher's knowledge, and how its worth is measured.
+
+    Attributes:
+        name: of the level.
+        method: the method that has it.
+        baseline: the method that lacks it; or several, of which the one with
+            the better mean counts.
+        question: in plain words, what the difference measures.
+    """
+
+    name: str
+    method: str
+    baseline: str | tuple
+    question: str
+
+
+LEVELS = (
+    Level(
+        "regularisation",
+        "label_smoothing",
+        "plain",
+        "smoothing the labels, which needs no teacher",
+    ),
+    Level(
+        "class relations",
+        "kd_sim",
+        "label_smoothing",
+        "spreading the smoothing over related classes",
+    ),
+    Level(
+        "class relations",
+        "kd_sim",
+        "kd_sim_permuted",
+        "true class relations against those of permuted classes",
+    ),
+    Level(
+        "rescaling",
+        "kd_pt",
+        "label_smoothing",
+        "smoothing each example by the teacher's confidence in it",
+    ),
+    Level(
+        "rescaling",
+        "kd_pt",
+        "kd_pt_shuffled",
+        "each example's own confidence against that of another of its class",
+    ),
+    Level(
+        "both together",
+        "kd_pt_sim",
+        ("kd_pt", "kd_sim"),
+        "rescaling and relations together against the better of the two",
+    ),
+    Level(
+        "the tail",
+        "kd",
+        "kd_topk",
+        "the teacher's probabilities beyond its largest classes",
+    ),
+    Level("all", "kd", "plain", "everything that the teacher gives"),
+)

@@ -1,0 +1,129 @@
+"""Finished runs, kept in one file each."""
+
+import json
+import math
+import pathlib
+import re
+
+from keras_kd.files import errors_naming, read_json, user_path, write_json
+
+
+class Runs:
+    """Finished runs, in memory and in a folder.
+
+    Args:
+        folder: path, or `None` to keep nothing.
+        study: dict in JSON's types; only runs of an equal one are accepted.
+
+    Raises:
+        ValueError: if the folder holds another study, other files, or a
+            damaged run.
+        OSError: if it can't be written to.
+    """
+
+    def __init__(self, folder, study):
+        # By (method, seed), and by method.
+        self.results, self.seconds = {}, {}
+        self.folder = None
+        if folder is None:
+            return
+        self.folder = pathlib.Path(user_path(folder, "folder"))
+        # As it will be read, with lists for tuples.
+        self._claim(json.loads(json.dumps(study)))
+        for path in sorted(self.folder.glob("run-*.json")):
+            self._take(**_read_run(path))
+
+    def scores(self, method, seeds):
+        """Dict by seed of a method's scores, of the seeds that were run."""
+        return {
+            seed: self.results[method, seed]
+            for seed in seeds
+            if (method, seed) in self.results
+        }
+
+    def expected_seconds(self, methods):
+        """Time that one run of each method takes, by the longest so far."""
+        known = self.seconds
+        longest = max((max(s) for s in known.values()), default=0.0)
+        return sum(max(known.get(name, [longest])) for name in methods)
+
+    def add(self, method, seed, score, seconds):
+        """Keeps a finished run.
+
+        Args:
+            method: name.
+            seed: integer.
+            score: float.
+            seconds: float, the time that it took.
+        """
+        run = {
+            "method": method,
+            "seed": seed,
+            "score": score,
+            "seconds": seconds,
+        }
+        self._take(**run)
+        if self.folder is not None:
+            write_json(self.folder / _file_name(method, seed), run)
+
+    def _take(self, method, seed, score, seconds):
+        self.results[method, seed] = score
+        self.seconds.setdefault(method, []).append(seconds)
+
+    def _claim(self, study):
+        """Makes the folder one of this study, or refuses it."""
+        path = self.folder / "study.json"
+        if path.exists():
+            before = read_json(
+                path,
+                "Remove it if the folder's runs are of this study, or choose "
+                "another `folder`.",
+            )
+            if before != study:
+                raise ValueError(
+                    f"{self.folder} holds the runs of another study. Received: "
+                    f"{study}, where it has {before}. Choose another `folder`."
+                )
+            return
+        if self.folder.exists() and self._has_other_files():
+            raise ValueError(
+                "The folder must be new, empty, or from an earlier call. "
+                f"Received: {self.folder} with other files. Choose another "
+                "`folder`."
+            )
+        with errors_naming(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, study)
+
+    def _has_other_files(self):
+        """Whether it holds anything but runs and what a killed call left."""
+        ours = re.compile(r"run-.+\.json|.+\.unfinished")
+        return any(not ours.fullmatch(p.name) for p in self.folder.iterdir())
+
+
+def _read_run(path):
+    """The run in a file, complete."""
+    remedy = "Remove it; its student is trained again, and other runs are kept."
+    run = read_json(path, remedy)
+    if not _is_run(run) or path.name != _file_name(run["method"], run["seed"]):
+        raise ValueError(
+            f"The file {path} must hold the finished run of its name. "
+            f"Received: {json.dumps(run)[:200]}. {remedy}"
+        )
+    return run
+
+
+def _is_run(value):
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"method", "seed", "score", "seconds"}
+        and isinstance(value["seed"], int)
+        and all(
+            isinstance(value[key], int | float) and math.isfinite(value[key])
+            for key in ("score", "seconds")
+        )
+    )
+
+
+def _file_name(method, seed):
+    return f"run-{method}-{seed}.json"

@@ -1,0 +1,228 @@
+"""A data set beside what a cache keeps of it, compared example by example."""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from keras_kd.batch import (
+    LABELS,
+    STATISTICS_TEMPERATURE,
+    TEACHER_FINGERPRINT,
+    TEACHER_RIGHT,
+)
+from keras_kd.cache.data import (
+    Views,
+    class_ids,
+    example_checksums,
+    refused_unless,
+)
+from keras_kd.cache.manifest import CHECKSUM, Manifest
+from keras_kd.cache.storage import Table
+from keras_kd.cache.stores import OwnStore, Store
+from keras_kd.data_errors import DataError
+from keras_kd.fingerprint import teacher_number
+
+# What is read with the statistics of each example, and not given on.
+_POSITION, _VIEW = "position", "view"
+_OWN = {CHECKSUM, _POSITION, _VIEW}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How a data set is read with a cache.
+
+    Attributes:
+        path: of the cache, for messages.
+        manifest: `Manifest`.
+        table: `Table`.
+        views: `Views`.
+        check: whether every example is compared.
+        store: the `Store` that is read; `None` for none.
+        wanted: the `Store` that the loss would have for itself.
+    """
+
+    path: str
+    manifest: Manifest
+    table: Table
+    views: Views
+    check: bool = True
+    store: Store | None = None
+    wanted: Store | None = None
+
+    def __post_init__(self):
+        # Now, as a store of a user's own loss runs the loss to name them.
+        names = [CHECKSUM]
+        if self.store is not None:
+            own = isinstance(self.store, OwnStore)
+            store = self.wanted if own else self.store
+            fields = store.fields(tuple(self.manifest.label_shape))
+            names += [field.name for field in fields]
+        if TEACHER_RIGHT in [each.name for each in self.manifest.statistics]:
+            names.append(TEACHER_RIGHT)
+        object.__setattr__(self, "_names", names)
+
+    def one_pass(self, dataset, view):
+        """The data set beside what the cache keeps, for one epoch.
+
+        Args:
+            dataset: `tf.data.Dataset`, as it was when the cache was written.
+            view: int64 scalar tensor.
+
+        Returns:
+            A `tf.data.Dataset` of (element, kept), kept a dict by name of
+            what `merged` takes.
+        """
+        import tensorflow as tf
+
+        manifest = self.manifest
+        elements = dataset.apply(
+            tf.data.experimental.assert_cardinality(manifest.elements)
+        )
+        # A block is a chunk: none is read twice.
+        blocks = tf.data.Dataset.range(-(-manifest.examples // manifest.chunk))
+        blocks = blocks.map(lambda number: self._block(number, view))
+        blocks = blocks.prefetch(1)
+        if manifest.batched:
+            records = blocks.rebatch(manifest.batch_size)
+        else:
+            records = blocks.unbatch()
+        return tf.data.Dataset.zip(elements, records)
+
+    def _block(self, number, view):
+        """What is kept of the examples of a chunk, as tensors."""
+        import tensorflow as tf
+
+        chunk, examples = self.manifest.chunk, self.manifest.examples
+        empty = self._read(0, 0, 0)
+
+        def read(number, view):
+            start = int(number) * chunk
+            stop = min(start + chunk, examples)
+            return list(self._read(int(view), start, stop).values())
+
+        dtypes = [array.dtype for array in empty.values()]
+        arrays = tf.numpy_function(read, [number, view], dtypes)
+        kept = dict(zip(empty, arrays, strict=True))
+        for name, array in kept.items():
+            array.set_shape((None, *empty[name].shape[1:]))
+        rows = tf.range(tf.size(kept[CHECKSUM], tf.int64))
+        kept[_POSITION] = number * chunk + rows
+        kept[_VIEW] = tf.zeros_like(rows) + view
+        return kept
+
+    def _read(self, view, start, stop):
+        """Dict of NumPy arrays, decoded."""
+        arrays = self.table.read(view, start, stop, self._names)
+        found = {CHECKSUM: arrays[CHECKSUM]}
+        if self.store is not None:
+            found.update(self.store.decode(arrays, self.wanted))
+        if TEACHER_RIGHT in arrays:
+            found[TEACHER_RIGHT] = arrays[TEACHER_RIGHT].astype(bool)
+        return found
+
+    def augmented(self, passed):
+        """The passed data, inputs augmented where there are views."""
+        import tensorflow as tf
+
+        if self.views.augment is None:
+            return passed
+        batched = self.manifest.batched
+
+        def view_of(element, kept):
+            x, *rest = element
+            view, position = kept[_VIEW], kept[_POSITION]
+            if batched:
+                view, position = view[0], position[0]
+            return (self.views.of(x, view, position, batched), *rest), kept
+
+        return passed.map(view_of, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def merged(self, passed, batched):
+        """The passed data as (x, y[, sample_weight]), y a dict.
+
+        Args:
+            passed: `tf.data.Dataset` of (element, kept).
+            batched: whether these are batches.
+        """
+        import tensorflow as tf
+
+        def of_one(element, kept):
+            batch = tf.nest.map_structure(lambda t: t[None], (element, kept))
+            return tf.nest.map_structure(lambda t: t[0], self._merge(*batch))
+
+        merge = self._merge if batched else of_one
+        return passed.map(merge, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def _merge(self, element, kept):
+        import tensorflow as tf
+
+        x, labels, *weight = element
+        if self.check:
+            x = self.compared(x, labels, kept[CHECKSUM], kept[_POSITION])
+        y = labels if isinstance(labels, dict) else {LABELS: labels}
+        y = {**y, **{k: v for k, v in kept.items() if k not in _OWN}}
+        rows = tf.shape(kept[CHECKSUM])
+        number = np.int32(teacher_number(self.manifest.teacher))
+        y[TEACHER_FINGERPRINT] = tf.fill(rows, number)
+        if self.wanted is not None and self.wanted.temperature is not None:
+            temperature = np.float32(self.wanted.temperature)
+            y[STATISTICS_TEMPERATURE] = tf.fill(rows, temperature)
+        if TEACHER_RIGHT not in y and "top_classes" in y:
+            ids = class_ids(labels, self.manifest.label_shape)
+            best = tf.cast(y["top_classes"][..., 0], tf.int64)
+            y[TEACHER_RIGHT] = best == ids
+        return (x, y, *weight)
+
+    def compared(self, x, labels, wanted, positions):
+        """The input of a batch, refused if it is not what the teacher saw.
+
+        Args:
+            x: input of a batch.
+            labels: its labels.
+            wanted: checksums of what the teacher saw.
+            positions: of these examples in the data set.
+
+        Raises:
+            DataError: when the data are read.
+        """
+        import tensorflow as tf
+
+        ids = class_ids(labels, self.manifest.label_shape)
+        found = example_checksums(x, ids)
+        rows = tf.minimum(tf.size(found), tf.size(wanted))
+        same = tf.logical_and(
+            tf.equal(tf.size(found), tf.size(wanted)),
+            tf.reduce_all(tf.equal(found[:rows], wanted[:rows])),
+        )
+        flat = keras.tree.flatten(x)
+        flat[0] = refused_unless(
+            same, flat[0], self._refuse, found, wanted, positions
+        )
+        return keras.tree.pack_sequence_as(x, flat)
+
+    def _refuse(self, found, wanted, positions):
+        rows = min(len(found), len(wanted))
+        differ = np.flatnonzero(found[:rows] != wanted[:rows])
+        if len(differ):
+            received = (
+                f"{len(differ)} of {rows} examples with another input or "
+                f"label, the first at position {positions[differ[0]]} of "
+                f"{self.manifest.examples}"
+            )
+        else:
+            received = (
+                f"a batch of {len(found)} examples at position "
+                f"{positions[0]}, where the cache has {len(wanted)}"
+            )
+        raise self.not_these_data(received)
+
+    def not_these_data(self, received):
+        """The error that says that the data are others."""
+        return DataError(
+            "The data must be what the teacher saw when the cache was written, "
+            f"in the same order. Received: {received}, for the cache at "
+            f"{self.path}. Pass the data set that `write` was given, "
+            "unshuffled (shuffle after `attach`, or by `epochs`), or write "
+            "another cache."
+        )
