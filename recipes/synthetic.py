@@ -280,6 +280,7 @@ class SyntheticStudy:
             classes=options["classes"],
             seed=options["first_seed"],
         )
+        on_torch = keras.backend.backend() == "torch"
         distiller = kd.Distiller(networks, gradient_scale=False)
         distiller.compile(
             optimizer=keras.optimizers.AdamW(
@@ -289,8 +290,9 @@ class SyntheticStudy:
                 weight_decay=options.get(f"{prefix}weight_decay", 0.0),
             ),
             loss=loss,
-            jit_compile=True,
-            steps_per_execution=steps,
+            # Keras runs neither on PyTorch.
+            jit_compile=not on_torch,
+            steps_per_execution=1 if on_torch else steps,
         )
         began = time.perf_counter()
         # Full batches alone: another shape would be compiled once more.
@@ -466,7 +468,7 @@ class ManyClassSimilarities:
 
     def target(self, labels, num_classes):
         """See `ClassSimilarity.target`; labels are [batch, students]."""
-        rows = ops.clip(labels, 0, num_classes - 1) + self._first_rows
+        rows = ops.add(ops.clip(labels, 0, num_classes - 1), self._first_rows)
         return (
             ops.take(self._probabilities, rows, axis=0),
             ops.take(self._off_label, rows, axis=0),

@@ -143,7 +143,7 @@ def step_timer(data, depth, batch_size, steps):
 
 def report(rates):
     """Prints medians and how many times the student the pipelines are."""
-    import common
+    from study.table import print_table
 
     *_, student = rates
     rows = []
@@ -158,7 +158,7 @@ def report(rates):
                 "quartiles": f"{quartiles[0]:.1f} to {quartiles[2]:.1f}",
             }
         )
-    common.print_table("Input pipeline", rows)
+    print_table("Input pipeline", rows)
 
 
 if __name__ == "__main__":

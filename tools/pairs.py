@@ -87,10 +87,10 @@ def print_rows(title, rows, markdown):
         rows: list of dicts of strings.
         markdown: whether in Markdown.
     """
-    import common
+    from study.table import print_table
 
     if not markdown:
-        common.print_table(title, rows)
+        print_table(title, rows)
         return
     click.echo(f"\n{title}\n")
     lines = [rows[0].keys(), ["---"] * len(rows[0])]

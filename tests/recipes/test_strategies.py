@@ -23,8 +23,8 @@ def test_one_device_and_several_replicas_are_refused():
 
 
 def test_more_replicas_than_devices_are_refused():
-    tf.config.list_logical_devices()
-    with pytest.raises(ValueError, match="Received: 2"):
+    there = len(tf.config.list_logical_devices("CPU"))
+    with pytest.raises(ValueError, match=f"Received: {there}"):
         strategies.make_strategy("mirrored", 64)
 
 
