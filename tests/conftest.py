@@ -18,6 +18,15 @@ if keras.backend.backend() == "tensorflow":
         tf.config.list_physical_devices("CPU")[0],
         [tf.config.LogicalDeviceConfiguration()] * 4,
     )
+
+    # When an iterator is deleted, TensorFlow at times waits for the thread that
+    # tunes it, the longer the older it is: minutes over a whole run.
+    _UNTUNED = tf.data.Options()
+    _UNTUNED.autotune.enabled = False
+    _iterator = tf.data.Dataset.__iter__
+    tf.data.Dataset.__iter__ = lambda self: _iterator(
+        self.with_options(_UNTUNED)
+    )
 else:
     collect_ignore = [
         "test_distribution.py",

@@ -62,6 +62,10 @@ def own_names(tree):
             )
             if of_self and isinstance(node.ctx, ast.Store):
                 yield getattr(node, "attr", None) or node.id
+        elif isinstance(node, ast.Call) and len(node.args) == 3:
+            # A frozen dataclass sets what it works out by itself so.
+            if getattr(node.func, "attr", None) == "__setattr__":
+                yield getattr(node.args[1], "value", None)
 
 
 def test_private_names_are_used_in_one_module_alone():

@@ -11,6 +11,7 @@ import click
 import keras
 import numpy as np
 import tensorflow as tf
+from data.batches import untuned
 
 import keras_kd as kd
 from keras_kd import distribution
@@ -160,7 +161,7 @@ class Study:
                 teacher = self.teacher_of_one_process(teacher)
             kd.TeacherCache.write(
                 path,
-                self.cached_data(),
+                untuned(self.cached_data()),
                 teacher,
                 list(needing.values()),
                 augment=self.augment(),
@@ -273,11 +274,13 @@ class Study:
         else:
             data = self.cached_stream(cache, trainer.loss, first_epoch)
         trainer.fit(
-            data,
+            untuned(data),
             steps_per_epoch=steps,
             epochs=epochs,
             shuffle=False,  # The data are, where they have to be.
-            validation_data=next(iter(self.evaluation_data().values())),
+            validation_data=untuned(
+                next(iter(self.evaluation_data().values()))
+            ),
             validation_freq=self.options["validate_every"],
             verbose=VERBOSE,
             callbacks=[
@@ -318,7 +321,7 @@ class Study:
         results = {"parameters": trainer.student.count_params()}
         for part, data in self.evaluation_data().items():
             scores = trainer.evaluate(
-                data,
+                untuned(data),
                 callbacks=self.callbacks(trainer.student),
                 verbose=0,
                 return_dict=True,
