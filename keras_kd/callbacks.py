@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_kd import distribution
 from keras_kd.backup import BackupAndRestore
+from keras_kd.files import user_path
 from keras_kd.similarity import class_similarity, logit_weights
 
 __all__ = ["BackupAndRestore", "KDTensorBoard", "LossSchedule"]
@@ -54,7 +55,7 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
       right; blue is -1, white 0, red 1.
 
     Args:
-        log_dir: folder of the event files.
+        log_dir: folder of the event files; `~` is the home folder.
         histogram_steps: write histograms also every so many batches, at the
             batch's number; by default at the end of each epoch alone.
         similarity_classes: which classes to show, and in which order: a list
@@ -63,7 +64,7 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
         **kwargs: as in `keras.callbacks.TensorBoard`.
 
     Raises:
-        ValueError: if `histogram_steps` is below 1.
+        ValueError: if `histogram_steps` is below 1, or `log_dir` is empty.
 
     Example:
     >>> distiller.fit(train, callbacks=[kd.callbacks.KDTensorBoard("logs")])
@@ -79,7 +80,7 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
         similarity_classes=100,
         **kwargs,
     ):
-        super().__init__(log_dir, **kwargs)
+        super().__init__(user_path(log_dir, "log_dir"), **kwargs)
         if histogram_steps is not None and histogram_steps < 1:
             raise ValueError(
                 "`histogram_steps` counts batches and must be at least 1. "
@@ -109,7 +110,7 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
         super().set_model(model)
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Starts counting anew, as the metrics do."""
+        """Starts counting again from 0, as the metrics do."""
         super().on_epoch_begin(epoch, logs)
         self._written = {}
 

@@ -113,7 +113,7 @@ class Distiller(backend.Trainer):
         name: optional name.
 
     Raises:
-        TypeError: if student or teacher is no `keras.Model`.
+        TypeError: if student or teacher is not a `keras.Model`.
         ValueError: if they have different numbers of classes, are one object
             or share variables that training changes, or the student has a
             training step or a loss of its own.
@@ -249,7 +249,7 @@ class Distiller(backend.Trainer):
             **kwargs: as in `keras.Model.compile`.
 
         Raises:
-            ValueError: if `loss` is no distillation loss, if it needs a logit
+            ValueError: if `loss` is not a distillation loss, if it needs a logit
                 layer that is not found, if `loss_weights` are given, or if
                 student and teacher share what training changes.
         """

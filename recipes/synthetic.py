@@ -537,7 +537,7 @@ def judge(scores, deltas):
     """The paper's four claims, each tested on pairs of methods by seed.
 
     KD-sim and KD-pt are held against label smoothing: a gain that smoothing
-    without a teacher brings as well is no knowledge of the teacher.
+    without a teacher brings as well is not knowledge of the teacher.
 
     Args:
         scores: dict by method of [deltas, seeds] accuracies.

@@ -49,7 +49,7 @@ def compiled(function, variables=(), signature=None):
         variables: the `keras.Variable`s that it reads or changes, which JAX
             has to know.
         signature: optional list of the arguments' `tf.TensorSpec`s, with which
-            TensorFlow compiles once and not anew for each new shape.
+            TensorFlow compiles once, not again for each new shape.
 
     Returns:
         A function of the same arguments.

@@ -36,7 +36,7 @@ def custom_gradient(function):
 
 
 def compiled(function, variables, signature):
-    """Each new shape is compiled anew."""
+    """Each new shape is compiled again."""
     del signature
 
     @jax.jit

@@ -179,7 +179,7 @@ def label_smoothed(numbers):
 
 
 def temperature_too_high(numbers):
-    """Soft targets that are no more than label smoothing."""
+    """Soft targets that amount to label smoothing."""
     temperature = numbers["temperature"]
     limit = temperature["label_smoothing_from"]
     if limit is None or temperature["loss"] <= temperature["best"]:

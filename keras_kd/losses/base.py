@@ -66,7 +66,7 @@ class LossParts:
 class Tunable:
     """A number of a loss that may change while training.
 
-    It is held in a variable, which the compiled training step reads anew at
+    It is held in a variable, which the compiled training step reads again at
     each step; a plain attribute would be baked into the compiled step.
     """
 
@@ -274,7 +274,7 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
     @property
     def tunables(self):
         """Dict of the current values of what may change, by name."""
-        # A variable of several replicas is no number to Python; its array is.
+        # Python takes a variable of several replicas for no number; its array is one.
         return {
             name: float(ops.convert_to_numpy(variable))
             for name, variable in self._tunables.items()

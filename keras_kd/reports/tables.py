@@ -42,5 +42,5 @@ def markdown(rows):
 
 
 def _cell(text):
-    """Plain text, in which brackets are no markup and bars no borders."""
+    """Plain text, whose brackets are not markup and whose bars are not borders."""
     return rich.text.Text(text.replace("|", r"\|"))
