@@ -249,9 +249,9 @@ class Distiller(backend.Trainer):
             **kwargs: as in `keras.Model.compile`.
 
         Raises:
-            ValueError: if `loss` is not a distillation loss, if it needs a logit
-                layer that is not found, if `loss_weights` are given, or if
-                student and teacher share what training changes.
+            ValueError: if `loss` is not a distillation loss, if it needs a
+                logit layer that is not found, if `loss_weights` are given, or
+                if student and teacher share what training changes.
         """
         self._configure(
             optimizer, loss, loss_weights, metrics, weighted_metrics, **kwargs

@@ -274,7 +274,7 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
     @property
     def tunables(self):
         """Dict of the current values of what may change, by name."""
-        # Python takes a variable of several replicas for no number; its array is one.
+        # Python can't make a number of a variable of several replicas.
         return {
             name: float(ops.convert_to_numpy(variable))
             for name, variable in self._tunables.items()

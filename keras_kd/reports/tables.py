@@ -42,5 +42,5 @@ def markdown(rows):
 
 
 def _cell(text):
-    """Plain text, whose brackets are not markup and whose bars are not borders."""
+    """Plain text: brackets are not markup, bars are not borders."""
     return rich.text.Text(text.replace("|", r"\|"))
