@@ -56,8 +56,8 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
 
     Args:
         log_dir: folder of the event files; `~` is the home folder.
-        histogram_steps: write histograms also every so many batches, at the
-            batch's number; by default at the end of each epoch alone.
+        histogram_steps: also write histograms every this many batches, at the
+            batch's number; by default only at the end of each epoch.
         similarity_classes: which classes to show, and in which order: a list
             of class ids (sort them by superclass to see its blocks), or how
             many of the first classes.
@@ -121,7 +121,7 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
             self._log_gradient_scales()
 
     def on_epoch_end(self, epoch, logs=None):
-        """Writes what the epoch was."""
+        """Writes what the epoch gave."""
         super().on_epoch_end(epoch, logs)
         self._log_gradient_scales()
         with self._train_writer.as_default():

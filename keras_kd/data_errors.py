@@ -1,4 +1,4 @@
-"""Errors found inside a `tf.data` pipeline, raised as what they are.
+"""Errors found inside a `tf.data` pipeline, raised as they are.
 
 TensorFlow turns an exception of a pipeline's Python function into an error of
 its own, the text in the middle of a traceback.

@@ -38,12 +38,12 @@ from keras_kd.monitors import LossTracker, Monitors
 from keras_kd.sharing import check_sharing
 from keras_kd.softmax import label_softmax
 
-# In y, what the teacher gave, where its values have to tell what that is.
+# In y, the teacher's outputs, where their values must tell what they are.
 _TEACHER_OUTPUTS = "teacher_outputs"
 _HALF = ("float16", "bfloat16")
 
 
-# Methods of a student's own that a Distiller's training would pass over.
+# Methods of a student's own that a Distiller's training would bypass.
 _OVERRIDES = (
     "train_step",
     "test_step",
@@ -63,8 +63,8 @@ class _Untracked:
 class _LiveName(str):
     """A model's name, which leads to the model within its process.
 
-    In a file only the name is left. So a clone keeps the teacher itself, and
-    what is loaded gets the file's.
+    A file holds only the name. So a clone keeps the teacher itself, and a
+    loaded Distiller gets the file's.
     """
 
     def __new__(cls, model):
@@ -790,7 +790,7 @@ def _floats(x):
 
 
 def _check_overrides(student):
-    """Refuses a student with methods that training would pass over."""
+    """Refuses a student with methods that training would bypass."""
     overridden = [
         name
         for name in _OVERRIDES

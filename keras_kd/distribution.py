@@ -299,7 +299,7 @@ def lost_worker_as_message(strategy):
         yield
     except lost as error:
         raise RuntimeError(
-            "Another worker does not answer: it ended, or was ended. See its "
+            "Another worker does not answer: it ended, or was killed. See its "
             "output, then start all workers again; with BackupAndRestore they "
             f"resume from the last backup. Received: {type(error).__name__} in "
             "a step."

@@ -64,7 +64,7 @@ def _description(layer):
     """A layer's class and configuration; of a model also its graph."""
     kind = type(layer).__name__ + _source(type(layer))
     if isinstance(layer, keras.Sequential):
-        return kind  # A chain of its layers, which speak for themselves.
+        return kind  # A chain of its layers, which are described already.
     if isinstance(layer, keras.Model) and not hasattr(layer, "operations"):
         return kind
     try:
@@ -97,7 +97,7 @@ def _graph(config):
         [
             layer["class_name"],
             numbered(layer["inbound_nodes"]),
-            # Operations that are not layers have nobody else to tell theirs.
+            # Operations that are not layers describe themselves nowhere else.
             {} if "layers" in layer["config"] else layer["config"],
         ]
         for layer in layers

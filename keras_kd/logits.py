@@ -70,7 +70,7 @@ class LogitReader:
 
     @property
     def is_certain(self):
-        """Whether the model's graph alone tells, so that no value need."""
+        """Whether the model's graph tells, so that no value is checked."""
         return self.declared is None and graph_kind(self.model) is not None
 
     def single(self, outputs):
@@ -176,7 +176,7 @@ class LogitReader:
 
 
 def are_distributions(values):
-    """Which vectors are probabilities of classes, to the eye.
+    """Which vectors look like probabilities of classes.
 
     Args:
         values: [..., classes].

@@ -18,8 +18,8 @@ def bin_index(values, low=LOW, high=HIGH, bins=BINS):
 
     Args:
         values: [...] floats, not NaN.
-        low: float, left edge of the first bin, which also has what is below.
-        high: float, right edge of the last bin, which also has what is above.
+        low: float, left edge of the first bin, which also counts lower values.
+        high: float, right edge of the last bin, which also counts higher ones.
         bins: integer, number of bins of equal width.
 
     Returns:

@@ -89,7 +89,7 @@ class Monitors:
 # What `InvalidExamples` counts in a step, in this order: labels that are not
 # class ids and the largest of them, examples whose loss is not finite because
 # of the inputs, the student or the teacher, statistics of another temperature
-# or teacher, and outputs that student or teacher are not taken to give.
+# or teacher, and outputs other than those expected of student or teacher.
 _COUNTS = (
     "labels",
     "label",
@@ -136,7 +136,7 @@ class InvalidExamples(keras.metrics.Metric):
             count + ops.cast(counts.get(name, 0), self.dtype)
             for name, count in zip(_COUNTS, before[1:], strict=True)
         ]
-        # Of several batches the first one's label is told.
+        # Of several batches, the first one's label is reported.
         is_first = ops.equal(before[1], 0)
         label = 1 + _COUNTS.index("label")
         after[label - 1] = ops.where(is_first, after[label - 1], before[label])

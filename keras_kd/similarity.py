@@ -13,7 +13,7 @@ DEFAULT_TABLE_BYTES = 512 * 2**20
 
 # Rows worked on at a time; also enough of them to place alpha.
 _BLOCK_ROWS = 512
-# Between these an alpha is looked for.
+# An alpha is searched for between these.
 _ALPHAS = (1e-3, 1e3)
 
 

@@ -6,7 +6,7 @@ and the sum of all. They are taken together here, because each alone would read
 the [..., classes] array again, and with a gradient of their own, because
 automatic differentiation of the parts costs several times as much.
 
-What targets ask beyond the label (the gaps of some classes, the mean gap under
+What targets need beyond the label (the gaps of some classes, the mean gap under
 a distribution) is taken in the same pass where it is known beforehand: its
 gradient is then added to the one array that there is anyway.
 
@@ -120,8 +120,8 @@ def label_softmax(logits, labels, temperature=1.0):
 
     Args:
         logits: [..., classes], any float dtype that the result should have.
-        labels: [...], integer class ids. For an id outside [0, classes) what
-            comes out has no meaning but is finite.
+        labels: [...], integer class ids. For an id outside [0, classes) the
+            result is meaningless but finite.
         temperature: scalar above 0.
 
     Returns:

@@ -41,8 +41,8 @@ from keras_kd import distribution
 ROLES = ("teacher", "student")
 # Of a role's options, those that a preset decides.
 _ARCHITECTURE = ("layers", "hidden", "heads", "dropout")
-# Defaults where there is a preset: what is trained already is trained on with
-# care, and a teacher not at all.
+# Defaults where there is a preset: a trained student is trained further with
+# care, and a trained teacher not at all.
 _PRESET_DEFAULTS = {
     "teacher": {"teacher_epochs": 0, "teacher_learning_rate": 1e-4},
     "student": {"learning_rate": 1e-4},
@@ -77,7 +77,7 @@ _PRESET_DEFAULTS = {
 @click.option(
     "--student-preset",
     help="The same as the student, with the teacher's vocabulary; it is "
-    "trained on with a learning rate of 1e-4.",
+    "trained further with a learning rate of 1e-4.",
 )
 @click.option("--student-layers", type=positive, default=1)
 @click.option("--student-hidden", type=positive, default=32, help="Units.")
@@ -219,7 +219,7 @@ class WordTokenizer:
 
     Args:
         documents: `text.Documents`.
-        size: at most so many words, `<unk>` among them.
+        size: at most this many words, `<unk>` among them.
     """
 
     pad_token_id = 0
@@ -471,7 +471,7 @@ def _token_ids(tokenizer, documents):
 
 
 def read_data(documents, vocabulary, options):
-    """The sequences of each part, enough of them to train and to test.
+    """The sequences of each part, enough to train and to test.
 
     Args:
         documents: `text.Documents`.

@@ -56,7 +56,7 @@ LOSS_ARGUMENTS = {
     help="Folder of TFDS data sets. [default: TFDS's own]",
 )
 @click.option(
-    "--limit-train", type=positive, help="Use so many training images."
+    "--limit-train", type=positive, help="Use this many training images."
 )
 @click.option(
     "--teacher-depth",

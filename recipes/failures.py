@@ -143,7 +143,7 @@ def with_noisy_tail(teacher, seed, kept=5, depth=3.0):
 
 
 def healthy(seed, data=None):
-    """A teacher with dropout, stopped before it has learnt all by heart."""
+    """A teacher with dropout, stopped before it has memorised its data."""
     data = data or synthetic(seed)
     teacher = train(mlp(data, 256, 0.3), data.x, data.labels, 15)
     return teacher, data, 2.0
@@ -164,7 +164,7 @@ def label_smoothing(seed):
 
 
 def over_confident(seed):
-    """A large teacher without regularisation that knows all by heart."""
+    """A large teacher without regularisation that has memorised its data."""
     data = synthetic(seed)
     return train(mlp(data, 512), data.x, data.labels, 60), data, 2.0
 

@@ -44,7 +44,7 @@ network = click.Choice(tuple(networks.NETWORKS))
     help="Folder of TFDS data sets. [default: TFDS's own]",
 )
 @click.option(
-    "--limit-train", type=positive, help="Use so many training images."
+    "--limit-train", type=positive, help="Use this many training images."
 )
 @click.option("--image-size", type=click.IntRange(min=32), default=224)
 @click.option("--teacher-network", type=network, default="ResNet152")

@@ -7,10 +7,10 @@ It ends with a figure and a verdict on each of the paper's four claims.
 
     python recipes/synthetic.py
 
-takes about two minutes of processor time. The
-students of all seeds and deltas are trained side by side in one model, so that
-a method is compiled once. What a method gains is paired by seed: of one seed,
-all methods have the same data, teacher, initial student and batches.
+takes about two minutes of processor time. The students of all seeds and deltas
+are trained side by side in one model, so that a method is compiled once. Gains
+are paired by seed: within a seed, all methods have the same data, teacher,
+initial student and batches.
 """
 
 import study.quiet  # noqa: F401
@@ -62,7 +62,7 @@ _SETTINGS = {
     },
     "rho_pt": {"weight": 1.0, "temperature": 1.0},
 }
-# What the confidence of the teacher that knows but difficulty is drawn from.
+# The confidences of the teacher that knows only difficulty are drawn from here.
 _CONFIDENCES = (0.05, 0.45)
 # The controls, and the teachers that know one thing and know it exactly, use
 # the loss of a method with other knowledge; a control uses its settings too.
@@ -146,7 +146,7 @@ def _sized(*flags, help, **kwargs):
     "--part",
     type=click.Choice(("validation", "test")),
     default="test",
-    help="Examples that accuracies are of.",
+    help="Examples that accuracies are measured on.",
 )
 @_sized(
     "--method",
@@ -464,7 +464,7 @@ class ManyClassSimilarities:
         return [self._probabilities, self._off_label]
 
     def bind_teacher(self, teacher):
-        """Does nothing: all is known."""
+        """Does nothing: all relations are known."""
 
     def target(self, labels, num_classes):
         """See `ClassSimilarity.target`; labels are [batch, students]."""

@@ -5,7 +5,7 @@ import numpy as np
 
 
 def seeds(count):
-    """Seeds of random cases: one on JAX, which compiles each case anew."""
+    """Seeds of random cases: one on JAX, which compiles each case again."""
     return range(1 if keras.backend.backend() == "jax" else count)
 
 

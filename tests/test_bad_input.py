@@ -89,7 +89,7 @@ def test_several_outputs():
     ],
 )
 @pytest.mark.parametrize("name", ["kd_pt", "label_smoothing"])
-def test_labels_that_are_no_class_ids(labels, words, name):
+def test_labels_that_are_not_class_ids(labels, words, name):
     student = mlp()
     distiller = compiled(student, mlp(), kd.losses.get(name))
     refused(lambda: fit(distiller, data()[0], labels), student, *words)
@@ -238,7 +238,7 @@ def test_more_kept_classes_than_there_are():
 
 
 @pytest.mark.parametrize("loss", ["mse", None, "kd_pt_simm"])
-def test_losses_that_are_no_distillation_losses(loss):
+def test_losses_that_are_not_distillation_losses(loss):
     student = mlp()
     distiller = kd.Distiller(student, mlp())
     refused(lambda: distiller.compile("sgd", loss), student, "kd_pt_sim")

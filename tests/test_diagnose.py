@@ -152,7 +152,7 @@ def test_gradient_scales_of_the_student(case):
     check_scales(case.numbers["gradient_scale"], w, case)
 
 
-def test_gradient_scales_of_a_student_half_way(case):
+def test_gradient_scales_of_a_student_halfway(case):
     q = np.full((EXAMPLES, CLASSES), 0.5 / (CLASSES - 1))
     q[case.rows, case.labels] = 0.5
     numbers = diagnose(

@@ -463,7 +463,7 @@ def test_a_refused_change_changes_nothing():
         (np.zeros((2,), "int32"), r"\(2,\)"),
     ],
 )
-def test_labels_that_are_no_class_ids_are_refused(labels, message):
+def test_labels_that_are_not_class_ids_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
         kd.LabelSmoothing()(labels, np.zeros((3, 4), "float32"))
 

@@ -168,8 +168,8 @@ def memory_in_process(name, num_classes, count):
     """`peak_arrays` in a process whose peak nothing else has raised."""
     command = [sys.executable, __file__, "--memory-of", name]
     command += ["--classes", str(num_classes), "--examples", str(count)]
-    # Large arrays go back to the system when they are freed, and count no
-    # more; oneDNN's allocator would keep them.
+    # Large arrays go back to the system when they are freed, and no longer
+    # count; oneDNN's allocator would keep them.
     environment = {
         **os.environ,
         "MALLOC_MMAP_THRESHOLD_": "65536",

@@ -70,8 +70,8 @@ def import_teacher(arrays):
         if missing:
             raise ValueError(
                 "The file must hold a CIFAR ResNet-56. Received: no array "
-                f"{missing[0]!r} for layer {layer.name}. Give "
-                "cifar100_resnet56_teacher.npz, or a file of its form."
+                f"{missing[0]!r} for layer {layer.name}. Give a "
+                "file of the form that this script's docstring describes."
             )
         layer.set_weights([arrays[name] for name in names])
         unused -= set(names)

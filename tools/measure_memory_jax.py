@@ -2,7 +2,7 @@
 
     python tools/measure_memory_jax.py
 
-Every number is of the compiled program's own memory analysis: nothing runs.
+The numbers are from the compiled program's own memory analysis: nothing runs.
 What the program is given (the logits, and a method's targets) and the gradient
 that it returns are not counted.
 """

@@ -2,7 +2,7 @@
 
     python tools/time_diagnose.py teacher.keras --examples 5000
 
-Both go over the same random inputs, turn by turn; printed are seconds and
+Both go over the same random inputs, turn by turn; it prints seconds and
 processor seconds of the best turn. `diagnose` compiles again at every call,
 which counts; `predict` only at the first.
 """

@@ -15,7 +15,7 @@ def permuted_logit_weights(weights, seed=0):
         seed: integer.
 
     Returns:
-        [classes, features] array of the same rows, none in its own place.
+        [classes, features] array of the same rows, none in its old place.
 
     Raises:
         ValueError: if there are fewer than two classes.

@@ -58,7 +58,7 @@ def figures(attribution):
 
     Returns:
         Dict by name of `keras_kd.reports.figures.Figure`, of the gains with
-        at least two paired seeds; without a figure of none.
+        at least two paired seeds; empty figures are left out.
     """
     from keras_kd.reports.figures import bars
 

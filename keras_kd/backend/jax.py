@@ -3,7 +3,7 @@
 JAX compiles what a function reads into it as constants, unless it comes as an
 argument. Keras passes the student's variables; what else the step reads and
 may change between steps (the teacher's variables, the loss's) comes beside the
-data, so that it is neither given back nor overwritten.
+data, so that it is neither returned nor overwritten.
 """
 
 import contextlib

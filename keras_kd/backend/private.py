@@ -1,7 +1,7 @@
 """Keras's private names that the package uses, each with the reason.
 
 Everything that is imported from `keras.src`, or starts with an underscore in
-Keras, stands here, so that one place has to change with Keras. The backends'
+Keras, is listed here, so that one place has to change with Keras. The backends'
 modules override the methods that are listed here. A Keras that lacks any of
 it is refused when the package is imported.
 """
@@ -22,7 +22,7 @@ def _refusal(name):
 
 
 try:
-    # The padding mask that a layer leaves on its output; only layers get it
+    # The padding mask that a layer leaves on its output; only layers have it
     # handed to them, a training step and a loss don't.
     from keras.src.backend import get_keras_mask, set_keras_mask
 
@@ -132,7 +132,7 @@ def kept_logits(outputs):
     """The logits that Keras's softmax leaves on the probabilities it makes.
 
     Taking the logarithm instead costs digits. Keras's own cross-entropies read
-    them; there is no other way to.
+    them; there is no other way to do so.
 
     Args:
         outputs: a tensor.
@@ -187,7 +187,7 @@ def set_initial_epoch(model, epoch):
 def held_value(variable):
     """What a variable holds, whatever scope it is read in.
 
-    `variable.value` is that of Keras's stateless scope inside of one.
+    Inside Keras's stateless scope, `variable.value` is the scope's.
 
     Args:
         variable: a `keras.Variable`.

@@ -7,7 +7,7 @@ from keras_kd import distribution
 from keras_kd.backend.private import loss_tracker
 from keras_kd.states import changing_variables, num_rows
 
-# Up to so many, zeros for all of them cost less than a scatter.
+# Up to this many, zeros for all of them cost less than a scatter.
 _FEW_CLASSES = 1000
 
 # What these functions are for, and their arguments: see `keras_kd.backend`.

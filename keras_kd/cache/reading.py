@@ -23,7 +23,7 @@ from keras_kd.cache.stores import OwnStore, Store
 from keras_kd.data_errors import DataError
 from keras_kd.fingerprint import teacher_number
 
-# What is read with the statistics of each example, and not given on.
+# What is read with the statistics of each example, and not passed on.
 _POSITION, _VIEW = "position", "view"
 _OWN = {CHECKSUM, _POSITION, _VIEW}
 
@@ -218,7 +218,7 @@ class Reading:
         raise self.not_these_data(received)
 
     def not_these_data(self, received):
-        """The error that says that the data are others."""
+        """The error that says that the data differ."""
         return DataError(
             "The data must be what the teacher saw when the cache was written, "
             f"in the same order. Received: {received}, for the cache at "

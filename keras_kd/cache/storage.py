@@ -48,7 +48,7 @@ class Field:
 
 
 class Folder:
-    """A zarr group and what other JSON files its writer needs.
+    """A zarr group, and the other JSON files that its writer needs.
 
     Args:
         path: a local path, or a URL that TensorStore knows (gs://, s3://,
@@ -138,7 +138,7 @@ class Folder:
                     return False
                 expected = before.stamp.generation
             stamp = self._store.write(name, content, if_equal=expected).result()
-        # Without a generation, somebody else has been faster.
+        # Without a generation, another process has been faster.
         return bool(stamp.generation)
 
     def remove(self, name):
@@ -215,7 +215,7 @@ class Folder:
 
 
 class Table:
-    """Arrays of as many examples each, written and read by range.
+    """Arrays of equally many examples, written and read by range.
 
     Args:
         folder: a `Folder`.

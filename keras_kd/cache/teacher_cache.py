@@ -37,8 +37,8 @@ class TeacherCache:
             now; otherwise each is compared when it is read.
 
     Raises:
-        FileNotFoundError: if there is no cache, or writing did not end.
-        ValueError: if files are missing, damaged, or of a former format.
+        FileNotFoundError: if there is no cache, or it was never finished.
+        ValueError: if files are missing, damaged, or of an earlier format.
 
     Example:
     ```python
@@ -168,7 +168,7 @@ class TeacherCache:
         )
         if begun is None:
             plan.manifest.save(folder, only_new=True)
-            # Where another process was faster, it is that one's.
+            # Where another process was faster, this is its cache.
             begun = read_manifest(folder)
         whole = begun.examples is not None
         # What is kept may be more than what these losses need.
@@ -338,8 +338,8 @@ class TeacherCache:
             loss: see `attach`.
             first_epoch: integer, so that interrupted training resumes with
                 what it would have seen.
-            batch_size: for a data set of examples: batches of so many, those
-                left over in each epoch dropped. `None` leaves it as it is.
+            batch_size: for a data set of examples: batches of this many; those
+                left over in each epoch are dropped. `None` leaves it as it is.
             shuffle: optional size of a shuffle buffer, of examples that are
                 not augmented yet.
             seed: integer, of the order.

@@ -22,7 +22,7 @@ class Examples:
     Attributes:
         x: the models' inputs.
         given: [examples] the labels as they came.
-        labels: [examples] int32 class ids, `NO_CLASS` where a label is none.
+        labels: [examples] int32 class ids, `NO_CLASS` where a label is not one.
         counted: [examples] booleans, false for weight 0 and ignored labels.
     """
 
@@ -95,7 +95,7 @@ def _without_last_1(labels, logits_shape):
 
 
 def _fits(shape, known):
-    """Whether a shape is another one, of which the batch is left open."""
+    """Whether a shape fits a known one, whatever its batch size."""
     return len(shape) == len(known) and all(
         size is None or size == own
         for own, size in zip(shape[1:], known[1:], strict=True)

@@ -229,7 +229,7 @@ def _similarity(similarity):
     panels = {"teacher": similarity["teacher"]}
     if similarity["student"] is not None:
         panels["student"] = similarity["student"]
-    # Of many classes most cosines are small; only the diagonal has 1.
+    # With many classes most cosines are small; only the diagonal has 1.
     off = ~np.eye(len(similarity["order"]), dtype=bool)
     sizes = [np.abs(np.array(each)[off]) for each in panels.values()]
     limit = float(np.clip(np.quantile(sizes, 0.98), 0.1, 1))

@@ -33,8 +33,8 @@ from keras_kd.states import all_variables
 SWITCHED_OFF = 0.1
 
 # What costs more than one pass over the logits (softmaxes at many temperatures,
-# sorting, the loss) is done for at most so many logits of a batch: all of them
-# with 100 classes, those of evenly spaced examples with a large vocabulary.
+# sorting, the loss) is done for at most this many logits of a batch: all with
+# 100 classes, those of evenly spaced examples with a large vocabulary.
 _SAMPLE_CELLS = 2**18
 
 
@@ -190,10 +190,10 @@ class Survey:
         Returns:
             Dict of tensors by name.
         """
-        labels, keep, logits, student_logits, faults = self._read(
+        labels, keep, logits, student_logits, invalid = self._read(
             x, labels, counted
         )
-        sums = {**faults, **self._predictions(labels, keep, logits)}
+        sums = {**invalid, **self._predictions(labels, keep, logits)}
         if self.student is not None:
             sums |= _against_student(labels, keep, logits, student_logits)
         labels, keep, logits = (
@@ -229,7 +229,7 @@ class Survey:
         finite = ops.reshape(finite, (-1,))
         in_range = labels != examples.NO_CLASS
         bad_labels = counted & ~in_range
-        faults = {
+        invalid = {
             "teacher_contradicted": as_number(
                 self.teacher.contradicted(outputs)
             ),
@@ -246,7 +246,7 @@ class Survey:
             outputs = self.student.model(x, training=False)
             student_logits, finite = _logits(self.student, outputs)
             bad = keep & ~ops.reshape(finite, (-1,))
-            faults |= {
+            invalid |= {
                 "student_contradicted": as_number(
                     self.student.contradicted(outputs)
                 ),
@@ -254,7 +254,7 @@ class Survey:
                 "student_not_finite_inputs": _count(bad & bad_inputs),
             }
             student_logits = _where_kept(keep, student_logits)
-        return labels, as_number(keep), logits, student_logits, faults
+        return labels, as_number(keep), logits, student_logits, invalid
 
     def _predictions(self, labels, keep, logits):
         """What is counted for every example: labels, predictions, confidence.

@@ -1,4 +1,4 @@
-"""Partial-KD losses: the methods, and what one's own loss is made of."""
+"""Partial-KD losses: the methods, and what a loss of your own is made of."""
 
 from keras_kd.losses.base import DistillationLoss, LossParts
 from keras_kd.losses.methods import (

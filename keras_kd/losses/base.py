@@ -445,7 +445,7 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
         )
 
     def _gradient_scale(self, labels, targets, plain, tempered):
-        """The ratio w of DESIGN's section on gradient rescaling.
+        """The gradient scale w (Tang et al. 2020, proposition 1).
 
         w = (1 - sum weights) + sum weight * kappa / T
             * ((1 - q_T,t) - (1 - target_t)) / (1 - q_t),

@@ -15,7 +15,7 @@ class Theme:
 
     Attributes:
         ground: of the page.
-        ink: of text and of lines that stand for nothing.
+        ink: of text and of lines that show no data.
         faint: of frames.
         series: of the first, second, ... series of a figure.
     """

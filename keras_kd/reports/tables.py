@@ -18,7 +18,7 @@ def markdown(rows):
         rows: list of dicts of strings, with the same keys in the same order.
 
     Returns:
-        A string without a last line break; empty if there are no rows.
+        A string without a trailing line break; empty if there are no rows.
 
     Example:
     >>> print(markdown([{"method": "kd", "gain": "+1.2"}]))

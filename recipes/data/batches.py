@@ -9,8 +9,8 @@ def epoch_orders(size, batch_size, seed, first_epoch):
 
     Args:
         size: number of examples.
-        batch_size: integer; examples that fill no batch are left out, others
-            in each epoch.
+        batch_size: integer; examples that fill no batch are left out,
+            different ones in each epoch.
         seed: integer; the order is a function of it and of the epoch.
         first_epoch: epoch to start with, so that interrupted training sees
             what it would have seen.

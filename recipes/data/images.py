@@ -86,7 +86,7 @@ def cifar100(data_dir=None):
 
     Raises:
         OSError: if it is neither there nor can be downloaded, with the three
-            ways on.
+            ways to go on.
         ValueError: if its folder is not complete.
     """
     builder = prepared_builder(
@@ -133,10 +133,10 @@ def prepared_builder(name, data_dir, third_way):
     except Exception as error:
         raise OSError(
             f"{name} could not be prepared. Received: {type(error).__name__}: "
-            f"{first_line(error)}. There are three ways on: pass --data-dir, "
-            f"the folder where TFDS keeps a prepared {name} (the one that "
-            f"holds {name}/); prepare it on a machine with internet by `tfds "
-            f"build {name}` and copy its folder here; or {third_way}."
+            f"{first_line(error)}. Continue in one of three ways: pass "
+            f"--data-dir, the folder where TFDS keeps a prepared {name} (the "
+            f"one that holds {name}/); prepare it on a machine with internet "
+            f"by `tfds build {name}` and copy its folder here; or {third_way}."
         ) from error
     missing = [
         path
@@ -159,8 +159,8 @@ def training_stream(images, size, batch_size, seed, first_epoch, augment):
     Args:
         images: `Images`.
         size: how many of the training images to use.
-        batch_size: integer; images that fill no batch are left out, others in
-            each epoch.
+        batch_size: integer; images that fill no batch are left out, different
+            ones in each epoch.
         seed: integer.
         first_epoch: epoch to start with, so that interrupted training sees
             what it would have seen.

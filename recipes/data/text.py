@@ -1,4 +1,4 @@
-"""Word-level text for language models: PTB, one's own, or CPython's own.
+"""Word-level text for language models: PTB, your own, or CPython's.
 
 Every source gives the same three lists of tokens (train, valid, test) with
 `<eos>` at the end of each line or paragraph.
@@ -30,7 +30,7 @@ PTB_SHA256 = {
     "test": "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
 }
 
-# Of the text that CPython ships, these many tokens are held out for each of
+# Of the text that CPython ships, this many tokens are held out for each of
 # validation and test.
 _HELD_OUT_TOKENS = 15_000
 _SHORTEST_PARAGRAPH = 8
@@ -114,8 +114,8 @@ def load(
             ptb.{train,valid,test}.txt; `None` for PTB where it was
             downloaded before, else the text that CPython ships.
         download: whether to fetch PTB (which `data_dir` must not name).
-        tokens: at most so many tokens of the training part.
-        vocabulary_size: at most so many words, `<unk>` among them.
+        tokens: at most this many tokens of the training part.
+        vocabulary_size: at most this many words, `<unk>` among them.
         ptb_url: address of the folder to download from.
 
     Returns:
@@ -124,7 +124,7 @@ def load(
     Raises:
         ValueError: if both `data_dir` and `download` are given.
         FileNotFoundError: if a file is missing.
-        OSError: if the download fails, with the ways on.
+        OSError: if the download fails, with the ways to go on.
     """
     documents = load_documents(data_dir, download, ptb_url)
     words = documents.words()
@@ -228,7 +228,7 @@ def download_ptb(url=PTB_URL):
 
     Raises:
         OSError: if a file can't be fetched or is not Mikolov's, with the
-            three ways on.
+            three ways to go on.
     """
     folder = _ptb_cache()
     # Keras falls back to a temporary folder where this one can't be written.
@@ -247,7 +247,7 @@ def download_ptb(url=PTB_URL):
         except Exception as error:
             raise OSError(
                 f"PTB could not be downloaded: {name} from {url}. Received: "
-                f"{error}. Go on in one of three ways: put the three files "
+                f"{error}. Continue in one of three ways: put the three files "
                 "in a folder and pass --data-dir; try --download again; or "
                 "leave both out and use the text that CPython ships."
             ) from error
@@ -341,7 +341,7 @@ def make_vocabulary(words, size=None):
 
     Args:
         words: list of words.
-        size: at most so many words, `<unk>` among them; `None` for all.
+        size: at most this many words, `<unk>` among them; `None` for all.
 
     Returns:
         List of words; `<unk>` is the first.

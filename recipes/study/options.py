@@ -7,7 +7,7 @@ from study import methods, strategies
 
 positive = click.IntRange(min=1)
 share = click.FloatRange(0, 1)
-# A default cache of every loss at most so large, in bytes; above, the teacher
+# The largest default cache of every loss, in bytes; above it, the teacher
 # runs beside the students unless --cache is given.
 _LARGEST_CACHE = 32 * 2**30
 
@@ -100,7 +100,7 @@ def shared_options(default_losses):
             "--strategy",
             type=click.Choice(strategies.KINDS),
             default="one",
-            help="Devices to train on; TensorFlow alone has others than one.",
+            help="Devices to train on; all but one need TensorFlow.",
         ),
         click.option(
             "--replicas", type=positive, help="Of --strategy mirrored."
@@ -124,7 +124,7 @@ def shared_options(default_losses):
         click.option(
             "--probe-steps",
             type=positive,
-            help="Train each model for so many steps alone, and print how "
+            help="Train each model for only this many steps, and print how "
             "long the whole run would take.",
         ),
         log_dir,

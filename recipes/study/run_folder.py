@@ -32,7 +32,7 @@ class RunFolder:
         folder: path, or `None` for a folder below runs/ named after the
             configuration.
         strategy: optional `tf.distribute.Strategy`; of its workers the chief
-            writes into the folder, and the others read along.
+            writes into the folder, and the others read it.
 
     Raises:
         ValueError: if the folder holds another run, naming the options that

@@ -29,12 +29,12 @@ def make_strategy(kind, replicas=None):
             two CPU replicas.
 
     Returns:
-        A `tf.distribute.Strategy`; `None` for "one" on another backend than
-        TensorFlow.
+        A `tf.distribute.Strategy`; `None` for "one" on a backend other
+        than TensorFlow.
 
     Raises:
         ValueError: if there are fewer devices than replicas, the cluster is
-            not described as it must be, or the backend has no such strategy.
+            badly described, or the backend has no such strategy.
         OSError: if this worker's port is taken.
     """
     _check_backend(kind)

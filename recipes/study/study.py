@@ -122,7 +122,7 @@ class Study:
             self.run.train_once("teacher", self._train_teacher)
             self.wait_for_chief()
         with distribution.scope(self.strategy):
-            # It is not trained on, so that how it was does not matter.
+            # It is not trained further, so how it was trained does not matter.
             teacher = self.adapted_teacher(load_model(path))
         if self.options["teacher"]:
             self.evaluate_teacher(teacher)
@@ -331,7 +331,7 @@ class Study:
         return results
 
     def wait_for_chief(self):
-        """Of several workers, lets none go on before all came here."""
+        """Of several workers, lets none go on before all are here."""
         if distribution.spans_workers(self.strategy):
             self.strategy.reduce("SUM", tf.constant(1.0), axis=None)
 

@@ -154,7 +154,7 @@ def test_cifar100_is_read_as_it_was_written(tiny_cifar):
     assert sorted(data.class_order) == list(range(100))
 
 
-def test_a_folder_prepared_by_half_is_refused(tiny_cifar, tmp_path):
+def test_a_partly_prepared_folder_is_refused(tiny_cifar, tmp_path):
     shutil.copytree(tiny_cifar[0], tmp_path / "half")
     missing = next((tmp_path / "half").rglob("*test.tfrecord*"))
     missing.unlink()
@@ -162,7 +162,7 @@ def test_a_folder_prepared_by_half_is_refused(tiny_cifar, tmp_path):
         images.cifar100(tmp_path / "half")
 
 
-def test_a_failed_download_names_three_ways_on(tmp_path, monkeypatch):
+def test_a_failed_download_names_three_ways_to_continue(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise ConnectionError("no route to host\nand a long trace")
 

@@ -138,7 +138,7 @@ def test_a_damaged_file_is_named_with_what_to_do(tmp_path, name, content):
     assert (tmp_path / name).read_text() == content
 
 
-def test_a_result_that_is_no_dict_is_named(tmp_path):
+def test_a_result_that_is_not_a_dict_is_named(tmp_path):
     open_run(tmp_path).close()
     (tmp_path / "results.json").write_text('{"student": 3}')
     with open_run(tmp_path) as run:

@@ -83,7 +83,7 @@ def test_each_token_is_predicted_once_from_the_one_before(tokens, batch, steps):
             streams[row] += x.numpy()[row][counted[row]].tolist()
     assert sorted(pairs) == [(i, i + 1) for i in range(tokens - 1)]
     for stream in streams:
-        # A row continues where it stood in the batch before.
+        # A row continues where the batch before ended.
         start = stream[0] if stream else 0
         assert stream == list(range(start, start + len(stream)))
 
@@ -123,7 +123,7 @@ def test_download_checks_the_files_and_is_used_from_then_on(
     assert "CPython" not in again.source
 
 
-def test_a_download_that_is_not_ptb_names_the_ways_on(served):
+def test_a_download_that_is_not_ptb_names_the_ways_to_continue(served):
     with pytest.raises(OSError) as caught:
         text_data.load(download=True, ptb_url=served[1])
     for word in ("ptb.train.txt", "--data-dir", "--download", "CPython"):
