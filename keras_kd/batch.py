@@ -147,6 +147,8 @@ def class_ids(labels, logits_shape):
     Raises:
         ValueError: for another shape or dtype.
     """
+    if _WIDE == "int32":
+        _refuse_wide(labels)
     labels = ops.convert_to_tensor(labels)
     shape, wanted = tuple(labels.shape), tuple(logits_shape[:-1])
     dtype = keras.backend.standardize_dtype(labels.dtype)
@@ -183,7 +185,11 @@ def refuse_wide_labels(data):
         ValueError: if a label, still a NumPy array, needs 64 bits.
     """
     _, y, _ = keras.utils.unpack_x_y_sample_weight(data)
-    labels = y.get(LABELS) if isinstance(y, dict) else y
+    _refuse_wide(y.get(LABELS) if isinstance(y, dict) else y)
+
+
+def _refuse_wide(labels):
+    """Refuses NumPy's integers that need 64 bits."""
     if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
         return
     if labels.dtype.itemsize == 8 and np.any(labels != labels.astype("int32")):

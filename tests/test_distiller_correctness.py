@@ -542,7 +542,16 @@ def test_models_that_end_in_softmax_are_used_by_their_logits(kind):
                 ended.set_weights(model.get_weights())
                 model = ended
             models.append(model)
-        distiller = compiled(*models, kd.KD(0.5, 3.0), metrics=["accuracy"])
+        said = {}
+        if wrap and kind == "subclassed" and keras.backend.backend() == "jax":
+            # There is no graph, and Keras keeps no logits there.
+            said = dict.fromkeys(
+                ("student_output", "teacher_output"), "probabilities"
+            )
+        distiller = kd.Distiller(*models, **said)
+        distiller.compile(
+            keras.optimizers.SGD(0.1), kd.KD(0.5, 3.0), metrics=["accuracy"]
+        )
         history = fit(distiller, x, labels).history
         evaluated = distiller.evaluate(x, labels, verbose=0)
         results.append((history["loss"], evaluated, weights_of(models[0])))
