@@ -773,9 +773,8 @@ def _origins(x, logits, infinite):
         (_number(ops.logical_not(ops.isfinite(each))) for each in _floats(x)),
         ops.zeros(()),
     )
-    # A class that the student rules out has the logit -inf.
-    odd = ops.logical_or(ops.isnan(logits), ops.equal(logits, float("inf")))
-    student = ops.where(ops.any(odd), infinite, 0.0)
+    sound = ops.all(ops.isfinite(logits))
+    student = ops.where(sound, 0.0, infinite)
     return ops.stack([inputs, student, infinite - student])
 
 

@@ -88,6 +88,19 @@ def test_student():
         fit(distiller, x, labels)
 
 
+def test_a_class_that_the_student_rules_out_takes_no_even_share():
+    """Smoothing gives it mass: its loss is infinite, by the student."""
+    x, labels, _ = data(8)
+    student = mlp()
+    bias = np.zeros(CLASSES, "float32")
+    bias[2] = -np.inf
+    student.layers[-1].bias.assign(bias)
+    distiller = kd.Distiller(student)
+    distiller.compile("sgd", kd.LabelSmoothing())
+    with pytest.raises(ValueError, match="student's loss is not finite"):
+        fit(distiller, x, np.where(labels == 2, 0, labels))
+
+
 def test_evaluation():
     x, labels, _ = data(8)
     distiller = compiled(normalised_student(), mlp())
