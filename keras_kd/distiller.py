@@ -200,8 +200,9 @@ class Distiller(backend.Trainer):
         # Past Keras, which would track it: it would be trained, its
         # regularisation would join the loss and `trainable` would reach it.
         object.__setattr__(self, name, value)
-        self._teacher_classes = None
+        self._teacher_classes = self._teacher_number = None
         if self.compiled:
+            self.invalid_examples.reset_state()
             self._bind_teacher()
             self.train_function = self.test_function = None
 
@@ -547,7 +548,8 @@ class Distiller(backend.Trainer):
                 counts[f"{reader.role}_output"] = self._contradicted(
                     reader, values
                 )
-        self.invalid_examples.update_state(**counts)
+        roles = [reader.role for reader in outputs]
+        self.invalid_examples.update_state(roles, **counts)
         del counts["label"]
         return sum(counts.values())
 
@@ -570,12 +572,16 @@ class Distiller(backend.Trainer):
         """Before training on data that say whose statistics they carry."""
         spec = getattr(x, "element_spec", None)
         y = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else None
-        named = isinstance(y, dict) and TEACHER_FINGERPRINT in y
-        number = None
-        if named and self.teacher is not None:
-            number = fingerprint.teacher_number(
-                fingerprint.teacher_fingerprint(self.teacher)
-            )
+        if isinstance(y, dict) and TEACHER_FINGERPRINT in y:
+            self._note_teacher()
+
+    def _note_teacher(self):
+        """Works out the number of the teacher as it is now."""
+        if self.teacher is None:
+            return
+        number = fingerprint.teacher_number(
+            fingerprint.teacher_fingerprint(self.teacher)
+        )
         if number != self._teacher_number:
             self._teacher_number = number
             self.train_function = None
@@ -583,7 +589,7 @@ class Distiller(backend.Trainer):
     def _contradicted(self, reader, outputs):
         """1 if the first batch shows that a model gives something else."""
         return ops.cond(
-            self.invalid_examples.is_first_batch(),
+            self.invalid_examples.is_first_batch(reader.role),
             lambda: ops.cast(reader.contradicted(outputs), "float32"),
             lambda: ops.zeros(()),
         )
@@ -633,10 +639,7 @@ class Distiller(backend.Trainer):
         """
         self._build_student(x)
         self._note_teacher_of(x)
-        class_weight = dict(class_weight or {})
-        if class_weight != self._class_weight:
-            self._class_weight = class_weight
-            self.train_function = None
+        self._note_class_weight(class_weight)
         strategy = distribution.strategy_of(self)
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = distribution.worker_callbacks(callbacks, strategy)
@@ -647,6 +650,30 @@ class Distiller(backend.Trainer):
             return super().fit(
                 x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs
             )
+
+    def train_on_batch(
+        self,
+        x,
+        y=None,
+        sample_weight=None,
+        class_weight=None,
+        return_dict=False,
+    ):
+        """Trains on one batch; arguments as in `keras.Model.train_on_batch`."""
+        named = isinstance(y, dict) and TEACHER_FINGERPRINT in y
+        if named and self._teacher_number is None:
+            self._note_teacher()
+        self._note_class_weight(class_weight)
+        return super().train_on_batch(
+            x, y, sample_weight, return_dict=return_dict
+        )
+
+    def _note_class_weight(self, class_weight):
+        """Takes the class weights of the training that begins."""
+        class_weight = dict(class_weight or {})
+        if class_weight != self._class_weight:
+            self._class_weight = class_weight
+            self.train_function = None
 
     def evaluate(self, *args, **kwargs):
         """Plain cross-entropy and metrics; as `keras.Model.evaluate`."""

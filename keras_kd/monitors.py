@@ -90,6 +90,7 @@ class Monitors:
 # class ids and the largest of them, examples whose loss is not finite because
 # of the inputs, the student or the teacher, statistics of another temperature
 # or teacher, and outputs other than those expected of student or teacher.
+_ROLES = ("student", "teacher")
 _COUNTS = (
     "labels",
     "label",
@@ -112,50 +113,64 @@ class InvalidExamples(keras.metrics.Metric):
 
     def __init__(self):
         super().__init__(name="invalid_examples")
-        # Batches seen, then all 0 as long as all is well.
+        # Batches of which the outputs of student and teacher were seen, then
+        # all 0 as long as all is well.
         self.state = self.add_variable(
-            (1 + len(_COUNTS),), "zeros", name="state"
+            (len(_ROLES) + len(_COUNTS),), "zeros", name="state"
         )
 
     # Not a property: Keras reads those when it saves, which the chief of
     # several workers does alone, and this adds up over all of them.
-    def is_first_batch(self):
-        """Scalar boolean tensor: whether no batch was seen yet."""
-        return ops.equal(ops.convert_to_tensor(self.state)[0], 0)
+    def is_first_batch(self, role):
+        """Whether no batch of a model's outputs was seen yet.
 
-    def update_state(self, **counts):
+        A method: Keras reads properties when it saves, and this one joins all
+        workers.
+
+        Args:
+            role: "student" or "teacher".
+
+        Returns:
+            A boolean scalar tensor.
+        """
+        return ops.equal(self.result()[_ROLES.index(role)], 0)
+
+    def update_state(self, roles, **counts):
         """Counts a batch.
 
         Args:
+            roles: the roles of the models whose outputs were seen.
             **counts: scalars by names of `_COUNTS`; others are 0.
         """
-        before = ops.unstack(
-            ops.convert_to_tensor(self.state), 1 + len(_COUNTS)
-        )
-        after = [
-            count + ops.cast(counts.get(name, 0), self.dtype)
-            for name, count in zip(_COUNTS, before[1:], strict=True)
+        before = ops.unstack(self.result(), len(_ROLES) + len(_COUNTS))
+        seen = [
+            count + float(role in roles)
+            for role, count in zip(_ROLES, before, strict=False)
         ]
-        # Of several batches, the first one's label is reported.
-        is_first = ops.equal(before[1], 0)
-        label = 1 + _COUNTS.index("label")
-        after[label - 1] = ops.where(is_first, after[label - 1], before[label])
-        self.state.assign(ops.stack([before[0] + 1, *after]))
+        before = dict(zip(_COUNTS, before[len(_ROLES) :], strict=True))
+        after = {
+            name: count + ops.cast(counts.get(name, 0), self.dtype)
+            for name, count in before.items()
+        }
+        # Of several batches the first one's label is told.
+        is_first = ops.equal(before["labels"], 0)
+        after["label"] = ops.where(is_first, after["label"], before["label"])
+        self.state.assign(ops.stack([*seen, *after.values()]))
 
     @staticmethod
     def any_in(state):
         """Whether a value of `state` counts any invalid example.
 
         Args:
-            state: [1 + counts].
+            state: [roles + counts].
 
         Returns:
             A boolean scalar.
         """
-        return ops.any(ops.not_equal(state[1:], 0))
+        return ops.any(ops.not_equal(state[len(_ROLES) :], 0))
 
     def result(self):
-        """[1 + counts], see `state`."""
+        """[roles + counts], see `state`."""
         return ops.convert_to_tensor(self.state)
 
     def check(self, distiller):
@@ -172,12 +187,12 @@ class InvalidExamples(keras.metrics.Metric):
         strategy = distribution.strategy_of(distiller)
         for state in distribution.local_values(self.state.value, strategy):
             state = ops.convert_to_numpy(state)
-            if np.any(state[1:] != 0):
+            if np.any(state[len(_ROLES) :] != 0):
                 break
         else:
             return
         self.reset_state()
-        counts = dict(zip(_COUNTS, state[1:], strict=True))
+        counts = dict(zip(_COUNTS, state[len(_ROLES) :], strict=True))
         if not any(counts[name] for name in ("inputs", "student", "teacher")):
             for reader in (distiller.student_reader, distiller.teacher_reader):
                 if reader is not None and counts[f"{reader.role}_output"]:

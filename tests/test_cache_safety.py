@@ -821,5 +821,9 @@ def test_a_distiller_with_another_teacher_refuses_the_statistics(tmp_path):
         distiller.fit(cache.attach(batches()), verbose=0)
     for one, weight in zip(before, student.get_weights(), strict=True):
         np.testing.assert_array_equal(one, weight)
+    for x, y, weight in cache.attach(batches()):
+        with pytest.raises(ValueError, match="not the one whose statistics"):
+            distiller.train_on_batch(x, y, weight)
     distiller.teacher = teacher
     distiller.fit(cache.attach(batches()), verbose=0)
+    distiller.train_on_batch(x, y, weight)

@@ -186,6 +186,32 @@ def test_an_unknown_kind_of_output_is_refused_at_construction():
         kd.Distiller(mlp(), mlp(), teacher_output="softmax")
 
 
+class OwnProbabilities(keras.Model):
+    """Gives probabilities, without a graph that tells."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(CLASSES)
+        self.softmax = OwnSoftmax()
+
+    def call(self, x):
+        return self.softmax(self.dense(x))
+
+
+def test_a_teacher_is_looked_at_in_its_own_first_batch():
+    x, labels, _ = data()
+    distiller = kd.Distiller(mlp(), OwnProbabilities())
+    distiller.compile("sgd", kd.KDPt())
+    distiller.evaluate(x, labels, verbose=0)
+    with pytest.raises(ValueError, match="teacher_output='probabilities'"):
+        fit(distiller, x, labels)
+    distiller.teacher = GateLast()
+    fit(distiller, x, labels)
+    distiller.teacher = OwnProbabilities()
+    with pytest.raises(ValueError, match="teacher_output='probabilities'"):
+        fit(distiller, x, labels)
+
+
 def test_what_was_said_is_saved(tmp_path):
     model, _ = ending_in(layers.Softmax())
     distiller = kd.Distiller(

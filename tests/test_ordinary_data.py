@@ -141,6 +141,22 @@ def test_class_weights_by_keys_of_any_number_type(keys):
     )
 
 
+def test_class_weights_of_one_training_are_not_those_of_the_next():
+    plain, student = mlp(), mlp()
+    plain.compile(
+        keras.optimizers.SGD(0.1),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    distiller = kd.Distiller(student)
+    distiller.compile(keras.optimizers.SGD(0.1), kd.LabelSmoothing(weight=0.0))
+    for model in (plain, distiller):
+        run(model, x, labels, class_weight={1: 10.0})
+        model.train_on_batch(x, labels)
+        model.train_on_batch(x, labels, class_weight={2: 5.0})
+        run(model, x, labels)
+    assert_same_weights(plain.get_weights(), student.get_weights())
+
+
 @pytest.mark.parametrize("key", ["1", 1.5, None, CLASSES, -1])
 def test_class_weights_by_other_keys_are_refused(key):
     with pytest.raises(ValueError, match="class_weight.*Received"):

@@ -83,7 +83,9 @@ class Trainer(keras.Model):
         if self.trainable_weights:
             weights = list(self.trainable_weights)
             gradients = tape.gradient(scaled, weights)
-            self._apply(tf.math.is_finite(loss), gradients, variables, before)
+            # Several values with a reduction of `None`.
+            is_sound = tf.reduce_all(tf.math.is_finite(loss))
+            self._apply(is_sound, gradients, variables, before)
         logs = self.compute_metrics(x, batch, y_pred)
         return distribution.step_logs(logs, self.distribute_strategy)
 
