@@ -42,7 +42,6 @@ from keras_kd.softmax import label_softmax
 _TEACHER_OUTPUTS = "teacher_outputs"
 _HALF = ("float16", "bfloat16")
 
-
 # Methods of a student's own that a Distiller's training would bypass.
 _OVERRIDES = (
     "train_step",

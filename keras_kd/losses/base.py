@@ -44,7 +44,7 @@ class LossParts:
     """What a loss is made of, per example (or per token).
 
     Attributes:
-        loss: [...], the mixed loss, 0 where `valid` is false.
+        loss: [...], the mixed loss, 0 where an example doesn't count.
         cross_entropy: [...], H(onehot(label), q).
         terms: dict by `term_names` of [...], H(target, q_T) of each
             distillation term, before its weight and T ** 2; less the target's
@@ -52,15 +52,12 @@ class LossParts:
         gradient_scale: [...], the ratio w of this loss's gradient on the
             label's logit to that of the plain cross-entropy; NaN where it is
             undefined because q_t is 1.
-        valid: [...] booleans, false where the label is `ignore_class` or the
-            model's mask leaves it out.
     """
 
     loss: object
     cross_entropy: object
     terms: dict
     gradient_scale: object
-    valid: object
 
 
 class Tunable:
@@ -441,7 +438,6 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
             gradient_scale=self._gradient_scale(
                 labels, targets, plain, tempered
             ),
-            valid=batch.counted,
         )
 
     def _gradient_scale(self, labels, targets, plain, tempered):
