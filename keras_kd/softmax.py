@@ -72,14 +72,14 @@ class LabelSoftmax:
         # log(exp(others) + exp(-label_gap)), from the larger of the two.
         return ops.where(
             self.label_gap > 0,
-            self.others + ops.softplus(self.log_odds),
-            ops.softplus(-self.log_odds) - self.label_gap,
+            self.others + _softplus(self.log_odds),
+            _softplus(-self.log_odds) - self.label_gap,
         )
 
     @property
     def cross_entropy(self):
         """[...], -log q_t, exact also where q_t rounds to 1."""
-        return ops.softplus(-self.log_odds)
+        return _softplus(-self.log_odds)
 
     @property
     def off_label_probability(self):
@@ -184,6 +184,11 @@ def _softmaxes(
         LabelSoftmax(each, label_gap / t, gap_sum / t, logits, shift, t, known)
         for each, t in zip(others, temperatures, strict=True)
     ]
+
+
+def _softplus(values):
+    """log(1 + exp(values)), exact also above 20, where PyTorch's is rounded."""
+    return -ops.log_sigmoid(-values)
 
 
 def _flat(values):

@@ -542,4 +542,6 @@ def reduce_over_batch(values, batch, reduction):
     if reduction == "mean_with_sample_weight" and batch.weights is not None:
         counted = counted * ops.cast(batch.weights, values.dtype)
     count = distribution.sum_over_replicas(ops.sum(counted))
-    return ops.divide_no_nan(total, count)
+    # PyTorch's `ops.divide_no_nan` makes float32 of float64.
+    is_empty = ops.equal(count, 0)
+    return ops.where(is_empty, 0.0, total / ops.where(is_empty, 1.0, count))

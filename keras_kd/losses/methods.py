@@ -407,7 +407,12 @@ class KDTopK(DistillationLoss):
 
 def _surprise(mass, classes=1):
     """-m log(m / classes), 0 at a mass of 0: a share of the entropy."""
-    return -mass * ops.log(ops.maximum(mass, 1e-30) / classes)
+    return -mass * ops.log(_at_least(mass, 1e-30) / classes)
+
+
+def _at_least(values, lowest):
+    # PyTorch's `ops.maximum` with a Python number makes float32 of float64.
+    return ops.where(values < lowest, lowest, values)
 
 
 def _count(values, value):
@@ -463,7 +468,7 @@ def _entropy(probabilities, scaled):
     """[...], of a softmax and its input, whose largest value is 0."""
     log_normaliser = -ops.log(ops.max(probabilities, axis=-1))
     # A class that the teacher rules out has the logit -inf.
-    scaled = ops.maximum(scaled, -1e30)
+    scaled = _at_least(scaled, -1e30)
     return log_normaliser - ops.sum(probabilities * scaled, axis=-1)
 
 

@@ -128,10 +128,10 @@ def term(target, softmax):
 def _at_least_zero(gap):
     """A gap without the rounding error that makes it negative.
 
-    Its gradient is left alone: of a gap of 0, that of `ops.maximum` is 1, 1/2
+    Its gradient is left alone: of a gap of 0, that of a maximum is 1, 1/2
     or 0, by the backend and by the rounding error.
     """
-    return gap + ops.stop_gradient(ops.maximum(-gap, 0.0))
+    return gap + ops.stop_gradient(ops.relu(-gap))
 
 
 def off_label_sum(probabilities, labels):
