@@ -16,6 +16,7 @@ from keras_kd import (
     losses,
 )
 from keras_kd.backend.private import (
+    compiled_metrics,
     get_keras_mask,
     set_keras_mask,
     set_loss_tracker,
@@ -31,16 +32,19 @@ from keras_kd.logits import (
     check_class_counts,
     check_model,
     class_count_message,
+    is_binary,
+    of_two_classes,
 )
-from keras_kd.losses.base import reduce_over_batch
+from keras_kd.losses.base import cross_entropy, reduce_over_batch
 from keras_kd.metrics import GradientScale
 from keras_kd.monitors import LossTracker, Monitors
 from keras_kd.sharing import check_sharing
-from keras_kd.softmax import label_softmax
 
 # In y, the teacher's outputs, where their values must tell what they are.
 _TEACHER_OUTPUTS = "teacher_outputs"
 _HALF = ("float16", "bfloat16")
+# What reads labels where the loss does not.
+_EVALUATION = "Evaluation, validation included,"
 
 # Methods of a student's own that a Distiller's training would bypass.
 _OVERRIDES = (
@@ -154,10 +158,13 @@ class Distiller(backend.Trainer):
         self.student_output = student_output
         self.teacher_output = teacher_output
         self._evaluating = False
+        # Whether the data that are trained on have no labels at all.
+        self._without_labels = False
         self._class_weight = {}
-        self._teacher_classes = None
+        self._teacher_classes = self._teacher_kind = None
         self._teacher_number = None
         self.num_classes = None
+        self.has_soft_labels = False
         if gradient_scale is None:
             gradient_scale = GradientScale()
         self._bins = _Untracked(gradient_scale or None)
@@ -199,7 +206,8 @@ class Distiller(backend.Trainer):
         # Past Keras, which would track it: it would be trained, its
         # regularisation would join the loss and `trainable` would reach it.
         object.__setattr__(self, name, value)
-        self._teacher_classes = self._teacher_number = None
+        self._teacher_classes = self._teacher_kind = None
+        self._teacher_number = None
         if self.compiled:
             self.invalid_examples.reset_state()
             self._bind_teacher()
@@ -373,6 +381,9 @@ class Distiller(backend.Trainer):
     def metrics(self):
         """Keras's metrics, and in training those of the loss's parts."""
         metrics = super().metrics
+        if self._without_labels and not self._evaluating:
+            of_labels = compiled_metrics(self)
+            metrics = [m for m in metrics if m is not of_labels]
         if self.compiled and not self._evaluating:
             metrics = [*metrics, *self._monitors.value.metrics]
         return metrics
@@ -408,6 +419,8 @@ class Distiller(backend.Trainer):
             return y
         if carried:
             logits = y[TEACHER_LOGITS]
+            if self.student_reader.is_binary:
+                logits = of_two_classes(logits)
         elif self.teacher is None:
             raise ValueError(
                 f"{type(self.loss).__name__} needs {missing} from a teacher. "
@@ -418,17 +431,23 @@ class Distiller(backend.Trainer):
             )
         else:
             outputs = self.teacher(x, training=False)
-            logits = self.teacher_reader.logits(outputs)
-            if not self.teacher_reader.is_certain:
-                y = {**y, _TEACHER_OUTPUTS: self.teacher_reader.single(outputs)}
+            reader = self.teacher_reader
+            logits = reader.logits(outputs)
+            self._teacher_kind = reader.kind_of(outputs)
+            if not reader.is_certain:
+                y = {**y, _TEACHER_OUTPUTS: reader.single(outputs)}
         logits = ops.cast(logits, self.loss.dtype)
         self._teacher_classes = logits.shape[-1]
-        settled = batch.settle(y, logits)
-        top_class = ops.argmax(logits, axis=-1)
-        right = ops.equal(ops.cast(top_class, "int32"), settled.labels)
+        settled = self._settled(y, logits, is_binary(self._teacher_kind))
+        labels = settled.labels
+        if settled.is_soft:
+            self.loss.check_soft_labels(labels)
+        top_class = ops.cast(ops.argmax(logits, axis=-1), "int32")
+        is_top = ops.argmax(labels, axis=-1) if settled.is_soft else labels
+        right = ops.equal(top_class, ops.cast(is_top, "int32"))
         return {
             **y,
-            **self.loss.teacher_statistics(settled.labels, logits),
+            **self.loss.teacher_statistics(labels, logits),
             TEACHER_RIGHT: right,
         }
 
@@ -446,8 +465,11 @@ class Distiller(backend.Trainer):
         """
         if isinstance(y, batch.Batch):
             return y
-        outputs = self.student_reader.single(y_pred)
-        logits = self.student_reader.logits(outputs)
+        reader = self.student_reader
+        outputs = reader.single(y_pred)
+        logits = reader.logits(outputs)
+        kind = reader.kind_of(outputs)
+        self._check_kinds(kind)
         self.num_classes = logits.shape[-1]
         if self._teacher_classes not in (None, self.num_classes):
             raise ValueError(
@@ -458,14 +480,47 @@ class Distiller(backend.Trainer):
             class_weight = batch.class_weight_array(
                 self._class_weight, self.num_classes
             )
-        return batch.settle(
+        settled = self._settled(
             y,
             logits,
-            sample_weight,
-            get_keras_mask(outputs),
-            self.loss.ignore_class,
-            class_weight,
+            is_binary(kind),
+            sample_weight=sample_weight,
+            mask=get_keras_mask(outputs),
+            ignore_class=self.loss.ignore_class,
+            class_weight=class_weight,
         )
+        self.has_soft_labels = settled.is_soft
+        return settled
+
+    def _settled(self, y, logits, binary, **kwargs):
+        return batch.settle(
+            y, logits, label_reader=self.label_reader, binary=binary, **kwargs
+        )
+
+    @property
+    def label_reader(self):
+        """What reads the label of every example now, or `None`."""
+        return _EVALUATION if self._evaluating else self.loss.label_reader
+
+    def _check_kinds(self, student_kind):
+        """Refuses models and losses that don't fit a sigmoid's units."""
+        kinds = (student_kind, self._teacher_kind)
+        if None not in kinds and is_binary(kinds[0]) != is_binary(kinds[1]):
+            raise ValueError(
+                "Student and teacher must both give classes, or both a "
+                "sigmoid's units. Received: a student that gives "
+                f"{kinds[0]} and a teacher that gives {kinds[1]}. Say what "
+                "they give by `student_output` and `teacher_output`, or "
+                "change one of the models."
+            )
+        if is_binary(student_kind) and not self.loss.takes_two_classes:
+            raise ValueError(
+                f"{type(self.loss).__name__} compares many classes; a "
+                "sigmoid's unit has two, between which there are no relations "
+                "and no tail. Received: a student that gives "
+                f"{student_kind}. Use KD or KDPt, which are the same there, "
+                "or LabelSmoothing."
+            )
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
@@ -505,8 +560,7 @@ class Distiller(backend.Trainer):
     def _cross_entropy(self, settled):
         """[...], plain cross-entropy on the labels, 0 where none counts."""
         logits = ops.cast(settled.logits, self.loss.dtype)
-        values = label_softmax(logits, settled.labels).cross_entropy
-        return ops.where(settled.counted, values, 0.0)
+        return settled.counted_part(cross_entropy(logits, settled.labels))
 
     def _count_invalid(self, x, y_pred, settled, values, training):
         """Counts what must not be trained on in `invalid_examples`.
@@ -514,13 +568,10 @@ class Distiller(backend.Trainer):
         Returns:
             A scalar that is above 0 if there is anything.
         """
-        bad = ops.logical_not(settled.is_class)
-        given = settled.given_labels
-        lowest = np.iinfo(keras.backend.standardize_dtype(given.dtype)).min
-        labels = ops.max(ops.where(bad, given, lowest))
+        bad = ops.logical_not(settled.is_valid)
         counts = {
             "labels": _number(bad),
-            "label": ops.where(ops.any(bad), ops.cast(labels, "float32"), 0.0),
+            "label": ops.where(ops.any(bad), _worst_label(settled), 0.0),
         }
         if training:
             counts["stale"] = _number(self._stale(settled))
@@ -599,14 +650,28 @@ class Distiller(backend.Trainer):
         Half-precision outputs are given in float32, as some metrics ask.
         """
         settled = self.settle(y, y_pred, sample_weight)
-        labels = ops.where(settled.is_class, settled.given_labels, 0)
+        self._without_labels |= settled.given_labels is None
+        if settled.given_labels is None:
+            return self.get_metrics_result()
         outputs = self.student_reader.single(y_pred)
+        mask = get_keras_mask(outputs)
+        if settled.is_labelled is not None:
+            # What Keras's metrics leave out; of several units, which they
+            # average, rows where any has no label.
+            labelled = settled.is_labelled
+            if len(labelled.shape) == len(outputs.shape):
+                labelled = ops.all(labelled, axis=-1)
+            mask = labelled if mask is None else ops.logical_and(mask, labelled)
         if keras.backend.standardize_dtype(outputs.dtype) in _HALF:
-            mask = get_keras_mask(outputs)
             outputs = ops.cast(outputs, "float32")
-            set_keras_mask(outputs, mask)
+        elif settled.is_labelled is not None:
+            outputs = ops.copy(outputs)
+        set_keras_mask(outputs, mask)
         return super().compute_metrics(
-            x, ops.cast(labels, "int32"), outputs, settled.weights
+            x,
+            _metric_labels(settled, outputs),
+            outputs,
+            settled.weights,
         )
 
     # -- running -------------------------------------------------------------
@@ -637,6 +702,7 @@ class Distiller(backend.Trainer):
             RuntimeError: if another worker is lost.
         """
         self._build_student(x)
+        self._note_labels(x, y, **kwargs)
         self._note_teacher_of(x)
         self._note_class_weight(class_weight)
         strategy = distribution.strategy_of(self)
@@ -666,6 +732,22 @@ class Distiller(backend.Trainer):
         return super().train_on_batch(
             x, y, sample_weight, return_dict=return_dict
         )
+
+    def _note_labels(
+        self, x, y, validation_data=None, validation_split=0.0, **_
+    ):
+        """Looks whether there are labels where they are needed."""
+        self._without_labels = batch.lack_labels(x, y)
+        if self._without_labels and self.loss.label_reader is not None:
+            batch.refuse_missing_labels(self.loss.label_reader)
+        if isinstance(validation_data, (list, tuple)):
+            unlabelled = len(validation_data) < 2 or batch.lack_labels(
+                *validation_data[:2]
+            )
+        else:
+            unlabelled = batch.lack_labels(validation_data, None)
+        if unlabelled or (validation_split and self._without_labels):
+            batch.refuse_missing_labels(_EVALUATION)
 
     def _note_class_weight(self, class_weight):
         """Takes the class weights of the training that begins."""
@@ -782,6 +864,31 @@ class Distiller(backend.Trainer):
         if teacher is not None:
             config["teacher"] = teacher
         return cls(**config)
+
+
+def _worst_label(settled):
+    """Of labels that can't be used the highest class id, or sum of shares."""
+    given = settled.given_labels
+    if given is None:
+        return 0.0
+    bad = ops.logical_not(settled.is_valid)
+    if settled.is_soft:
+        sums = ops.sum(ops.cast(given, "float32"), axis=-1)
+        return ops.max(ops.where(bad, sums, float("-inf")))
+    lowest = np.iinfo(keras.backend.standardize_dtype(given.dtype)).min
+    return ops.cast(ops.max(ops.where(bad, given, lowest)), "float32")
+
+
+def _metric_labels(settled, outputs):
+    """Labels as Keras's metrics read them."""
+    given = settled.given_labels
+    if not settled.is_soft:
+        given = ops.cast(ops.where(settled.is_valid, given, 0), "int32")
+    if tuple(settled.logits.shape) != tuple(outputs.shape):
+        # Units with a sigmoid.
+        units = given[..., 1] if settled.is_soft else given
+        return ops.reshape(units, ops.shape(outputs))
+    return given
 
 
 def _number(booleans):

@@ -1,5 +1,8 @@
 """A model's logits, whatever it gives: logits, probabilities or their logs.
 
+Units with a sigmoid are two classes each, with the logits 0 and z: the sigmoid
+of z is the softmax of these.
+
 What a model gives is said by the user, or read from the graph of a functional
 model; where there is no graph, outputs are taken for logits. No name and no
 order of attributes is looked at. Whatever is assumed is compared with the
@@ -12,7 +15,10 @@ from keras import ops
 
 from keras_kd.backend import private
 
-KINDS = ("logits", "probabilities", "log_probabilities")
+_BINARY = ("binary_logits", "binary_probabilities")
+KINDS = ("logits", "probabilities", "log_probabilities", *_BINARY)
+# From so many values between 0 and 1 on, none below, they aren't logits.
+_TELLING = 32
 # Layers whose `activation` is the last thing that they do.
 _APPLY_LAST = (
     keras.layers.Activation,
@@ -23,16 +29,24 @@ _APPLY_LAST = (
 # What values show that a model gives something else, and what that may be.
 _CONTRADICTIONS = {
     "logits": (
-        "probabilities, not negative and with a sum of 1 for each example",
-        "probabilities",
+        "values between 0 and 1, as of a softmax or a sigmoid",
+        "'probabilities' (or 'binary_probabilities', of a sigmoid)",
     ),
     "probabilities": (
         "values that are negative or don't sum to 1 for each example",
-        "logits",
+        "'logits'",
     ),
     "log_probabilities": (
         "values whose exponentials don't sum to 1 for each example",
-        "logits",
+        "'logits'",
+    ),
+    "binary_logits": (
+        "values between 0 and 1, as of a sigmoid",
+        "'binary_probabilities'",
+    ),
+    "binary_probabilities": (
+        "values that are not between 0 and 1",
+        "'binary_logits'",
     ),
 }
 
@@ -73,6 +87,32 @@ class LogitReader:
         """Whether the model's graph tells, so that no value is checked."""
         return self.declared is None and graph_kind(self.model) is not None
 
+    @property
+    def is_binary(self):
+        """Whether each unit is a sigmoid's, as far as it is known."""
+        return is_binary(self.kind)
+
+    def kind_of(self, outputs):
+        """One of `KINDS`, what a model's outputs are taken to be.
+
+        Args:
+            outputs: [..., units], what the model gave.
+
+        Returns:
+            `kind`; but a single unit is a sigmoid's.
+        """
+        kind = self.kind
+        if kind not in _BINARY and self.single(outputs).shape[-1] == 1:
+            if kind != "logits" or self.declared:
+                raise ValueError(
+                    f"The {self.role} {self.model.name!r} is taken to give "
+                    f"{kind} of classes, of which there must be at least two. "
+                    "Received: one output unit. Leave its softmax out, or say "
+                    f"{self.role}_output='binary_logits'."
+                )
+            return "binary_logits"
+        return kind
+
     def single(self, outputs):
         """The one tensor that a model gave, perhaps in a dict or a list.
 
@@ -103,21 +143,24 @@ class LogitReader:
         Returns:
             [..., classes]: the outputs themselves; or, after a softmax, its
             input where Keras kept it (exact), else the logarithm of the
-            probabilities.
+            probabilities. Of a sigmoid's units [..., units, 2], the logits 0
+            and z; of a single one [..., 2].
 
         Raises:
             ValueError: if there are several outputs, or a single class.
         """
         outputs = self.single(outputs)
+        kind = self.kind_of(outputs)
         kept = self._kept(outputs)
         if kept is not None:
-            return kept
-        if self.kind != "probabilities":
-            return outputs
-        dtype = keras.backend.standardize_dtype(outputs.dtype)
-        wide = dtype if dtype == "float64" else "float32"
-        tiny = np.finfo(wide).tiny
-        return ops.log(ops.maximum(ops.cast(outputs, wide), tiny))
+            logits = kept
+        elif kind == "probabilities":
+            logits = _log(outputs)
+        elif kind == "binary_probabilities":
+            logits = _log(outputs) - _log(1.0 - outputs)
+        else:
+            logits = outputs
+        return of_two_classes(logits) if kind in _BINARY else logits
 
     def contradicted(self, outputs):
         """Whether values are not what the model is taken to give.
@@ -129,8 +172,14 @@ class LogitReader:
             A boolean scalar tensor.
         """
         values = outputs = self.single(outputs)
+        kind = self.kind_of(outputs)
         kept = self._kept(outputs) is not None
-        if self.kind == "log_probabilities" and not kept:
+        if kind in _BINARY:
+            inside = ops.all(ops.logical_and(values >= 0, values <= 1))
+            if kept or kind == "binary_probabilities":
+                return ops.logical_not(inside)
+            return inside if self.declared is None else ops.zeros((), "bool")
+        if kind == "log_probabilities" and not kept:
             values = ops.exp(outputs)
         distributions = are_distributions(values)
         # Masked steps may be zeros, and NaN says nothing of what was meant.
@@ -138,8 +187,11 @@ class LogitReader:
         finite = ops.isfinite(ops.sum(ops.cast(values, "float32"), axis=-1))
         silent = ops.logical_or(zeros, ops.logical_not(finite))
         fits = ops.all(ops.logical_or(distributions, silent))
-        if self.kind == "logits" and not kept:
-            return ops.logical_and(fits, ops.any(distributions))
+        if kind == "logits" and not kept:
+            are = ops.logical_and(fits, ops.any(distributions))
+            if self.declared is None:
+                are = ops.logical_or(are, _are_sigmoids(values))
+            return are
         return ops.logical_not(fits)
 
     def refuse(self):
@@ -153,7 +205,7 @@ class LogitReader:
         raise ValueError(
             f"The {self.role} {self.model.name!r} is {told} {self.kind}. "
             f"Received: a first batch of {received}. Say what it gives, as in "
-            f"{self.role}_output={instead!r}, or correct the model."
+            f"{self.role}_output={instead}, or correct the model."
         )
 
     def check(self, outputs):
@@ -170,9 +222,46 @@ class LogitReader:
 
     def _kept(self, outputs):
         """What went into Keras's softmax, if that gave the outputs."""
-        if self.declared not in (None, "probabilities"):
+        if self.declared in ("logits", "log_probabilities", "binary_logits"):
             return None
         return private.kept_logits(outputs)
+
+
+def _log(probabilities):
+    """The logarithm, finite where a probability is 0."""
+    dtype = keras.backend.standardize_dtype(probabilities.dtype)
+    wide = dtype if dtype == "float64" else "float32"
+    values = ops.cast(probabilities, wide)
+    tiny = float(np.finfo(wide).tiny)
+    return ops.log(ops.where(values < tiny, tiny, values))
+
+
+def of_two_classes(units):
+    """The logits of a sigmoid's two classes.
+
+    Args:
+        units: [..., units], logits z.
+
+    Returns:
+        [..., units, 2], (0, z); of a single unit [..., 2].
+    """
+    if units.shape[-1] == 1:
+        return ops.concatenate([ops.zeros_like(units), units], axis=-1)
+    return ops.stack([ops.zeros_like(units), units], axis=-1)
+
+
+def _are_sigmoids(values):
+    """Whether values look like a sigmoid's, and are enough of them to tell."""
+    inside = ops.all(ops.logical_and(values >= 0, values <= 1))
+    telling = ops.logical_and(
+        ops.size(values) >= _TELLING, ops.any(ops.not_equal(values, 0))
+    )
+    return ops.logical_and(inside, telling)
+
+
+def is_binary(kind):
+    """Whether one of `KINDS` is of a sigmoid's units."""
+    return kind in _BINARY
 
 
 def are_distributions(values):
@@ -199,12 +288,16 @@ def graph_kind(model):
 
     Returns:
         "probabilities" or "log_probabilities" if the graph ends in a softmax
-        over the last axis or its logarithm, "logits" if it ends in a layer
-        without activation; reshapes, casts and averages may follow. `None`
+        over the last axis or its logarithm, "binary_probabilities" if in a
+        sigmoid, "logits" if it ends in a layer without activation (of a single
+        unit, "binary_logits"); reshapes, casts and averages may follow. `None`
         where the graph does not tell.
     """
     outputs = getattr(model, "outputs", None)
-    return _tensor_kind(outputs[0]) if outputs else None
+    kind = _tensor_kind(outputs[0]) if outputs else None
+    if kind == "logits" and outputs[0].shape[-1] == 1:
+        return "binary_logits"
+    return kind
 
 
 def _tensor_kind(tensor):
@@ -221,7 +314,11 @@ def _tensor_kind(tensor):
         return _of_last_axis(operation, tensor, "probabilities")
     if isinstance(operation, private.LOG_SOFTMAX_OPERATIONS):
         return _of_last_axis(operation, tensor, "log_probabilities")
+    if isinstance(operation, private.SIGMOID_OPERATIONS):
+        return "binary_probabilities"
     activation = _last_activation(operation)
+    if activation is keras.activations.sigmoid:
+        return "binary_probabilities"
     if activation is keras.activations.softmax:
         return "probabilities"
     if activation is keras.activations.log_softmax:
@@ -233,8 +330,8 @@ def _tensor_kind(tensor):
     kinds = {_tensor_kind(each) for each in inputs}
     if isinstance(operation, keras.layers.Average):
         # The mean of logits, or of log-probabilities, serves as logits.
-        if kinds == {"probabilities"}:
-            return "probabilities"
+        if len(kinds) == 1 and kinds <= {"probabilities", *_BINARY}:
+            return kinds.pop()
         known = kinds <= {"logits", "log_probabilities"}
         return "logits" if known else None
     same_classes = inputs[0].shape[-1] == tensor.shape[-1]
@@ -316,13 +413,9 @@ def check_class_counts(student, teacher):
         teacher: a `keras.Model`, or `None`.
 
     Raises:
-        ValueError: if both are known and differ, or one of them is 1.
+        ValueError: if both are known and differ.
     """
-    counts = []
-    for role, model in (("student", student), ("teacher", teacher)):
-        count = _class_count(model)
-        check_several_classes(count, f"a {role}")
-        counts.append(count)
+    counts = [_class_count(student), _class_count(teacher)]
     if None not in counts and counts[0] != counts[1]:
         raise ValueError(class_count_message(*counts))
 
@@ -341,8 +434,8 @@ def check_several_classes(num_classes, owner="a model"):
         raise ValueError(
             "Distillation compares classes, of which there must be at least "
             f"two. Received: {owner} with one output unit, as for a sigmoid. "
-            "Give it two units, one a class: a sigmoid of z is the softmax of "
-            "(0, z)."
+            "Train it in a keras_kd.Distiller, which takes it for two classes, "
+            "or give it two units: a sigmoid of z is the softmax of (0, z)."
         )
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd import distribution
-from keras_kd.batch import NOT_WHOLE
+from keras_kd.batch import NOT_WHOLE, UNLABELLED
 from keras_kd.metrics import GradientScale
 
 # Which examples a histogram of gradient scales is about.
@@ -69,21 +69,33 @@ class Monitors:
         weight = ops.cast(batch.counted, "float32")
         if batch.weights is not None:
             weight = weight * batch.weights
+        labelled = batch.of_labelled(weight)
         values = {"cross_entropy": parts.cross_entropy, **parts.terms}
         for name, metric in self.parts.items():
-            metric.update_state(values[name], sample_weight=weight)
+            of_metric = labelled if name == "cross_entropy" else weight
+            metric.update_state(values[name], sample_weight=of_metric)
         if not self.scales:
             return
-        self.scales["all"].update_state(parts.gradient_scale, weight)
+        unlabelled = 0.0
+        if batch.is_labelled is not None:
+            without = ops.logical_and(
+                ops.logical_not(batch.is_labelled), weight > 0
+            )
+            unlabelled = ops.sum(ops.cast(without, "float32"))
+        groups = {"all": None}
         if teacher_right is not None:
             right = ops.cast(teacher_right, "float32")
-            for group, share in (
-                ("teacher_right", right),
-                ("teacher_wrong", 1.0 - right),
-            ):
-                self.scales[group].update_state(
-                    parts.gradient_scale, weight * share
-                )
+            groups["teacher_right"] = right
+            groups["teacher_wrong"] = 1.0 - right
+        for group, share in groups.items():
+            counted = labelled if share is None else labelled * share
+            scale, shares = parts.gradient_scale, None
+            if batch.is_soft:
+                # A value for each class, by its share.
+                counted = ops.cast(ops.not_equal(counted, 0), "float32")
+                shares = ops.expand_dims(counted, -1) * batch.given_shares
+                counted = shares
+            self.scales[group].update_state(scale, counted, shares, unlabelled)
 
 
 # What `InvalidExamples` counts in a step, in this order: labels that are not
@@ -244,14 +256,36 @@ def _message(counts, distiller):
             "another. Pass the teacher that the cache was written with, or "
             "none: Distiller(student)."
         )
+    if distiller.has_soft_labels:
+        return (
+            "Soft labels are shares of the classes, not negative and with a "
+            "sum of 1 for each example. Received: "
+            f"{int(counts['labels'])} rows that are not, with sums of up to "
+            f"{counts['label']:g}. Normalise them, labels / labels.sum(-1); "
+            "pass class ids as integers with one axis less; and say "
+            "student_output='binary_logits' where each output is a sigmoid's."
+            f"{_unlabelled_hint(distiller, counts['label'] == 0)}"
+        )
     label = int(counts["label"])
+    hint = _unlabelled_hint(distiller, label == UNLABELLED)
     label = "not a whole number" if label == NOT_WHOLE else f"label {label}"
     return (
         f"A label is not a class id of the student. Received: {label} among "
         f"{int(counts['labels'])} labels outside [0, {distiller.num_classes}), "
         "ignore_class="
         f"{distiller.loss.ignore_class}. Check the labels' encoding, or the "
-        "units of the student's last layer."
+        f"units of the student's last layer.{hint}"
+    )
+
+
+def _unlabelled_hint(distiller, is_marked):
+    """What to say of labels that may mark examples without one."""
+    reader = distiller.label_reader
+    if reader is None or not is_marked:
+        return ""
+    return (
+        f" {reader} reads the label of every example; KD and other losses "
+        "that read none train on examples without a label."
     )
 
 
