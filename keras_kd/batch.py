@@ -207,12 +207,13 @@ def settle(
     )
 
 
-def lack_labels(x, y):
+def lack_labels(x, y, output=None):
     """Whether data are known to have no labels, before they are read.
 
     Args:
         x: what `keras.Model.fit` takes as x.
         y: what it takes as y.
+        output: name of the output whose labels they are, of several.
 
     Returns:
         A boolean, false where only reading the data would tell.
@@ -222,6 +223,10 @@ def lack_labels(x, y):
         y = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else None
     elif y is None and not _are_arrays(x):
         return False
+    if output is not None and y is not None:
+        if not isinstance(y, dict):
+            return False
+        y = y.get(output)
     return LABELS not in as_dict(y)
 
 
