@@ -1,6 +1,7 @@
 """Unbiased top-k: a few classes drawn so that their mean is the teacher's."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_kd import backend, distribution
@@ -75,6 +76,15 @@ class KDSampled(KDTopK):
         twin = super().copy()
         twin._draws = _Draws(self.seed)
         return twin
+
+    def seek(self, stream, position):
+        """Goes to a place in a stream of draws, to repeat what follows.
+
+        Args:
+            stream: integer, which of the seed's streams.
+            position: integer, how many batches were drawn from it.
+        """
+        self._draws.seek(self.seed or 0, stream, position)
 
     def teacher_statistics(self, labels, teacher_logits):
         """See `DistillationLoss.teacher_statistics`."""
@@ -259,6 +269,12 @@ def _first_above(ends, values):
 
 class _Draws(keras.random.SeedGenerator):
     """Seeds that are different in every step, and on every replica."""
+
+    def seek(self, seed, stream, position):
+        """See `KDSampled.seek`."""
+        # An odd factor takes streams far from one another, modulo 2**31.
+        start = (seed + stream * 0x9E3779B1) % 2**31
+        self.state.assign(np.array([start, position], self.state.dtype))
 
     def next(self, ordered=True):
         """The next seed."""
