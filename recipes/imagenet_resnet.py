@@ -113,7 +113,7 @@ class ImageNetStudy(Study):
     )
     score = "valid_accuracy"
     # The paper keeps half of ImageNet's classes.
-    loss_arguments = {"kd_topk": {"k": 0.5}}
+    loss_arguments = {"kd_topk": {"k": 0.5}, "kd_sampled": {"k": 0.5}}
 
     def __init__(self, builder, train_size, run, strategy, options):
         super().__init__(run, strategy, options)

@@ -106,7 +106,9 @@ class TeacherPass:
             return arrays, finite, contradicted
 
         if distribution.num_replicas(self._strategy) == 1:
-            return backend.compiled(encode, all_variables(self.teacher))
+            variables = all_variables(self.teacher)
+            variables += [v for store in self.stores for v in store.variables]
+            return backend.compiled(encode, variables)
         return backend.compiled(
             lambda x, ids: self._strategy.run(encode, args=(x, ids))
         )

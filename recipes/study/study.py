@@ -219,6 +219,7 @@ class Study:
             self.options["weight"],
             self.options["temperature"],
             teacher,
+            self.options["k"],
         )
 
     def epochs(self, role):
