@@ -1,6 +1,7 @@
 """The Distiller: a Keras model that trains a student with a partial-KD loss."""
 
 import contextlib
+import inspect
 import weakref
 
 import keras
@@ -14,6 +15,7 @@ from keras_kd import (
     distribution,
     fingerprint,
     losses,
+    preprocessing,
 )
 from keras_kd.backend.private import (
     compiled_metrics,
@@ -97,12 +99,15 @@ class Distiller(backend.Trainer):
     the mean gradient scale. `gradient_scales` holds the histograms.
 
     Args:
-        student: a `keras.Model` with one output, [..., classes]. It is called
-            as it is: the `preprocessor` of a KerasHub task, which runs in the
-            task's own `fit`, has to be mapped over the data.
+        student: a `keras.Model` with one output, [..., classes]. The
+            `preprocessor` of a KerasHub task is applied to the data, as in
+            the task's own `fit`; set it to `None` for images that are
+            preprocessed already (token ids are recognised).
         teacher: a `keras.Model` with the same input and classes; may be left
             out for losses that need nothing from it per example, and for data
-            that carries its statistics. Another one may be assigned later.
+            that carries its statistics. Another one may be assigned later. A
+            KerasHub task whose preprocessor differs from the student's gets
+            the raw data by its own, such as images of another size.
         student_output: what the student gives: "logits", "probabilities" or
             "log_probabilities". `None` reads it from the student's graph, or
             expects logits where there is no graph. Values of the first batch
@@ -117,9 +122,10 @@ class Distiller(backend.Trainer):
 
     Raises:
         TypeError: if student or teacher is not a `keras.Model`.
-        ValueError: if they have different numbers of classes, are one object
-            or share variables that training changes, or the student has a
-            training step or a loss of its own.
+        ValueError: if they have different numbers of classes or tokenizers
+            of different vocabularies, are one object or share variables that
+            training changes, or the student has a training step or a loss of
+            its own.
 
     Example:
     ```python
@@ -202,6 +208,7 @@ class Distiller(backend.Trainer):
         if value is not None:
             check_model("teacher", value)
             check_class_counts(self.student, value)
+            preprocessing.check_tokenizers(self.student, value)
             check_sharing(self.student, value, self.save_teacher)
         # Past Keras, which would track it: it would be trained, its
         # regularisation would join the loss and `trainable` would reach it.
@@ -409,7 +416,9 @@ class Distiller(backend.Trainer):
             (x, y, sample_weight), with y a dict.
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        return x, self._with_statistics(x, batch.as_dict(y)), sample_weight
+        inputs, y = preprocessing.inputs_of_teacher(x, y)
+        y = self._with_statistics(inputs, batch.as_dict(y))
+        return x, y, sample_weight
 
     def _with_statistics(self, x, y):
         """Adds to the labels what the loss needs from the teacher."""
@@ -701,20 +710,25 @@ class Distiller(backend.Trainer):
         Raises:
             RuntimeError: if another worker is lost.
         """
-        self._build_student(x)
-        self._note_labels(x, y, **kwargs)
-        self._note_teacher_of(x)
+        given = (x, y, batch_size, epochs, verbose, callbacks, *args)
+        given = _by_name(super().fit, *given, **kwargs)
+        prepare = self._preprocessing(with_teacher=True)
+        if prepare.is_needed:
+            given = prepare.fit_arguments(given)
+        self._build_student(given["x"])
+        self._note_labels(**{"y": None, **given})
+        self._note_teacher_of(given["x"])
         self._note_class_weight(class_weight)
         strategy = distribution.strategy_of(self)
         if not isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = distribution.worker_callbacks(callbacks, strategy)
+            given["callbacks"] = distribution.worker_callbacks(
+                callbacks, strategy
+            )
         with (
             distribution.lost_worker_as_message(strategy),
             data_errors.raised_plainly(),
         ):
-            return super().fit(
-                x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs
-            )
+            return super().fit(**given)
 
     def train_on_batch(
         self,
@@ -729,6 +743,9 @@ class Distiller(backend.Trainer):
         if named and self._teacher_number is None:
             self._note_teacher()
         self._note_class_weight(class_weight)
+        prepare = self._preprocessing(with_teacher=True)
+        if prepare.is_needed:
+            x, y, sample_weight = prepare.on_batch(x, y, sample_weight)
         return super().train_on_batch(
             x, y, sample_weight, return_dict=return_dict
         )
@@ -758,24 +775,48 @@ class Distiller(backend.Trainer):
 
     def evaluate(self, *args, **kwargs):
         """Plain cross-entropy and metrics; as `keras.Model.evaluate`."""
+        given = _by_name(super().evaluate, *args, **kwargs)
+        prepare = self._preprocessing()
+        # What `fit` evaluates is preprocessed already.
+        if prepare.is_needed and not given.get("_use_cached_eval_dataset"):
+            given = prepare.arguments(given, given.get("batch_size"))
         strategy = distribution.strategy_of(self)
         with (
             self.evaluation(),
             distribution.lost_worker_as_message(strategy),
             data_errors.raised_plainly(),
         ):
-            return super().evaluate(*args, **kwargs)
+            return super().evaluate(**given)
 
     def predict(self, *args, **kwargs):
         """The student's outputs; as `keras.Model.predict`."""
+        given = _by_name(super().predict, *args, **kwargs)
+        prepare = self._preprocessing()
+        if prepare.is_needed:
+            given = prepare.arguments(given, given.get("batch_size"))
         strategy = distribution.strategy_of(self)
         with distribution.lost_worker_as_message(strategy):
-            return super().predict(*args, **kwargs)
+            return super().predict(**given)
 
-    def test_on_batch(self, *args, **kwargs):
+    def predict_on_batch(self, x):
+        """The student's outputs; as `keras.Model.predict_on_batch`."""
+        prepare = self._preprocessing()
+        if prepare.is_needed:
+            x, _, _ = prepare.on_batch(x)
+        return super().predict_on_batch(x)
+
+    def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
         """As `keras.Model.test_on_batch`, of the student alone."""
+        prepare = self._preprocessing()
+        if prepare.is_needed:
+            x, y, sample_weight = prepare.on_batch(x, y, sample_weight)
         with self.evaluation():
-            return super().test_on_batch(*args, **kwargs)
+            return super().test_on_batch(x, y, sample_weight, return_dict)
+
+    def _preprocessing(self, with_teacher=False):
+        """The `Preprocessing` of student and, where it runs, teacher."""
+        teacher = self.teacher if with_teacher else None
+        return preprocessing.Preprocessing(self.student, teacher)
 
     @contextlib.contextmanager
     def evaluation(self):
@@ -889,6 +930,14 @@ def _metric_labels(settled, outputs):
         units = given[..., 1] if settled.is_soft else given
         return ops.reshape(units, ops.shape(outputs))
     return given
+
+
+def _by_name(method, *args, **kwargs):
+    """The arguments of a method of Keras, by name."""
+    bound = inspect.signature(method).bind(*args, **kwargs)
+    arguments = dict(bound.arguments)
+    others = arguments.pop("kwargs", {})
+    return {**arguments, **others}
 
 
 def _number(booleans):

@@ -61,8 +61,7 @@ class LogitReader:
         role: "student" or "teacher", for messages and the argument's name.
 
     Raises:
-        ValueError: if `kind` is none of `KINDS`, or the model is a KerasHub
-            task that preprocesses images by itself.
+        ValueError: if `kind` is none of `KINDS`.
     """
 
     def __init__(self, model, kind=None, role="student"):
@@ -72,7 +71,6 @@ class LogitReader:
                 f"{', '.join(map(repr, KINDS))}. Received: {kind!r}. Leave it "
                 "out to have it read from the model's graph."
             )
-        _refuse_image_preprocessor(role, model)
         self.model = model
         self.declared = kind
         self.role = role
@@ -390,18 +388,6 @@ def check_model(role, model):
             f"The {role} must be a keras.Model. Received: {type(model)}. Load "
             "a saved one with keras.models.load_model; wrap a layer or a "
             "function in a keras.Model."
-        )
-
-
-def _refuse_image_preprocessor(role, model):
-    """Refuses a KerasHub task that scales images in its own `predict`."""
-    preprocessor = getattr(model, "preprocessor", None)
-    if getattr(preprocessor, "image_converter", None) is not None:
-        raise ValueError(
-            f"The {role} {model.name!r} preprocesses raw images in methods of "
-            "its own, which do not run here. Received: a model with a "
-            "preprocessor that converts images. Map the data through "
-            "`model.preprocessor`, then set `model.preprocessor = None`."
         )
 
 
