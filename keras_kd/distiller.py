@@ -167,6 +167,7 @@ class Distiller(backend.Trainer):
         # Whether the data that are trained on have no labels at all.
         self._without_labels = False
         self._class_weight = {}
+        self._prepare = _Untracked({})
         self._teacher_classes = self._teacher_kind = None
         self._teacher_number = None
         self.num_classes = None
@@ -816,7 +817,12 @@ class Distiller(backend.Trainer):
     def _preprocessing(self, with_teacher=False):
         """The `Preprocessing` of student and, where it runs, teacher."""
         teacher = self.teacher if with_teacher else None
-        return preprocessing.Preprocessing(self.student, teacher)
+        made = preprocessing.Preprocessing(self.student, teacher)
+        # What is compiled for single batches serves the next ones.
+        kept = self._prepare.value.get(with_teacher)
+        if kept is None or kept.settings != made.settings:
+            self._prepare.value[with_teacher] = kept = made
+        return kept
 
     @contextlib.contextmanager
     def evaluation(self):

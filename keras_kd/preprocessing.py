@@ -51,6 +51,20 @@ class Preprocessing:
             and not _same_preprocessing(student, teacher)
         ):
             self.teacher = teacher
+        self._compiled = None
+
+    @property
+    def settings(self):
+        """What tells whether another one does the same."""
+        tasks = (self.student, self.teacher)
+        return [
+            task
+            and (
+                id(task),
+                keras.saving.serialize_keras_object(task.preprocessor),
+            )
+            for task in tasks
+        ]
 
     @property
     def is_needed(self):
@@ -80,7 +94,10 @@ class Preprocessing:
         return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
 
     def on_batch(self, x, y=None, sample_weight=None):
-        """A batch of arrays, preprocessed, as tensors of the backend.
+        """A batch of arrays, preprocessed.
+
+        It is done by a graph of TensorFlow, as for a data set: outside of one
+        KerasHub rounds the pixels of resized integers.
 
         Args:
             x: raw inputs; strings as a list, an array or a tensor.
@@ -88,13 +105,16 @@ class Preprocessing:
             sample_weight: as in `samples`.
 
         Returns:
-            (x, y, sample_weight).
+            (x, y, sample_weight), of NumPy arrays.
         """
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(
-            self._eager(x, y, sample_weight)
+        import tensorflow as tf
+
+        if self._compiled is None:
+            self._compiled = tf.function(self.samples, reduce_retracing=True)
+        tensors = _map(tf.convert_to_tensor, (x, y, sample_weight))
+        return keras.utils.unpack_x_y_sample_weight(
+            _map(np.asarray, self._compiled(*tensors))
         )
-        x = keras.tree.map_structure(keras.ops.convert_to_tensor, x)
-        return x, y, sample_weight
 
     def fit_arguments(self, arguments):
         """The arguments of `keras.Model.fit`, with data preprocessed.
@@ -152,9 +172,9 @@ class Preprocessing:
             x = x.map(self.samples, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
             return {**given, "x": x}
         if isinstance(x, keras.utils.PyDataset):
-            return {**given, "x": _PreprocessedDataset(x, self._elements)}
+            return {**given, "x": _PreprocessedDataset(x, self._element)}
         if _is_array(x):
-            data = _as_arrays(_data_of(given))
+            data = _map(_to_numpy, _data_of(given))
             x = _batches(data, batch_size or 32, shuffle)
             x = x.map(self.samples, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
             # What a data set does is not asked of Keras.
@@ -163,17 +183,14 @@ class Preprocessing:
                 rest["shuffle"] = False
             return {**rest, "x": x}
         if iter(x) is x:
-            return {**given, "x": (self._elements(each) for each in x)}
-        x = _from_iterable(x, self._elements)
+            return {**given, "x": (self._element(each) for each in x)}
+        x = _from_iterable(x, self._element)
         return {**given, "x": x, **({"shuffle": False} if shuffle else {})}
 
-    def _elements(self, element):
-        """A preprocessed element of what Python yields, as NumPy arrays."""
+    def _element(self, element):
+        """A preprocessed element of what Python yields."""
         data = keras.utils.unpack_x_y_sample_weight(element)
-        return keras.tree.map_structure(_to_numpy, self._eager(*data))
-
-    def _eager(self, *data):
-        return self.samples(*(_for_kerashub(each) for each in data))
+        return keras.utils.pack_x_y_sample_weight(*self.on_batch(*data))
 
 
 _DATA = ("x", "y", "sample_weight")
@@ -206,11 +223,8 @@ def check_tokenizers(student, teacher):
     Raises:
         ValueError: with the first difference.
     """
-    found = [_tokenizer_of(student), _tokenizer_of(teacher)]
-    if None in found:
-        return
-    first, second = map(_token_ids, found)
-    if first == second:
+    first, second = _token_ids(student), _token_ids(teacher)
+    if None in (first, second) or first == second:
         return
     token = next(
         token
@@ -264,12 +278,16 @@ def _tokenizer_of(model):
     return getattr(getattr(model, "preprocessor", None), "tokenizer", None)
 
 
-def _token_ids(tokenizer):
-    """Dict from tokens to ids."""
-    return {
-        token: tokenizer.token_to_id(token)
-        for token in tokenizer.get_vocabulary()
-    }
+def _token_ids(model):
+    """Dict from tokens to ids, or `None` where there are none (yet)."""
+    tokenizer = _tokenizer_of(model)
+    if tokenizer is None:
+        return None
+    try:
+        tokens = tokenizer.get_vocabulary()
+    except ValueError:
+        return None  # Of a file, which loads vocabularies after the models.
+    return {token: tokenizer.token_to_id(token) for token in tokens}
 
 
 def _makes_labels(preprocessor):
@@ -379,19 +397,17 @@ def _batches(arrays, batch_size, shuffle):
     import tensorflow as tf
 
     rows = _num_rows(arrays)
-    tensors = tf.nest.map_structure(
-        lambda a: None if a is None else tf.convert_to_tensor(a), arrays
-    )
+    tensors = _map(tf.convert_to_tensor, arrays)
     index = tf.data.Dataset.range(rows)
     if shuffle:
         index = index.shuffle(rows)
 
-    def batch(index):
+    def rows_at(index):
         return tf.nest.map_structure(
             lambda t: None if t is None else tf.gather(t, index), tensors
         )
 
-    return index.batch(batch_size).map(batch, tf.data.AUTOTUNE)
+    return index.batch(batch_size).map(rows_at, tf.data.AUTOTUNE)
 
 
 def _num_rows(arrays):
@@ -407,7 +423,7 @@ def _num_rows(arrays):
 
 def _split(data, share):
     """Arrays for training, and the last of them for validation."""
-    arrays = _as_arrays(data)
+    arrays = _map(_to_numpy, data)
     rows = _num_rows(arrays)
     at = int(np.floor(rows * (1 - share)))
     if not 0 < at < rows:
@@ -417,12 +433,8 @@ def _split(data, share):
             "Choose a share such as 0.1, or give validation_data."
         )
 
-    def part(rows):
-        return keras.tree.map_structure(
-            lambda a: None if a is None else a[rows], arrays
-        )
-
-    return part(slice(at)), part(slice(at, None))
+    first = _map(lambda array: array[:at], arrays)
+    return first, _map(lambda array: array[at:], arrays)
 
 
 def _data_of(given):
@@ -436,35 +448,24 @@ def _is_array(x):
     return hasattr(x, "__array__") or keras.ops.is_tensor(x)
 
 
-def _as_arrays(data):
-    """NumPy arrays; tuples and dicts are structure, lists are arrays."""
-    if isinstance(data, dict):
-        return {key: _as_arrays(value) for key, value in data.items()}
-    if isinstance(data, tuple) and not _is_texts(data):
-        return tuple(_as_arrays(each) for each in data)
-    return _to_numpy(data)
+def _map(function, data):
+    """Data with a function applied to each of the arrays.
 
-
-def _to_numpy(value):
-    if value is None:
-        return None
-    if keras.ops.is_tensor(value):
-        return keras.ops.convert_to_numpy(value)
-    return np.asarray(value)
-
-
-def _for_kerashub(data):
-    """A batch as KerasHub takes it: strings in a list, numbers in an array."""
-    if isinstance(data, dict):
-        return {key: _for_kerashub(value) for key, value in data.items()}
-    if isinstance(data, tuple) and not _is_texts(data):
-        return tuple(_for_kerashub(each) for each in data)
+    Tuples and dicts are structure; a list is an array, as in KerasHub, and so
+    is a tuple of strings, which a `DataLoader` makes of a batch.
+    """
     if data is None:
         return None
-    array = _to_numpy(data)
-    return array.tolist() if array.dtype.kind in "USO" else array
+    if isinstance(data, dict):
+        return {key: _map(function, value) for key, value in data.items()}
+    if isinstance(data, tuple):
+        if not all(isinstance(each, str | bytes) for each in data):
+            return tuple(_map(function, each) for each in data)
+        data = list(data)
+    return function(_to_numpy(data))
 
 
-def _is_texts(values):
-    """Whether a tuple holds strings, as a `DataLoader` gives a batch."""
-    return all(isinstance(each, str | bytes) for each in values)
+def _to_numpy(array):
+    if keras.ops.is_tensor(array):
+        return keras.ops.convert_to_numpy(array)
+    return np.asarray(array)
