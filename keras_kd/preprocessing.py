@@ -213,6 +213,39 @@ def inputs_of_teacher(x, y):
     return y.pop(TEACHER_INPUTS), y or None
 
 
+def dataset_of(teacher, dataset, student=None):
+    """A data set as one model, or two at a time, read it.
+
+    Args:
+        teacher: a `keras.Model`.
+        dataset: `tf.data.Dataset` of raw data, if the teacher is a KerasHub
+            task; anything else is returned as it is.
+        student: a `keras.Model` that gets the same inputs, or `None`.
+
+    Returns:
+        What the models read.
+
+    Raises:
+        ValueError: if the student reads something else.
+    """
+    spec = getattr(dataset, "element_spec", None)
+    x = spec[0] if isinstance(spec, tuple) else spec
+    if spec is None or not (_is_task(teacher) and _is_raw(teacher, x)):
+        return dataset
+    makes_labels = _makes_labels(teacher.preprocessor)
+    if student is not None and not (
+        makes_labels or _same_preprocessing(teacher, student)
+    ):
+        raise ValueError(
+            "Raw data are given to both models by the teacher's preprocessor, "
+            f"so the student must have the same. Received: {teacher.name!r} "
+            f"with {teacher.preprocessor.name!r}, and {student.name!r} with "
+            "another one or none. Leave the student out, or preprocess the "
+            "data and set `preprocessor = None` on both."
+        )
+    return Preprocessing(teacher).arguments({"x": dataset})["x"]
+
+
 def check_tokenizers(student, teacher):
     """Refuses a pair of KerasHub tasks with different vocabularies.
 
@@ -299,7 +332,7 @@ def _makes_labels(preprocessor):
 
 def _same_preprocessing(student, teacher):
     """Whether both do the same to raw data, of one vocabulary if of text."""
-    if not _is_task(student):
+    if not (_is_task(student) and _is_task(teacher)):
         return False
     one, other = (
         keras.saving.serialize_keras_object(model.preprocessor)

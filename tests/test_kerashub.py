@@ -54,7 +54,7 @@ def by_hand_with_teacher(student, teacher, x, y):
     if isinstance(x, list) and weight is not None:
         of_teacher = inputs  # Of a language model, the student's sequence.
     else:
-        of_teacher = by_hand(teacher, x)[0]
+        of_teacher = by_hand(teacher, x, y)[0]
     logits = keras.ops.convert_to_numpy(teacher(of_teacher, training=False))
     return inputs, {"labels": y, TEACHER_LOGITS: logits}, weight
 
@@ -85,7 +85,7 @@ def twin_of(student, preprocessor=None):
 
 def assert_same_weights(one, other, tolerance=1e-6):
     for a, b in zip(one.get_weights(), other.get_weights(), strict=True):
-        np.testing.assert_allclose(a, b, atol=tolerance)
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 # -- each method of a Distiller ------------------------------------------------
@@ -167,30 +167,24 @@ def test_evaluate_and_predict(pair):
     )
 
 
-def test_validation_data(pair):
-    student, teacher, x, y = pair
-    held_out = ROWS - 7
-    x_, y_, weight = by_hand(student, x[7:], None if y is None else y[7:])
-    split = compiled(student, teacher, rate=0.0)
-    found = split.fit(
-        x, y, BATCH, validation_split=0.3, verbose=0, shuffle=False
-    ).history
-    given = split.fit(
-        x[:7],
-        None if y is None else y[:7],
-        batch_size=BATCH,
-        validation_data=(x[7:], None if y is None else y[7:]),
-        validation_batch_size=2,
-        verbose=0,
-    ).history
-    expected = compiled(twin_of(student)).evaluate(
-        x_, y_, sample_weight=weight, batch_size=held_out, verbose=0
+def test_validation_data():
+    student, teacher, x, y = text_pair()
+    of_train, held_out = (
+        (x[rows], y[rows]) for rows in (slice(7), slice(7, None))
     )
-    for history in (found, given):
-        np.testing.assert_allclose(history["val_loss"], expected[0], rtol=1e-5)
-        np.testing.assert_allclose(
-            history["val_accuracy"], expected[1], rtol=1e-5
+    distiller = compiled(student, teacher)
+    for given in (
+        {"x": x, "y": y, "validation_split": 0.3},
+        dict(zip("xy", of_train, strict=True))
+        | {"validation_data": held_out, "validation_batch_size": 2},
+    ):
+        logs = distiller.fit(**given, batch_size=BATCH, verbose=0).history
+        x_, y_, weight = by_hand(student, *held_out)
+        expected = compiled(twin_of(student)).evaluate(
+            x_, y_, sample_weight=weight, verbose=0
         )
+        found = [logs["val_loss"][0], logs["val_accuracy"][0]]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 # -- every kind of data --------------------------------------------------------
@@ -345,9 +339,35 @@ def test_a_plain_student_gets_the_raw_images_that_a_task_scales():
     twin = keras.models.clone_model(student)
     twin.set_weights(student.get_weights())
     logits = keras.ops.convert_to_numpy(
-        teacher(by_hand(teacher, x)[0], training=False)
+        teacher(by_hand(teacher, x, y)[0], training=False)
     )
     given = {"batch_size": BATCH, "shuffle": False, "verbose": 0}
     compiled(student, teacher).fit(x, y, **given)
     compiled(twin).fit(x, {"labels": y, TEACHER_LOGITS: logits}, **given)
     assert_same_weights(student, twin)
+
+
+# -- diagnosis -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", (causal_lm_pair, image_pair))
+def test_raw_data_are_diagnosed_as_the_teacher_reads_them(make):
+    _, teacher, x, y = make()
+    data = tf.data.Dataset.from_tensor_slices(x if y is None else (x, y))
+    raw = kd.diagnose(teacher, data.batch(BATCH))
+    prepared = in_batches(*by_hand(teacher, x, y))
+    teacher.preprocessor = None
+    expected = kd.diagnose(teacher, prepared)
+    assert raw.numbers["data"] == expected.numbers["data"]
+    for number in ("accuracy", "confidence"):
+        np.testing.assert_allclose(
+            raw.numbers["teacher"][number],
+            expected.numbers["teacher"][number],
+            rtol=1e-5,
+        )
+
+
+def test_two_models_that_read_other_pixels_are_not_diagnosed_together():
+    student, teacher, x, y = image_pair()
+    with pytest.raises(ValueError, match="Leave the student out"):
+        kd.diagnose(teacher, in_batches(x, y), student=student)
