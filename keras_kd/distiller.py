@@ -1,6 +1,7 @@
 """The Distiller: a Keras model that trains a student with a partial-KD loss."""
 
 import contextlib
+import dataclasses
 import inspect
 import weakref
 
@@ -31,11 +32,12 @@ from keras_kd.batch import (
 )
 from keras_kd.logits import (
     LogitReader,
-    check_class_counts,
     check_model,
     class_count_message,
+    first_classes,
     is_binary,
     of_two_classes,
+    shared_class_count,
 )
 from keras_kd.losses.base import cross_entropy, reduce_over_batch
 from keras_kd.metrics import GradientScale
@@ -113,6 +115,15 @@ class Distiller(backend.Trainer):
             expects logits where there is no graph. Values of the first batch
             that show something else are refused.
         teacher_output: likewise, of the teacher.
+        shared_classes: how many classes student and teacher both begin with,
+            where their numbers differ, as with vocabularies that are padded;
+            `True` for the smaller number. The distillation term and w compare
+            the distributions over these classes alone. The cross-entropy on
+            the labels, which are among them, stays that over all of the
+            student's classes, so that the others become improbable, and so
+            do metrics. The matrix of `KDSim` has to be cut by you, as in
+            `KDSim(logit_layer=rows[:n])`, and a teacher whose statistics are
+            cached, as in `keras.Model(t.inputs, t.outputs[0][..., :n])`.
         save_teacher: whether the saved Distiller holds the teacher. If not,
             it holds what the loss took from the teacher's weights, and the
             teacher has to be assigned after loading where it must run.
@@ -153,6 +164,7 @@ class Distiller(backend.Trainer):
         *,
         student_output=None,
         teacher_output=None,
+        shared_classes=None,
     ):
         check_model("student", student)
         _check_overrides(student)
@@ -163,6 +175,7 @@ class Distiller(backend.Trainer):
         self.save_teacher = save_teacher
         self.student_output = student_output
         self.teacher_output = teacher_output
+        self.shared_classes = shared_classes
         self._evaluating = False
         # Whether the data that are trained on have no labels at all.
         self._without_labels = False
@@ -176,7 +189,7 @@ class Distiller(backend.Trainer):
             gradient_scale = GradientScale()
         self._bins = _Untracked(gradient_scale or None)
         self.teacher = teacher
-        check_class_counts(student, teacher)
+        shared_class_count(student, teacher, shared_classes)
         # Refuse a kind of output that doesn't exist.
         LogitReader(student, student_output, "student")
         LogitReader(teacher, teacher_output, "teacher")
@@ -186,14 +199,25 @@ class Distiller(backend.Trainer):
     @property
     def student_reader(self):
         """The `LogitReader` of the student."""
-        return LogitReader(self.student, self.student_output, "student")
+        return LogitReader(
+            self.student, self.student_output, "student", self._num_shared
+        )
 
     @property
     def teacher_reader(self):
         """The `LogitReader` of the teacher, or `None`."""
         if self.teacher is None:
             return None
-        return LogitReader(self.teacher, self.teacher_output, "teacher")
+        return LogitReader(
+            self.teacher, self.teacher_output, "teacher", self._num_shared
+        )
+
+    @property
+    def _num_shared(self):
+        """How many classes both models begin with; `None` for all."""
+        return shared_class_count(
+            self.student, self.teacher, self.shared_classes
+        )
 
     def __setattr__(self, name, value):
         if name == "student" and hasattr(self, "student"):
@@ -208,7 +232,7 @@ class Distiller(backend.Trainer):
             return
         if value is not None:
             check_model("teacher", value)
-            check_class_counts(self.student, value)
+            shared_class_count(self.student, value, self.shared_classes)
             preprocessing.check_tokenizers(self.student, value)
             check_sharing(self.student, value, self.save_teacher)
         # Past Keras, which would track it: it would be trained, its
@@ -428,7 +452,7 @@ class Distiller(backend.Trainer):
         if not (missing or carried and self.loss.statistics):
             return y
         if carried:
-            logits = y[TEACHER_LOGITS]
+            logits = first_classes(y[TEACHER_LOGITS], self._num_shared)
             if self.student_reader.is_binary:
                 logits = of_two_classes(logits)
         elif self.teacher is None:
@@ -500,7 +524,8 @@ class Distiller(backend.Trainer):
             class_weight=class_weight,
         )
         self.has_soft_labels = settled.is_soft
-        return settled
+        outside = reader.outside(outputs, self.loss.dtype)
+        return dataclasses.replace(settled, outside=outside)
 
     def _settled(self, y, logits, binary, **kwargs):
         return batch.settle(
@@ -570,7 +595,8 @@ class Distiller(backend.Trainer):
     def _cross_entropy(self, settled):
         """[...], plain cross-entropy on the labels, 0 where none counts."""
         logits = ops.cast(settled.logits, self.loss.dtype)
-        return settled.counted_part(cross_entropy(logits, settled.labels))
+        values = cross_entropy(logits, settled.labels)
+        return settled.counted_part(settled.over_all_classes(values))
 
     def _count_invalid(self, x, y_pred, settled, values, training):
         """Counts what must not be trained on in `invalid_examples`.
@@ -664,6 +690,7 @@ class Distiller(backend.Trainer):
         if settled.given_labels is None:
             return self.get_metrics_result()
         outputs = self.student_reader.single(y_pred)
+        kind = self.student_reader.kind_of(outputs)
         mask = get_keras_mask(outputs)
         if settled.is_labelled is not None:
             # What Keras's metrics leave out; of several units, which they
@@ -679,7 +706,7 @@ class Distiller(backend.Trainer):
         set_keras_mask(outputs, mask)
         return super().compute_metrics(
             x,
-            _metric_labels(settled, outputs),
+            _metric_labels(settled, outputs, kind),
             outputs,
             settled.weights,
         )
@@ -891,6 +918,7 @@ class Distiller(backend.Trainer):
             "save_teacher": self.save_teacher,
             "student_output": self.student_output,
             "teacher_output": self.teacher_output,
+            "shared_classes": self.shared_classes,
             "gradient_scale": serialize(self._bins.value or False),
             "name": self.name,
         }
@@ -926,13 +954,12 @@ def _worst_label(settled):
     return ops.cast(ops.max(ops.where(bad, given, lowest)), "float32")
 
 
-def _metric_labels(settled, outputs):
+def _metric_labels(settled, outputs, kind):
     """Labels as Keras's metrics read them."""
     given = settled.given_labels
     if not settled.is_soft:
         given = ops.cast(ops.where(settled.is_valid, given, 0), "int32")
-    if tuple(settled.logits.shape) != tuple(outputs.shape):
-        # Units with a sigmoid.
+    if is_binary(kind):
         units = given[..., 1] if settled.is_soft else given
         return ops.reshape(units, ops.shape(outputs))
     return given

@@ -59,12 +59,13 @@ class LogitReader:
         kind: one of `KINDS`, what the model gives; `None` to read it from the
             model's graph, else to expect logits.
         role: "student" or "teacher", for messages and the argument's name.
+        num_classes: optional integer; classes from there on are cut off.
 
     Raises:
         ValueError: if `kind` is none of `KINDS`.
     """
 
-    def __init__(self, model, kind=None, role="student"):
+    def __init__(self, model, kind=None, role="student", num_classes=None):
         if kind is not None and kind not in KINDS:
             raise ValueError(
                 f"`{role}_output` says what the {role} gives, one of "
@@ -74,6 +75,7 @@ class LogitReader:
         self.model = model
         self.declared = kind
         self.role = role
+        self.num_classes = num_classes
 
     @property
     def kind(self):
@@ -133,7 +135,7 @@ class LogitReader:
         return leaves[0]
 
     def logits(self, outputs):
-        """The logits behind a model's outputs.
+        """The logits behind a model's outputs, of the classes that are kept.
 
         Args:
             outputs: [..., classes], what the model gave.
@@ -147,6 +149,31 @@ class LogitReader:
         Raises:
             ValueError: if there are several outputs, or a single class.
         """
+        logits = self._all_logits(outputs)
+        return first_classes(logits, self.num_classes)
+
+    def outside(self, outputs, dtype):
+        """What the classes that are cut off add to a cross-entropy.
+
+        Args:
+            outputs: [..., classes], what the model gave.
+            dtype: of the result.
+
+        Returns:
+            [...], the negative logarithm of the probability of all classes
+            that are kept; `None` if none is cut off.
+        """
+        if self.num_classes is None:
+            return None
+        logits = ops.cast(self._all_logits(outputs), dtype)
+        if logits.shape[-1] <= self.num_classes:
+            return None
+        kept = logits[..., : self.num_classes]
+        cut = logits[..., self.num_classes :]
+        log_odds = ops.logsumexp(cut, axis=-1) - ops.logsumexp(kept, axis=-1)
+        return ops.logaddexp(log_odds, ops.zeros_like(log_odds))
+
+    def _all_logits(self, outputs):
         outputs = self.single(outputs)
         kind = self.kind_of(outputs)
         kept = self._kept(outputs)
@@ -391,19 +418,58 @@ def check_model(role, model):
         )
 
 
-def check_class_counts(student, teacher):
-    """Refuses a pair of models with different numbers of classes.
+def first_classes(logits, num_classes=None):
+    """[..., num_classes], the first of them; `None` for all."""
+    if num_classes is None or logits.shape[-1] <= num_classes:
+        return logits
+    return logits[..., :num_classes]
+
+
+def shared_class_count(student, teacher, shared=None):
+    """The number of classes that training compares.
 
     Args:
         student: a `keras.Model`.
         teacher: a `keras.Model`, or `None`.
+        shared: `None` if both have the same classes, the number of classes
+            that both begin with, or `True` for the smaller of their counts.
+
+    Returns:
+        An integer, or `None` for all classes.
 
     Raises:
-        ValueError: if both are known and differ.
+        ValueError: if the counts are known and differ while nothing is
+            shared, or if `shared` is not a number of classes of both.
     """
     counts = [_class_count(student), _class_count(teacher)]
-    if None not in counts and counts[0] != counts[1]:
-        raise ValueError(class_count_message(*counts))
+    known = [count for count in counts if count is not None]
+    if shared is None or shared is False:
+        if len(set(known)) > 1:
+            raise ValueError(class_count_message(*counts))
+        return None
+    if shared is True and counts[0] and (counts[1] or teacher is None):
+        return min(known)
+    if shared is True or shared != int(shared) or shared < 2:
+        raise ValueError(
+            "`shared_classes` is the number of classes, at least 2, that "
+            "student and teacher both begin with; True stands for the smaller "
+            f"of their counts, which must be known. Received: {shared!r} with "
+            f"a student of {_count_text(counts[0])} and a teacher of "
+            f"{_count_text(counts[1])}. Give a number, such as the size of "
+            "the tokenizer's vocabulary."
+        )
+    if known and shared > min(known):
+        raise ValueError(
+            "`shared_classes` are classes that student and teacher both have. "
+            f"Received: {shared} with a student of {_count_text(counts[0])} "
+            f"and a teacher of {_count_text(counts[1])}. Give at most "
+            f"{min(known)}."
+        )
+    return int(shared)
+
+
+def _count_text(count):
+    return f"{'an unknown number of' if count is None else count} classes"
 
 
 def check_several_classes(num_classes, owner="a model"):
@@ -431,7 +497,9 @@ def class_count_message(student_classes, teacher_classes):
         "Student and teacher must have the same classes in the same order. "
         f"Received: a student with {student_classes} classes and a teacher "
         f"with {teacher_classes}. Give the student's last layer "
-        f"{teacher_classes} units, or use a teacher of the same task."
+        f"{teacher_classes} units, use a teacher of the same task, or say "
+        "`shared_classes` if the first classes are the same, as in padded "
+        "vocabularies."
     )
 
 
