@@ -213,13 +213,13 @@ def inputs_of_teacher(x, y):
     return y.pop(TEACHER_INPUTS), y or None
 
 
-def dataset_of(teacher, dataset, student=None):
-    """A data set as one model, or two at a time, read it.
+def dataset_of(teacher, data, student=None):
+    """Data as one model, or two at a time, read them.
 
     Args:
         teacher: a `keras.Model`.
-        dataset: `tf.data.Dataset` of raw data, if the teacher is a KerasHub
-            task; anything else is returned as it is.
+        data: what `keras.Model.fit` takes, arrays as a tuple; raw if the
+            teacher is a KerasHub task, else they are returned as they are.
         student: a `keras.Model` that gets the same inputs, or `None`.
 
     Returns:
@@ -228,13 +228,11 @@ def dataset_of(teacher, dataset, student=None):
     Raises:
         ValueError: if the student reads something else.
     """
-    spec = getattr(dataset, "element_spec", None)
-    x = spec[0] if isinstance(spec, tuple) else spec
-    if spec is None or not (_is_task(teacher) and _is_raw(teacher, x)):
-        return dataset
-    makes_labels = _makes_labels(teacher.preprocessor)
+    if not (_is_task(teacher) and _is_raw(teacher, _first_inputs(data))):
+        return data
     if student is not None and not (
-        makes_labels or _same_preprocessing(teacher, student)
+        _makes_labels(teacher.preprocessor)
+        or _same_preprocessing(teacher, student)
     ):
         raise ValueError(
             "Raw data are given to both models by the teacher's preprocessor, "
@@ -243,7 +241,39 @@ def dataset_of(teacher, dataset, student=None):
             "another one or none. Leave the student out, or preprocess the "
             "data and set `preprocessor = None` on both."
         )
-    return Preprocessing(teacher).arguments({"x": dataset})["x"]
+    if not isinstance(data, tuple):
+        data = (data,)
+    given = dict(zip(_DATA, data, strict=False))
+    return Preprocessing(teacher).arguments(given)["x"]
+
+
+def labelled(teacher, data):
+    """Data with labels: of a language model, those that it makes of raw text.
+
+    Args:
+        teacher: a `keras.Model`, or `None`.
+        data: as of `dataset_of`.
+
+    Returns:
+        Data whose inputs, if they have labels of their own, are still raw.
+    """
+    if _is_task(teacher) and _makes_labels(teacher.preprocessor):
+        return dataset_of(teacher, data)
+    return data
+
+
+def _first_inputs(data):
+    """Inputs of a batch, or what tells of them."""
+    spec = getattr(data, "element_spec", None)
+    if spec is not None:
+        first = spec
+    elif isinstance(data, keras.utils.PyDataset):
+        first = data[0]
+    elif _is_array(data):
+        first = data
+    else:
+        first = next(iter(data))
+    return first[0] if isinstance(first, list | tuple) else first
 
 
 def check_tokenizers(student, teacher):

@@ -371,3 +371,40 @@ def test_two_models_that_read_other_pixels_are_not_diagnosed_together():
     student, teacher, x, y = image_pair()
     with pytest.raises(ValueError, match="Leave the student out"):
         kd.diagnose(teacher, in_batches(x, y), student=student)
+
+
+# -- the teacher cache ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", (text_pair, image_pair))
+def test_a_cache_of_raw_data_serves_a_student_that_reads_them(make, tmp_path):
+    """What the teacher reads of them, pixels or tokens, is its own affair."""
+    student, teacher, x, y = make()
+    twin = twin_of(student)
+    if make is text_pair:
+        teacher = tasks.bert(words=tasks.WORDS[::-1])
+    x_, y_, _ = by_hand_with_teacher(student, teacher, x, y)
+    data = in_batches(x, y)
+    cache = kd.TeacherCache.write(
+        str(tmp_path / "cache"), data, teacher, kd.KD(), verbose=0
+    )
+    given = {"epochs": 2, "verbose": 0}
+    compiled(student).fit(cache.attach(data), **given)
+    compiled(twin).fit(in_batches(x_, y_), **given)
+    # A cache keeps half precision.
+    assert_same_weights(student, twin, 2e-2)
+
+
+def test_a_cache_of_raw_text_of_a_language_model(tmp_path):
+    student, teacher, x, _ = causal_lm_pair()
+    twin = twin_of(student)
+    data = tf.data.Dataset.from_tensor_slices(x).batch(BATCH)
+    cache = kd.TeacherCache.write(
+        str(tmp_path / "cache"), data, teacher, kd.KDPt(), verbose=0
+    )
+    token_ids = data.map(student.preprocessor)
+    compiled(student, loss=kd.KDPt()).fit(cache.attach(token_ids), verbose=0)
+    compiled(twin, teacher, loss=kd.KDPt()).fit(token_ids, verbose=0)
+    assert_same_weights(student, twin, 1e-3)
+    errors = cache.verify(data, teacher).largest_errors
+    assert max(errors.values()) < 1e-2
