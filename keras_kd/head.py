@@ -20,6 +20,7 @@ from keras_kd.batch import (
 )
 from keras_kd.logits import (
     class_count_message,
+    first_classes,
     is_binary,
     of_two_classes,
     output_of,
@@ -111,7 +112,8 @@ class Head:
         if not (carried or self.missing_statistics(y)):
             return y
         if carried:
-            logits = y[TEACHER_LOGITS]
+            shared = self.student_reader.num_classes
+            logits = first_classes(y[TEACHER_LOGITS], shared)
             if self.student_reader.is_binary:
                 logits = of_two_classes(logits)
         else:
@@ -173,7 +175,8 @@ class Head:
             class_weight=by_class,
         )
         self.has_soft_labels = settled.is_soft
-        return settled
+        outside = reader.outside(outputs, self.loss.dtype)
+        return dataclasses.replace(settled, outside=outside)
 
     def _settled(self, y, logits, binary, **kwargs):
         return batch.settle(
@@ -216,7 +219,8 @@ class Head:
             self.monitors.update(parts, settled, settled.y.get(TEACHER_RIGHT))
             return parts.loss
         logits = ops.cast(settled.logits, self.loss.dtype)
-        return settled.counted_part(cross_entropy(logits, settled.labels))
+        values = cross_entropy(logits, settled.labels)
+        return settled.counted_part(settled.over_all_classes(values))
 
     def reduced(self, values, settled):
         """The loss of a batch; see `reduce_over_batch`."""
@@ -286,7 +290,9 @@ class Head:
             outputs = ops.copy(outputs)
         outputs = _in_full_precision(outputs)
         set_keras_mask(outputs, mask)
-        return _metric_labels(settled, outputs), outputs, settled.weights
+        kind = self.student_reader.kind_of(outputs)
+        labels = _metric_labels(settled, outputs, kind)
+        return labels, outputs, settled.weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -423,13 +429,12 @@ def _worst_label(settled):
     return ops.cast(ops.max(ops.where(bad, given, lowest)), "float32")
 
 
-def _metric_labels(settled, outputs):
+def _metric_labels(settled, outputs, kind):
     """Labels as Keras's metrics read them."""
     given = settled.given_labels
     if not settled.is_soft:
         given = ops.cast(ops.where(settled.is_valid, given, 0), "int32")
-    if tuple(settled.logits.shape) != tuple(outputs.shape):
-        # Units with a sigmoid.
+    if is_binary(kind):
         units = given[..., 1] if settled.is_soft else given
         return ops.reshape(units, ops.shape(outputs))
     return given
