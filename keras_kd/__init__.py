@@ -6,6 +6,7 @@ from keras_kd.cache import TeacherCache
 from keras_kd.diagnosis import Diagnosis, diagnose
 from keras_kd.distiller import Distiller
 from keras_kd.losses import KD, KDPt, KDPtSim, KDSim, KDTopK, LabelSmoothing
+from keras_kd.precomputed import check_outputs
 
 __version__ = "0.1.0"
 
@@ -22,6 +23,7 @@ __all__ = [
     "TeacherCache",
     "attribute",
     "callbacks",
+    "check_outputs",
     "diagnose",
     "losses",
     "metrics",

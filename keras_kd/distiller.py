@@ -14,6 +14,7 @@ from keras_kd import (
     distribution,
     fingerprint,
     losses,
+    precomputed,
 )
 from keras_kd.backend.private import (
     get_keras_mask,
@@ -402,6 +403,9 @@ class Distiller(backend.Trainer):
 
     def _with_statistics(self, x, y):
         """Adds to the labels what the loss needs from the teacher."""
+        y = precomputed.with_statistics(
+            y, self.loss, lambda: self._classes_for(x)
+        )
         missing = [n for n in self.loss.statistics if n not in y]
         carried = TEACHER_LOGITS in y
         if not (missing or carried and self.loss.statistics):
@@ -431,6 +435,16 @@ class Distiller(backend.Trainer):
             **self.loss.teacher_statistics(settled.labels, logits),
             TEACHER_RIGHT: right,
         }
+
+    def _classes_for(self, x):
+        """Number of the student's classes, before it runs."""
+        if self.num_classes is None:
+            inputs = keras.tree.map_structure(
+                lambda t: keras.KerasTensor(t.shape, t.dtype), x
+            )
+            outputs = self.student_reader.single(self.student(inputs))
+            self.num_classes = outputs.shape[-1]
+        return self.num_classes
 
     def settle(self, y, y_pred, sample_weight=None):
         """What a batch is to losses and metrics.
@@ -525,6 +539,9 @@ class Distiller(backend.Trainer):
         if training:
             counts["stale"] = _number(self._stale(settled))
             counts["other_teacher"] = _number(self._of_other_teacher(settled))
+            if precomputed.OUTPUT_FAULT in settled.y:
+                fault = settled.y[precomputed.OUTPUT_FAULT]
+                counts |= precomputed.count_faults(fault)
         infinite = _number(ops.logical_not(ops.isfinite(values)))
         # Not every layer passes a NaN on.
         inputs = sum((ops.sum(each) for each in _floats(x)), ops.zeros(()))
@@ -549,8 +566,8 @@ class Distiller(backend.Trainer):
                 )
         roles = [reader.role for reader in outputs]
         self.invalid_examples.update_state(roles, **counts)
-        del counts["label"]
-        return sum(counts.values())
+        told = ("label", "fault", "fault_row")
+        return sum(n for name, n in counts.items() if name not in told)
 
     def _stale(self, settled):
         """Booleans: whether statistics are of another temperature."""
@@ -567,10 +584,16 @@ class Distiller(backend.Trainer):
             return ops.zeros((1,), dtype="bool")
         return ops.not_equal(kept, self._teacher_number)
 
-    def _note_teacher_of(self, x):
+    def _check_outputs(self, y):
+        """Before training on arrays that hold a teacher's outputs."""
+        outputs = getattr(self.student, "outputs", None)
+        if isinstance(y, dict) and outputs:
+            precomputed.check_outputs(y, outputs[0].shape[-1])
+
+    def _note_teacher_of(self, x, y=None):
         """Before training on data that say whose statistics they carry."""
         spec = getattr(x, "element_spec", None)
-        y = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else None
+        y = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else y
         if isinstance(y, dict) and TEACHER_FINGERPRINT in y:
             self._note_teacher()
 
@@ -637,7 +660,8 @@ class Distiller(backend.Trainer):
             RuntimeError: if another worker is lost.
         """
         self._build_student(x)
-        self._note_teacher_of(x)
+        self._note_teacher_of(x, y)
+        self._check_outputs(y)
         self._note_class_weight(class_weight)
         strategy = distribution.strategy_of(self)
         if not isinstance(callbacks, keras.callbacks.CallbackList):

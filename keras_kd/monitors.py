@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd import distribution
+from keras_kd import distribution, precomputed
 from keras_kd.batch import NOT_WHOLE
 from keras_kd.metrics import GradientScale
 
@@ -89,7 +89,9 @@ class Monitors:
 # What `InvalidExamples` counts in a step, in this order: labels that are not
 # class ids and the largest of them, examples whose loss is not finite because
 # of the inputs, the student or the teacher, statistics of another temperature
-# or teacher, and outputs other than those expected of student or teacher.
+# or teacher, outputs other than those expected of student or teacher, and a
+# teacher's outputs in the data that are not valid, with what is wrong with the
+# first and where it is.
 _ROLES = ("student", "teacher")
 _COUNTS = (
     "labels",
@@ -101,7 +103,12 @@ _COUNTS = (
     "other_teacher",
     "student_output",
     "teacher_output",
+    "outputs",
+    "fault",
+    "fault_row",
 )
+# What is told of the first batch that has any, by what is counted.
+_TOLD = {"label": "labels", "fault": "outputs", "fault_row": "outputs"}
 
 
 class InvalidExamples(keras.metrics.Metric):
@@ -152,9 +159,9 @@ class InvalidExamples(keras.metrics.Metric):
             name: count + ops.cast(counts.get(name, 0), self.dtype)
             for name, count in before.items()
         }
-        # Of several batches the first one's label is told.
-        is_first = ops.equal(before["labels"], 0)
-        after["label"] = ops.where(is_first, after["label"], before["label"])
+        for name, counted in _TOLD.items():
+            is_first = ops.equal(before[counted], 0)
+            after[name] = ops.where(is_first, after[name], before[name])
         self.state.assign(ops.stack([*seen, *after.values()]))
 
     @staticmethod
@@ -243,6 +250,13 @@ def _message(counts, distiller):
             f"{int(counts['other_teacher'])} examples with the statistics of "
             "another. Pass the teacher that the cache was written with, or "
             "none: Distiller(student)."
+        )
+    if counts["outputs"]:
+        return precomputed.fault_message(
+            counts["outputs"],
+            counts["fault"],
+            counts["fault_row"],
+            distiller.num_classes,
         )
     label = int(counts["label"])
     label = "not a whole number" if label == NOT_WHOLE else f"label {label}"

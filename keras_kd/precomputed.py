@@ -39,8 +39,8 @@ _LARGEST_LOG, _SUM_TOLERANCE = 1e-4, 1e-2
 # Stand for the logarithm of 0, and for what is not there at all; finite, so
 # that differences of them are numbers.
 _LOG_0, _ABSENT = -1e30, -2e30
-# Smallest mass whose logarithm is taken in float32.
-_TINY = 1e-37
+# Smallest mass whose logarithm is taken in float32, and that logarithm.
+_TINY, _LOG_TINY = 1e-37, -85.2
 
 # What can be wrong with a row, by number; 0 is nothing.
 FAULTS = (
@@ -247,7 +247,7 @@ class TopList:
         left = ops.where(left < 0, 0.0, left)
         rest = ops.sum(ops.where(is_label, 0.0, each), axis=-1) + left * even
         log_rest = ops.log(ops.where(rest < _TINY, _TINY, rest))
-        return ops.where(own < np.log(_TINY), np.log(_TINY), own) - log_rest
+        return ops.where(own < _LOG_TINY, _LOG_TINY, own) - log_rest
 
     def largest(self, k, temperature):
         """The statistics of `KDTopK` at a temperature.
@@ -387,6 +387,46 @@ def check_outputs(y, num_classes, first=0):
     )
 
 
+def count_faults(fault):
+    """What a step has to tell the host of rows that are not valid.
+
+    Args:
+        fault: [...] int32, from `with_statistics`.
+
+    Returns:
+        Dict of float32 scalars: how many are not valid, what is wrong with the
+        first of them, and which one of the batch it is.
+    """
+    flat = ops.reshape(fault, (-1,))
+    is_bad = ops.cast(ops.not_equal(flat, 0), "int32")
+    first = ops.argmax(is_bad)
+    tokens = int(np.prod(fault.shape[1:]))
+    return {
+        "outputs": ops.cast(ops.sum(is_bad), "float32"),
+        "fault": ops.cast(flat[first], "float32"),
+        "fault_row": ops.cast(first // tokens, "float32"),
+    }
+
+
+def fault_message(count, fault, row, num_classes):
+    """What to say of a batch with rows that are not valid.
+
+    Args:
+        count: how many of the batch.
+        fault: number of what is wrong with the first of them.
+        row: which one of the batch it is.
+        num_classes: integer.
+    """
+    return (
+        "A teacher's outputs in the data must be log-probabilities (natural "
+        f"logarithms) of the student's {num_classes} classes, each once. "
+        f"Received: {FAULTS[int(fault)]} in row {int(row)} of a batch "
+        f"({int(count)} rows or tokens in all). Check what wrote them, and "
+        "that its vocabulary is the student's; keras_kd.check_outputs names "
+        "the row of the data."
+    )
+
+
 def check_size(size, num_classes):
     """Refuses log-probabilities or logits of another number of classes."""
     if size != num_classes:
@@ -421,8 +461,10 @@ def _check_shapes(ids, log_p):
 def _row_of(y, kind, place):
     row = np.asarray(y[kind])[place]
     if kind == TOP_LOG_PROBABILITIES:
-        pairs = zip(np.asarray(y[TOP_IDS])[place], row, strict=True)
-        return "{" + _few([f"{i}: {p:g}" for i, p in pairs]) + "}"
+        ids = np.asarray(y[TOP_IDS])[place]
+        pairs = zip(ids, row, strict=True)
+        pairs = [f"{i}: {p:g}" for i, p in pairs if i != PADDING]
+        return "{" + _few(pairs) + "}"
     return "[" + _few([f"{p:g}" for p in row]) + "]"
 
 
