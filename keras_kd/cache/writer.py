@@ -67,7 +67,7 @@ def plan(
         reader = LogitReader(teacher, teacher_output, role="teacher")
         *rest, classes = logits_shape(teacher, reader, x)
         kind, which = reader.kind, fingerprint.teacher_fingerprint(teacher)
-    label_shape = _label_shape(labels_of(y), len(rest) - 1)
+    label_shape = _label_shape(labels_of(y), (*rest, classes))
     class_ids(y, label_shape)
     if data.batched:
         batch_size = num_rows(x)
@@ -167,10 +167,19 @@ def _first_batch(data):
     return first[:2]
 
 
-def _label_shape(labels, rank):
+def _label_shape(labels, logits_shape):
     """The shape of an example's class ids; a last axis of 1 may be added."""
     shape = tuple(int(size) for size in labels.shape[1:])
-    return shape[:-1] if shape[-1:] == (1,) and len(shape) > rank else shape
+    rank = len(logits_shape) - 2
+    if shape[-1:] == (1,) and len(shape) > rank:
+        shape = shape[:-1]
+    if len(shape) != rank:
+        raise ValueError(
+            "Labels must be class ids, one for each vector of logits. "
+            f"Received: labels of shape {tuple(labels.shape)} for logits of "
+            f"shape {tuple(logits_shape)}. Pass class ids."
+        )
+    return shape
 
 
 def _chunk(fields, examples):
