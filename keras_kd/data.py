@@ -112,6 +112,36 @@ class Data(abc.ABC):
             arrays or structures of them.
         """
 
+    def as_read(self):
+        """Batches for a model: those of TensorFlow as its own tensors."""
+        return self.batches()
+
+    def input_specs(self, model=None):
+        """What a batch's input is.
+
+        Args:
+            model: optional `keras.Model` for it; axes that differ from batch
+                to batch, such as time, are those that its own inputs leave
+                open.
+
+        Returns:
+            The structure of the input, of `keras.KerasTensor`s.
+        """
+        x = self.first()[0]
+        given = keras.tree.flatten(getattr(model, "inputs", None) or [])
+        leaves = keras.tree.flatten(x)
+        shapes = [(None, *leaf.shape[1:]) for leaf in leaves]
+        if list(map(len, shapes)) == [len(each.shape) for each in given]:
+            shapes = [
+                _open_where(each.shape, shape)
+                for each, shape in zip(given, shapes, strict=True)
+            ]
+        specs = [
+            keras.KerasTensor(shape, _dtype_name(leaf))
+            for shape, leaf in zip(shapes, leaves, strict=True)
+        ]
+        return keras.tree.pack_sequence_as(x, specs)
+
     def first(self):
         """The first batch, or `None` if there is none.
 
@@ -136,6 +166,17 @@ class TfData(Data):
         if batched is None:
             batched = self.dataset.batch(batch_size or DEFAULT_BATCH_SIZE)
         return map(_as_tuple, batched.as_numpy_iterator())
+
+    def as_read(self):
+        """See `Data`."""
+        return self.dataset
+
+    def input_specs(self, model=None):
+        """See `Data`; of a `tf.data.Dataset`, what it says of itself."""
+        return keras.tree.map_structure(
+            lambda spec: keras.KerasTensor(spec.shape, spec.dtype.name),
+            self.dataset.element_spec[0],
+        )
 
 
 class ArrayData(Data):
@@ -231,6 +272,16 @@ def _array(value):
     if hasattr(value, "detach"):  # PyTorch's, perhaps with a gradient.
         value = value.detach().cpu()
     return np.asarray(value)
+
+
+def _open_where(own, shape):
+    """A shape without the sizes that a model's own leaves open."""
+    pairs = zip(own, shape, strict=True)
+    return tuple(None if size is None else given for size, given in pairs)
+
+
+def _dtype_name(array):
+    return "string" if array.dtype.kind in "OSU" else str(array.dtype)
 
 
 def _described(data):
