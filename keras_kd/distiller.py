@@ -541,7 +541,9 @@ class Distiller(backend.Trainer):
             counts["other_teacher"] = _number(self._of_other_teacher(settled))
             if precomputed.OUTPUT_FAULT in settled.y:
                 fault = settled.y[precomputed.OUTPUT_FAULT]
-                counts |= precomputed.count_faults(fault)
+                counts |= precomputed.count_faults(
+                    fault, settled.counted, settled.weights
+                )
         infinite = _number(ops.logical_not(ops.isfinite(values)))
         # Not every layer passes a NaN on.
         inputs = sum((ops.sum(each) for each in _floats(x)), ops.zeros(()))

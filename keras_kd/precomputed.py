@@ -50,7 +50,9 @@ FAULTS = (
     "log-probabilities of all classes whose probabilities do not sum to 1",
     "an id outside of the classes",
     "an id twice",
+    "no class at all",
 )
+_EMPTY = 6
 
 
 def carried(y):
@@ -336,7 +338,7 @@ class TopList:
 # -- what is refused ---------------------------------------------------------
 
 
-def check_outputs(y, num_classes, first=0):
+def check_outputs(y, num_classes, first=0, counted=None):
     """Refuses a teacher's outputs in data that are not valid.
 
     `Distiller.fit` and `TeacherCache.write` check by themselves; this one
@@ -347,6 +349,10 @@ def check_outputs(y, num_classes, first=0):
             classes]), or "top_log_probabilities" and "top_ids" ([..., n]).
         num_classes: integer, of the student.
         first: integer, position of the first row, for the message.
+        counted: optional [...] booleans, which rows or tokens count; others
+            may be anything. `None` for all of them, among which a list may
+            then be empty, as for padding that a mask leaves out; training
+            refuses it where it counts.
 
     Raises:
         ValueError: for log-probabilities above 0 or whose probabilities sum
@@ -373,6 +379,10 @@ def check_outputs(y, num_classes, first=0):
             ids, values.astype("float64"), ids != PADDING, inside
         )
     fault = keras.ops.convert_to_numpy(fault)
+    if counted is None:
+        fault = np.where(fault == _EMPTY, 0, fault)
+    else:
+        fault = np.where(counted, fault, 0)
     if not fault.any():
         return
     place = np.unravel_index(int((fault != 0).argmax()), fault.shape)
@@ -387,16 +397,21 @@ def check_outputs(y, num_classes, first=0):
     )
 
 
-def count_faults(fault):
+def count_faults(fault, counted, weights=None):
     """What a step has to tell the host of rows that are not valid.
 
     Args:
         fault: [...] int32, from `with_statistics`.
+        counted: [...] booleans; what does not count may be anything.
+        weights: optional [...]; likewise where they are 0.
 
     Returns:
         Dict of float32 scalars: how many are not valid, what is wrong with the
         first of them, and which one of the batch it is.
     """
+    fault = ops.where(counted, fault, 0)
+    if weights is not None:
+        fault = ops.where(ops.equal(weights, 0), 0, fault)
     flat = ops.reshape(fault, (-1,))
     is_bad = ops.cast(ops.not_equal(flat, 0), "int32")
     first = ops.argmax(is_bad)
@@ -499,6 +514,7 @@ def _fault_of_list(ids, log_p, listed, inside):
         {
             4: ops.any(outside, axis=-1),
             5: ops.any(same, axis=-1),
+            6: ops.logical_not(ops.any(listed, axis=-1)),
             1: ops.any(ops.logical_and(listed, above), axis=-1),
             2: total > 1.0 + _SUM_TOLERANCE,
         }

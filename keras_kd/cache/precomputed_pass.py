@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_kd import backend
 from keras_kd.batch import TEACHER_LOGITS, TEACHER_RIGHT
-from keras_kd.cache.teacher_pass import inside
+from keras_kd.cache.teacher_pass import inside, weighted
 from keras_kd.precomputed import (
     TOP_IDS,
     TOP_LOG_PROBABILITIES,
@@ -39,6 +39,7 @@ class PrecomputedPass:
         self.stores = stores
         self.classes = classes
         self._kind = carried(y)
+        self._ignored = {loss.ignore_class for loss in losses} - {None}
         self._names = [self._kind]
         encode = self._encode_all
         if self._kind == TOP_LOG_PROBABILITIES:
@@ -59,8 +60,10 @@ class PrecomputedPass:
         given = {name: examples.y[name] for name in self._names}
         if self._kind == TEACHER_LOGITS:
             check_size(given[TEACHER_LOGITS].shape[-1], self.classes)
-        check_outputs(given, self.classes, examples.position)
         ids = inside(examples.ids, self.classes)
+        counted = (ids >= 0) & weighted(ids.shape, examples.weight)
+        counted &= ~np.isin(ids, list(self._ignored))
+        check_outputs(given, self.classes, examples.position, counted)
         arrays, finite = self._step(*backend.from_tf_data((ids, given)))
         arrays = {k: ops.convert_to_numpy(v) for k, v in arrays.items()}
         return arrays, bool(finite)

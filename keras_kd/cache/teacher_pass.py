@@ -163,12 +163,21 @@ def count_right(right, sample_weight=None):
     Returns:
         Two floats.
     """
-    counted = np.ones(right.shape)
-    if sample_weight is not None:
-        weighted = np.asarray(sample_weight) != 0
-        if weighted.ndim > right.ndim:
-            weighted = weighted.squeeze(-1)
-        counted *= weighted.reshape(
-            weighted.shape + (1,) * (right.ndim - weighted.ndim)
-        )
+    counted = weighted(right.shape, sample_weight)
     return float((right * counted).sum()), float(counted.sum())
+
+
+def weighted(shape, sample_weight=None):
+    """[...] booleans: which labels have a weight other than 0.
+
+    Args:
+        shape: tuple, of the labels.
+        sample_weight: see `count_right`.
+    """
+    if sample_weight is None:
+        return np.ones(shape, bool)
+    counted = np.asarray(sample_weight) != 0
+    if counted.ndim > len(shape):
+        counted = counted.squeeze(-1)
+    missing = (1,) * (len(shape) - counted.ndim)
+    return np.broadcast_to(counted.reshape(counted.shape + missing), shape)
