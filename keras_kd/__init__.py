@@ -5,6 +5,7 @@ from keras_kd.attribution import Attribution, attribute
 from keras_kd.cache import TeacherCache
 from keras_kd.diagnosis import Diagnosis, diagnose
 from keras_kd.distiller import Distiller
+from keras_kd.list_files import read_top_log_probabilities
 from keras_kd.losses import (
     DKD,
     KD,
@@ -33,8 +34,10 @@ __all__ = [
     "TeacherCache",
     "attribute",
     "callbacks",
+    "check_outputs",
     "diagnose",
     "losses",
     "metrics",
+    "read_top_log_probabilities",
     "similarity",
 ]

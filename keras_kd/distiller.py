@@ -14,6 +14,7 @@ from keras_kd import (
     distribution,
     fingerprint,
     losses,
+    precomputed,
     preprocessing,
 )
 from keras_kd.backend.private import compiled_metrics, set_loss_tracker
@@ -27,7 +28,7 @@ from keras_kd.logits import (
     shared_class_count,
 )
 from keras_kd.metrics import GradientScale
-from keras_kd.monitors import InvalidExamples, LossTracker
+from keras_kd.monitors import TOLD, InvalidExamples, LossTracker
 from keras_kd.sharing import check_sharing
 
 # Methods of a student's own that a Distiller's training would bypass.
@@ -333,8 +334,8 @@ class Distiller(backend.Trainer):
         given = loss if by_output else {None: loss}
         weights = loss_weights or {}
         if by_output:
-            self._check_outputs("loss", given)
-            self._check_outputs("loss_weights", weights)
+            self._check_names("loss", given)
+            self._check_names("loss_weights", weights)
             _check_metrics(given, metrics, weighted_metrics)
         with self._scope():
             found = {
@@ -373,7 +374,7 @@ class Distiller(backend.Trainer):
             return Head(self, name, loss, self._bins.value, weight)
         return PlainHead(self, name, loss, weight)
 
-    def _check_outputs(self, argument, by_output):
+    def _check_names(self, argument, by_output):
         """Refuses names of outputs that the student is known not to have."""
         names = output_names(self.student)
         unknown = [
@@ -517,9 +518,20 @@ class Distiller(backend.Trainer):
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         inputs, y = preprocessing.inputs_of_teacher(x, y)
-        return x, self._with_statistics(inputs, y), sample_weight
+        y = self._with_statistics(inputs, y, lambda name: self._width(x, name))
+        return x, y, sample_weight
 
-    def _with_statistics(self, x, y):
+    def _width(self, x, output):
+        """Number of an output's units, before the student runs."""
+        outputs = getattr(self.student, "outputs", None)
+        if not outputs:
+            inputs = keras.tree.map_structure(
+                lambda t: keras.KerasTensor(t.shape, t.dtype), x
+            )
+            outputs = self.student(inputs)
+        return self.reader("student", output).single(outputs).shape[-1]
+
+    def _with_statistics(self, x, y, width):
         """Adds to the labels what the losses need from the teacher."""
         by_head = {
             head.name: batch.as_dict(part) for head, part in self._parts(y)
@@ -533,7 +545,11 @@ class Distiller(backend.Trainer):
             return outputs[0]
 
         by_head = {
-            head.name: head.with_statistics(by_head[head.name], teacher_outputs)
+            head.name: head.with_statistics(
+                by_head[head.name],
+                teacher_outputs,
+                lambda name=head.name: width(name),
+            )
             for head in self.heads
         }
         return by_head[None] if None in by_head else by_head
@@ -644,7 +660,7 @@ class Distiller(backend.Trainer):
             value
             for _, counts in updates
             for name, value in counts.items()
-            if name != "label"
+            if name not in TOLD
         )
         if training and self.losses:
             # Keras's own sum of the layers' losses, scaled for distribution.
@@ -716,10 +732,20 @@ class Distiller(backend.Trainer):
             weights = None
         return super().compute_metrics(x, labels, outputs, weights)
 
-    def _note_teacher_of(self, x):
+    def _check_outputs(self, y):
+        """Before training on arrays that hold a teacher's outputs."""
+        known = getattr(self.student, "outputs", None)
+        if not isinstance(y, dict) or not known:
+            return
+        for head, part in self._parts(y):
+            if isinstance(part, dict):
+                width = self._width(None, head.name)
+                precomputed.check_outputs(part, width)
+
+    def _note_teacher_of(self, x, y=None):
         """Before training on data that say whose statistics they carry."""
         spec = getattr(x, "element_spec", None)
-        y = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else None
+        y = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else y
         if _names_a_teacher(y):
             self._note_teacher()
 
@@ -768,7 +794,8 @@ class Distiller(backend.Trainer):
             given = prepare.fit_arguments(given)
         self._build_student(given["x"])
         self._note_labels(**{"y": None, **given})
-        self._note_teacher_of(given["x"])
+        self._note_teacher_of(given["x"], given.get("y"))
+        self._check_outputs(given.get("y"))
         self._note_class_weight(class_weight)
         strategy = distribution.strategy_of(self)
         if not isinstance(callbacks, keras.callbacks.CallbackList):

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd import batch
+from keras_kd import batch, precomputed
 from keras_kd.backend.private import get_keras_mask, set_keras_mask
 from keras_kd.batch import (
     STATISTICS_TEMPERATURE,
@@ -93,21 +93,23 @@ class Head:
         Returns:
             List of names; empty where the data carry the teacher's outputs.
         """
-        if TEACHER_LOGITS in y:
+        if precomputed.carried(y):
             return []
         return [name for name in self.loss.statistics if name not in y]
 
-    def with_statistics(self, y, teacher_outputs):
+    def with_statistics(self, y, teacher_outputs, width):
         """Adds to the labels what the loss needs from the teacher.
 
         Args:
             y: dict of labels and what comes beside them.
             teacher_outputs: function that returns what the teacher gives for
                 the batch; it is called if the data don't carry it.
+            width: function that returns the number of the output's units.
 
         Returns:
             A dict.
         """
+        y = precomputed.with_statistics(y, self.loss, width)
         carried = TEACHER_LOGITS in y and self.loss.statistics
         if not (carried or self.missing_statistics(y)):
             return y
@@ -247,6 +249,12 @@ class Head:
             counts["other_teacher"] = number(
                 _of_other_teacher(settled, teacher_number)
             )
+            fault = settled.y.get(precomputed.OUTPUT_FAULT)
+            if fault is not None:
+                counted = ops.cast(settled.counted, "bool")
+                counts |= precomputed.count_faults(
+                    fault, counted, settled.weights
+                )
         return counts
 
     def outputs_to_check(self, settled, y_pred):
@@ -342,9 +350,9 @@ class PlainHead:
         del y
         return []
 
-    def with_statistics(self, y, teacher_outputs):
+    def with_statistics(self, y, teacher_outputs, width):
         """The labels as they are; see `Head`."""
-        del teacher_outputs
+        del teacher_outputs, width
         return y
 
     def settle(self, y, y_pred, sample_weight=None, class_weight=None):

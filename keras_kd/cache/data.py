@@ -1,10 +1,18 @@
-"""A data set as the teacher sees it: views, class ids, checksums."""
+"""A data set as the teacher sees it: views, class ids, checksums.
+
+All of it is on the host, in NumPy: a cache has the same checksums whatever
+library reads the data. TensorFlow makes the views of a `tf.data.Dataset`, and
+is not needed otherwise.
+"""
 
 import dataclasses
+import itertools
+import zlib
 
 import keras
 import numpy as np
 
+from keras_kd import data as any_data
 from keras_kd.batch import LABELS
 from keras_kd.data_errors import DataError
 
@@ -60,20 +68,39 @@ class Views:
 
 
 @dataclasses.dataclass(frozen=True)
+class Examples:
+    """A batch of examples, as NumPy arrays.
+
+    Attributes:
+        x: the input, an array or a structure of them.
+        ids: [batch, *label_shape] int64 class ids.
+        weight: sample weights, or `None`.
+        y: what the data give as labels, a dict where something is beside them.
+        checksums: [batch] int32.
+        position: of the first one in the data set.
+    """
+
+    x: object
+    ids: np.ndarray
+    weight: object
+    y: object
+    checksums: np.ndarray
+    position: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
     """A data set as the teacher sees it.
 
     Attributes:
-        dataset: `tf.data.Dataset` of (x, labels[, sample_weight]).
+        data: `keras_kd.data.Data` of (x, labels[, sample_weight]).
         views: `Views`.
-        batched: whether its elements are batches.
         batch_size: integer.
         label_shape: tuple, of one example's labels.
     """
 
-    dataset: object
+    data: object
     views: Views
-    batched: bool
     batch_size: int
     label_shape: tuple
 
@@ -85,37 +112,49 @@ class Source:
             skipped: integer, how many of the first batches are left out.
 
         Returns:
-            A `tf.data.Dataset` of ((x, ids[, sample_weight]), checksums),
-            with ids the int64 class ids, [batch, *label_shape].
+            An iterator of `Examples`.
         """
+        if any_data.is_tf_data(getattr(self.data, "dataset", None)):
+            batches = self._batches_of_tf(view, skipped)
+        else:
+            batches = itertools.islice(
+                self.data.batches(self.batch_size), skipped, None
+            )
+        for number, batch in enumerate(batches, skipped):
+            yield self._examples(batch, number * self.batch_size)
+
+    def _batches_of_tf(self, view, skipped):
+        """Those of a `tf.data.Dataset`, which makes views in parallel."""
         import tensorflow as tf
 
-        step = self.batch_size if self.batched else 1
-        first = skipped if self.batched else skipped * self.batch_size
+        batched = self.data.batched
+        step = self.batch_size if batched else 1
+        first = skipped if batched else skipped * self.batch_size
         dataset = tf.data.Dataset.zip(
-            tf.data.Dataset.counter(0, step), self.dataset
+            tf.data.Dataset.counter(0, step), self.data.dataset
         ).skip(first)
 
         def view_of(position, element):
             x, *rest = element
             if self.views.augment is not None:
-                x = self.views.of(x, view, position, self.batched)
+                x = self.views.of(x, view, position, batched)
             return (x, *rest)
 
-        def with_checksums(x, labels, *weight):
-            ids = class_ids(labels, self.label_shape)
-            return (x, ids, *weight), example_checksums(x, ids)
-
         dataset = dataset.map(view_of, num_parallel_calls=tf.data.AUTOTUNE)
-        if not self.batched:
+        if not batched:
             dataset = dataset.batch(self.batch_size)
-        return dataset.map(
-            with_checksums, num_parallel_calls=tf.data.AUTOTUNE
-        ).prefetch(2)
+        return dataset.prefetch(2).as_numpy_iterator()
+
+    def _examples(self, element, position):
+        x, y, *weight = element
+        ids = class_ids(y, self.label_shape)
+        (weight,) = weight or (None,)
+        checksums = example_checksums(x, ids)
+        return Examples(x, ids, weight, y, checksums, position)
 
 
 def is_batched(dataset, teacher):
-    """Whether a data set's elements are batches for a teacher.
+    """Whether the elements of a `tf.data.Dataset` are batches for a teacher.
 
     Of a subclassed one, which does not tell the shape of its outputs, batches
     are assumed.
@@ -136,10 +175,10 @@ def is_batched(dataset, teacher):
             f"sample_weight). Received: a data set of {spec}. Map it to such "
             "tuples."
         )
-    labels = _labels(spec[1]).shape
+    labels = labels_of(spec[1]).shape
     outputs = getattr(teacher, "outputs", None)
     if not outputs or labels.rank is None:
-        return True
+        return labels.rank != 0
     rank = len(outputs[0].shape)
 
     def fits(wanted):
@@ -166,76 +205,78 @@ def is_batched(dataset, teacher):
     return batched
 
 
-def class_ids(labels, label_shape):
+def labels_of(y):
+    """The labels among what the data give as y."""
+    return y[LABELS] if isinstance(y, dict) else y
+
+
+def class_ids(y, label_shape):
     """Labels as int64 class ids.
 
     Args:
-        labels: [batch, ...] or [batch, ..., 1], whole numbers of any dtype; or
-            a dict with these as "labels".
+        y: labels, [batch, ...] or [batch, ..., 1], whole numbers of any dtype,
+            a NumPy array; or a dict with these as "labels".
         label_shape: tuple, of one example's ids.
 
     Returns:
         [batch, *label_shape].
 
     Raises:
-        DataError: if they are not whole numbers, when the data are read.
+        DataError: if they are not whole numbers.
     """
-    import tensorflow as tf
-
-    labels = _labels(labels)
-    ids = tf.cast(labels, tf.int64)
-    if labels.dtype.is_floating:
-        whole = tf.reduce_all(tf.equal(tf.cast(ids, labels.dtype), labels))
-        ids = refused_unless(whole, ids, _not_whole, labels)
-    return tf.reshape(ids, (-1, *label_shape))
-
-
-def _labels(labels):
-    return labels[LABELS] if isinstance(labels, dict) else labels
-
-
-def _not_whole(labels):
-    found = labels[labels != np.trunc(labels)].flat[0]
-    raise DataError(
-        "Labels must be class ids, which are whole numbers. Received: "
-        f"{found}. Pass class ids."
-    )
+    labels = np.asarray(labels_of(y))
+    if labels.dtype.kind == "f" and (labels != np.trunc(labels)).any():
+        found = labels[labels != np.trunc(labels)].flat[0]
+        raise DataError(
+            "Labels must be class ids, which are whole numbers. Received: "
+            f"{found}. Pass class ids."
+        )
+    return labels.astype("int64").reshape(-1, *label_shape)
 
 
 def example_checksums(x, ids):
     """A checksum of each example's input and labels.
 
     Args:
-        x: input of a batch, a tensor or a structure of them.
+        x: input of a batch, an array or a structure of them.
         ids: [batch, ...] int64.
 
     Returns:
         [batch] int32.
+
+    Raises:
+        DataError: if they are of different lengths.
     """
-    import tensorflow as tf
+    parts = [_row_bytes(part) for part in [*keras.tree.flatten(x), ids]]
+    lengths = [len(part) for part in parts]
+    if len(set(lengths)) > 1:
+        raise DataError(
+            "A batch must have a row of labels for each of input. Received: "
+            f"inputs of {lengths[:-1]} rows and labels of {lengths[-1]}. Check "
+            "the shape of the labels."
+        )
+    found = np.empty(len(ids), "uint32")
+    for row, (first, *others) in enumerate(zip(*parts, strict=True)):
+        value = zlib.crc32(first)
+        for part in others:
+            value = zlib.crc32(part, value)
+        found[row] = value
+    return found.view("int32")
 
-    # Fingerprint64 of FarmHash: the same on every platform, and it costs less
-    # than a copy of the data.
-    parts = [tf.fingerprint(part) for part in [*keras.tree.flatten(x), ids]]
-    if len(parts) > 1:
-        parts = [tf.fingerprint(tf.concat(parts, axis=1))]
-    return tf.bitcast(parts[0][:, :4], tf.int32)
+
+def _row_bytes(values):
+    """What each row of an array holds, as a list of bytes or buffers."""
+    values = np.asarray(values)
+    if not len(values):
+        return []
+    if values.dtype.kind in "OSU":
+        # Text: with the lengths, so that "ab", "c" is not "a", "bc".
+        rows = values.reshape(len(values), -1).tolist()
+        return ["\0".join(map(_text, row)).encode() for row in rows]
+    rows = np.ascontiguousarray(values).reshape(len(values), -1)
+    return list(rows.view("uint8"))
 
 
-def refused_unless(condition, value, refuse, *arguments):
-    """A tensor, once a function has had the chance to refuse the data.
-
-    Args:
-        condition: boolean scalar tensor.
-        value: a tensor.
-        refuse: function that raises a `DataError`, called if not `condition`.
-        *arguments: tensors, which it gets as NumPy arrays.
-    """
-    import tensorflow as tf
-
-    def refused():
-        tf.numpy_function(refuse, arguments, [])
-        return False
-
-    with tf.control_dependencies([tf.cond(condition, lambda: True, refused)]):
-        return tf.identity(value)
+def _text(value):
+    text = value.decode(errors="replace") if type(value) is bytes else value
+    return f"{len(text)} {text}"

@@ -6,7 +6,7 @@ import json
 from keras_kd.cache import stores
 from keras_kd.cache.storage import GROUP, Field
 
-FORMAT = 2
+FORMAT = 3
 CHECKSUM = "example_checksum"
 # Files of the formats before this one.
 _FORMER = {"manifest.json", "progress.json"}
