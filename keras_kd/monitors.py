@@ -218,6 +218,13 @@ def _message(counts, distiller):
             f"{int(counts['inputs'])} inputs of a batch. Look for missing "
             "values and for divisions by zero in the preprocessing."
         )
+    if counts["outputs"]:
+        return precomputed.fault_message(
+            counts["outputs"],
+            counts["fault"],
+            counts["fault_row"],
+            distiller.num_classes,
+        )
     if counts["teacher"]:
         return (
             "What the teacher gives is not finite. Received: NaN or infinite "
@@ -250,13 +257,6 @@ def _message(counts, distiller):
             f"{int(counts['other_teacher'])} examples with the statistics of "
             "another. Pass the teacher that the cache was written with, or "
             "none: Distiller(student)."
-        )
-    if counts["outputs"]:
-        return precomputed.fault_message(
-            counts["outputs"],
-            counts["fault"],
-            counts["fault_row"],
-            distiller.num_classes,
         )
     label = int(counts["label"])
     label = "not a whole number" if label == NOT_WHOLE else f"label {label}"
