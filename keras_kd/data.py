@@ -23,7 +23,8 @@ def of(data, batch_size=None, what="Data"):
     Args:
         data: a `tf.data.Dataset`, a `keras.utils.PyDataset`, a PyTorch
             `DataLoader`, or a tuple of arrays, (x, y) or (x, y,
-            sample_weight), of which x and y may be structures of arrays.
+            sample_weight), of which x and y may be structures of arrays. Where
+            there are no labels, of x alone; y is then an empty dict.
         batch_size: of arrays; `None` for 32, as in `fit`.
         what: name of the data, for messages.
 
@@ -41,8 +42,10 @@ def of(data, batch_size=None, what="Data"):
         return PyData(data)
     if is_loader(data):
         return LoaderData(data)
-    if isinstance(data, tuple) and len(data) in (2, 3) and _are_arrays(data):
-        return ArrayData(data, batch_size or DEFAULT_BATCH_SIZE)
+    if isinstance(data, tuple) and len(data) in (1, 2, 3) or _is_array(data):
+        arrays = _as_tuple(data)
+        if _are_arrays(arrays):
+            return ArrayData(arrays, batch_size or DEFAULT_BATCH_SIZE)
     raise TypeError(
         f"{what} must be what `fit` takes and can be read again in the same "
         "order: a tf.data.Dataset, a keras.utils.PyDataset, a PyTorch "
@@ -154,6 +157,9 @@ class TfData(Data):
     """A `tf.data.Dataset`, of batches unless it is told otherwise."""
 
     def __init__(self, dataset, batched=True):
+        spec = dataset.element_spec
+        if not isinstance(spec, tuple) or len(spec) < 2:
+            dataset = dataset.map(lambda *element: (*element, {}))
         self.dataset = dataset
         self.batched = batched
         size = int(dataset.cardinality())
@@ -251,16 +257,20 @@ class LoaderData(Data):
 
 
 def _as_tuple(element):
-    if isinstance(element, list):
-        return tuple(element)
-    return element if isinstance(element, tuple) else (element,)
+    """(x, y) or (x, y, sample_weight), y an empty dict without labels."""
+    if not isinstance(element, list | tuple):
+        return (element, {})
+    x, y, *weight = (*element, None) if len(element) == 1 else element
+    return (x, {} if y is None else y, *weight)
 
 
 def _are_arrays(values):
-    return all(
-        hasattr(each, "shape") and hasattr(each, "dtype") or _is_table(each)
-        for each in keras.tree.flatten(values)
-    )
+    return all(map(_is_array, keras.tree.flatten(values)))
+
+
+def _is_array(value):
+    has_both = hasattr(value, "shape") and hasattr(value, "dtype")
+    return has_both or _is_table(value)
 
 
 def _is_table(value):

@@ -326,14 +326,22 @@ def model_of_output(model, name):
         A `keras.Model` of the same layers; the model itself where it has no
         graph.
     """
-    tensor = _output_tensor(model, name)
+    tensor = output_tensor(model, name)
     if name is None or tensor is None or len(model.outputs) == 1:
         return model
     return keras.Model(model.inputs, tensor, name=model.name)
 
 
-def _output_tensor(model, name):
-    """The symbolic tensor of an output, or `None` without a graph."""
+def output_tensor(model, name):
+    """The symbolic tensor of an output.
+
+    Args:
+        model: a `keras.Model`.
+        name: of the output; `None` for the first.
+
+    Returns:
+        A `keras.KerasTensor`; `None` without a graph.
+    """
     outputs = getattr(model, "outputs", None)
     if not outputs:
         return None
@@ -410,7 +418,7 @@ def graph_kind(model, output=None):
         unit, "binary_logits"); reshapes, casts and averages may follow. `None`
         where the graph does not tell.
     """
-    tensor = _output_tensor(model, output)
+    tensor = output_tensor(model, output)
     kind = None if tensor is None else _tensor_kind(tensor)
     if kind == "logits" and tensor.shape[-1] == 1:
         return "binary_logits"
@@ -599,5 +607,5 @@ def class_count_message(student_classes, teacher_classes):
 def _class_count(model, output):
     if output is None and len(getattr(model, "outputs", None) or ()) != 1:
         return None
-    tensor = _output_tensor(model, output)
+    tensor = output_tensor(model, output)
     return None if tensor is None else tensor.shape[-1]

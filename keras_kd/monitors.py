@@ -247,6 +247,13 @@ def _message(counts, distiller, head):
             f"{int(counts['inputs'])} inputs of a batch. Look for missing "
             "values and for divisions by zero in the preprocessing."
         )
+    if counts["outputs"]:
+        return precomputed.fault_message(
+            counts["outputs"],
+            counts["fault"],
+            counts["fault_row"],
+            head.num_classes,
+        )
     if counts["teacher"]:
         return (
             "What the teacher gives is not finite. Received: NaN or infinite "
@@ -279,13 +286,6 @@ def _message(counts, distiller, head):
             f"{int(counts['other_teacher'])} examples with the statistics of "
             "another. Pass the teacher that the cache was written with, or "
             "none: Distiller(student)."
-        )
-    if counts["outputs"]:
-        return precomputed.fault_message(
-            counts["outputs"],
-            counts["fault"],
-            counts["fault_row"],
-            head.num_classes,
         )
     if head.has_soft_labels:
         return (

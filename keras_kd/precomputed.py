@@ -235,7 +235,7 @@ class TopList:
             ValueError: if their shapes or dtypes don't fit.
         """
         ids, log_p = y[TOP_IDS], y[TOP_LOG_PROBABILITIES]
-        _check_shapes(ids, log_p)
+        check_shapes(ids, log_p)
         ids = ops.convert_to_tensor(ids)
         wide = {"uint32": "int64", "uint64": "int64"}
         dtype_of_ids = keras.backend.standardize_dtype(ids.dtype)
@@ -390,7 +390,7 @@ def check_outputs(y, num_classes, first=0, counted=None):
         fault = _fault_of_all(values.astype("float64"))
     else:
         ids = np.asarray(y[TOP_IDS])
-        _check_shapes(ids, values)
+        check_shapes(ids, values)
         check_width(ids.shape[-1], num_classes)
         inside = (ids >= 0) & (ids < num_classes)
         ids = np.where(inside, ids, np.where(ids == PADDING, PADDING, -2))
@@ -481,7 +481,8 @@ def check_width(width, num_classes):
         )
 
 
-def _check_shapes(ids, log_p):
+def check_shapes(ids, log_p):
+    """Refuses ids and log-probabilities that are not of one shape."""
     dtype = keras.backend.standardize_dtype(ids.dtype)
     if tuple(ids.shape) != tuple(log_p.shape) or "int" not in dtype:
         raise ValueError(

@@ -430,7 +430,7 @@ def test_bad_files_are_refused(suffix, tmp_path):
         with pytest.raises(ValueError, match=message):
             kd.read_top_log_probabilities(path, **arguments)
     write_file(path, [[1, 2], [3, 4]], [[-1.0, -2.0], [-1.0]])
-    with pytest.raises(ValueError, match="[[]2] ids and [[]1].* in row 1"):
+    with pytest.raises(ValueError, match=r"\[2\] ids and \[1\].* in row 1"):
         kd.read_top_log_probabilities(path)
     with pytest.raises(ValueError, match="Parquet"):
         kd.read_top_log_probabilities(tmp_path / "lists.csv")

@@ -13,8 +13,9 @@ import keras
 import numpy as np
 
 from keras_kd import data as any_data
-from keras_kd.batch import LABELS
+from keras_kd.batch import LABELS, UNLABELLED
 from keras_kd.data_errors import DataError
+from keras_kd.logits import output_tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Examples:
 
     Attributes:
         x: the input, an array or a structure of them.
-        ids: [batch, *label_shape] int64 class ids.
+        ids: [batch, *label_shape] int64 class ids; of soft labels those of
+            the largest shares, and -1 where there are no labels.
         weight: sample weights, or `None`.
         y: what the data give as labels, a dict where something is beside them.
         checksums: [batch] int32.
@@ -97,12 +99,14 @@ class Source:
         views: `Views`.
         batch_size: integer.
         label_shape: tuple, of one example's labels.
+        output: name of the output whose labels they are, of several.
     """
 
     data: object
     views: Views
     batch_size: int
     label_shape: tuple
+    output: object = None
 
     def batches(self, view=0, skipped=0):
         """Batches of one view of the data set.
@@ -147,13 +151,17 @@ class Source:
 
     def _examples(self, element, position):
         x, y, *weight = element
+        y = part_of(y, self.output)
+        weight = [part_of(each, self.output) for each in weight]
         ids = class_ids(y, self.label_shape)
+        if labels_of(y) is None:
+            ids = np.repeat(ids, any_data.num_rows(x), axis=0)
         (weight,) = weight or (None,)
-        checksums = example_checksums(x, ids)
+        checksums = example_checksums(x, kept_labels(y, self.label_shape))
         return Examples(x, ids, weight, y, checksums, position)
 
 
-def is_batched(dataset, teacher):
+def is_batched(dataset, teacher, output=None):
     """Whether the elements of a `tf.data.Dataset` are batches for a teacher.
 
     Of a subclassed one, which does not tell the shape of its outputs, batches
@@ -175,11 +183,18 @@ def is_batched(dataset, teacher):
             f"sample_weight). Received: a data set of {spec}. Map it to such "
             "tuples."
         )
-    labels = labels_of(spec[1]).shape
-    outputs = getattr(teacher, "outputs", None)
-    if not outputs or labels.rank is None:
+    labels = labels_of(part_of(spec[1], output))
+    tensor = None if teacher is None else output_tensor(teacher, output)
+    if labels is None:
+        return tensor is None or _inputs_are_batched(spec[0], teacher)
+    labels = labels.shape
+    if tensor is None or labels.rank is None:
         return labels.rank != 0
-    rank = len(outputs[0].shape)
+    rank, classes = len(tensor.shape), tensor.shape[-1]
+    if labels.rank and labels[-1] == classes != 1:
+        # Perhaps soft labels, with an axis more.
+        if labels.rank in (rank, rank - 1) and _inputs_tell(spec[0], teacher):
+            return _inputs_are_batched(spec[0], teacher)
 
     def fits(wanted):
         return labels.rank == wanted or (
@@ -189,25 +204,72 @@ def is_batched(dataset, teacher):
     batched, single = fits(rank - 1), fits(rank - 2)
     if batched and single:
         # One label of a batch of one, or of one example: the inputs tell.
-        pairs = zip(
-            keras.tree.flatten(spec[0]),
-            keras.tree.flatten(teacher.inputs),
-            strict=False,
-        )
-        return all(x.shape.rank == len(model.shape) for x, model in pairs)
+        return _inputs_are_batched(spec[0], teacher)
     if not (batched or single):
         raise ValueError(
             "Labels must be class ids, one for each vector of logits. "
             f"Received: labels of shape {labels} for logits of shape "
-            f"{tuple(outputs[0].shape)}. Pass class ids, of a batch or of one "
+            f"{tuple(tensor.shape)}. Pass class ids, of a batch or of one "
             "example."
         )
     return batched
 
 
+def part_of(y, output):
+    """What is of one output, of labels or weights given by output."""
+    if output is None or not isinstance(y, dict):
+        return y
+    return y.get(output, {})
+
+
+def _inputs_are_batched(x, teacher):
+    """Whether inputs have the batch's axis that the teacher's have."""
+    pairs = zip(
+        keras.tree.flatten(x), keras.tree.flatten(teacher.inputs), strict=False
+    )
+    return all(x.shape.rank == len(model.shape) for x, model in pairs)
+
+
+def _inputs_tell(x, teacher):
+    """Whether the number of the inputs' axes says if they are batched."""
+    pairs = zip(
+        keras.tree.flatten(x), keras.tree.flatten(teacher.inputs), strict=False
+    )
+    return all(len(model.shape) - x.shape.rank in (0, 1) for x, model in pairs)
+
+
 def labels_of(y):
-    """The labels among what the data give as y."""
-    return y[LABELS] if isinstance(y, dict) else y
+    """The labels among what the data give as y, `None` without any."""
+    return y.get(LABELS) if isinstance(y, dict) else y
+
+
+def are_soft(labels, label_shape):
+    """Whether labels have a share for each class.
+
+    Args:
+        labels: array of a batch.
+        label_shape: tuple, of one example's class ids.
+    """
+    shape = np.shape(labels)[1:]
+    return len(shape) == len(label_shape) + 1 and shape[-1] != 1
+
+
+def kept_labels(y, label_shape):
+    """What a checksum holds of an example's labels.
+
+    Args:
+        y: as for `class_ids`.
+        label_shape: likewise.
+
+    Returns:
+        [batch, ...] array: class ids or shares; `None` without labels.
+    """
+    labels = labels_of(y)
+    if labels is None:
+        return None
+    if are_soft(labels, label_shape):
+        return np.asarray(labels)
+    return class_ids(y, label_shape)
 
 
 def class_ids(y, label_shape):
@@ -215,16 +277,23 @@ def class_ids(y, label_shape):
 
     Args:
         y: labels, [batch, ...] or [batch, ..., 1], whole numbers of any dtype,
-            a NumPy array; or a dict with these as "labels".
+            or soft ones, [batch, ..., classes], a NumPy array; or a dict with
+            these as "labels", or without any.
         label_shape: tuple, of one example's ids.
 
     Returns:
-        [batch, *label_shape].
+        [batch, *label_shape]; of soft labels the class with the largest
+        share; -1 (of one example, which stands for all) without labels.
 
     Raises:
         DataError: if they are not whole numbers.
     """
-    labels = np.asarray(labels_of(y))
+    labels = labels_of(y)
+    if labels is None:
+        return np.full((1, *label_shape), UNLABELLED)
+    labels = np.asarray(labels)
+    if are_soft(labels, label_shape):
+        return labels.argmax(axis=-1)
     if labels.dtype.kind == "f" and (labels != np.trunc(labels)).any():
         found = labels[labels != np.trunc(labels)].flat[0]
         raise DataError(
@@ -239,7 +308,7 @@ def example_checksums(x, ids):
 
     Args:
         x: input of a batch, an array or a structure of them.
-        ids: [batch, ...] int64.
+        ids: [batch, ...] class ids or shares, or `None`.
 
     Returns:
         [batch] int32.
@@ -247,7 +316,8 @@ def example_checksums(x, ids):
     Raises:
         DataError: if they are of different lengths.
     """
-    parts = [_row_bytes(part) for part in [*keras.tree.flatten(x), ids]]
+    arrays = [*keras.tree.flatten(x), *([] if ids is None else [ids])]
+    parts = [_row_bytes(part) for part in arrays]
     lengths = [len(part) for part in parts]
     if len(set(lengths)) > 1:
         raise DataError(
@@ -255,7 +325,7 @@ def example_checksums(x, ids):
             f"inputs of {lengths[:-1]} rows and labels of {lengths[-1]}. Check "
             "the shape of the labels."
         )
-    found = np.empty(len(ids), "uint32")
+    found = np.empty(lengths[0], "uint32")
     for row, (first, *others) in enumerate(zip(*parts, strict=True)):
         value = zlib.crc32(first)
         for part in others:

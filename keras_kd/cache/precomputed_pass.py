@@ -15,7 +15,9 @@ from keras_kd.precomputed import (
     carried,
     check_can_be_made,
     check_outputs,
+    check_shapes,
     check_size,
+    check_width,
 )
 
 
@@ -116,12 +118,14 @@ def precomputed_shape(y, num_classes):
     if kind != TOP_LOG_PROBABILITIES:
         check_size(size, num_classes or size)
         return (*rest, size)
+    check_shapes(y[TOP_IDS], y[kind])
     if num_classes is None:
         raise ValueError(
             "A list of the largest log-probabilities does not tell how many "
             f"classes there are. Received: lists of {size} and no "
             "`num_classes`. Pass the number of the student's classes."
         )
+    check_width(size, num_classes)
     return (*rest, num_classes)
 
 

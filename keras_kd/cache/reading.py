@@ -15,7 +15,14 @@ from keras_kd.batch import (
     TEACHER_FINGERPRINT,
     TEACHER_RIGHT,
 )
-from keras_kd.cache.data import Views, class_ids, example_checksums
+from keras_kd.cache.data import (
+    Views,
+    class_ids,
+    example_checksums,
+    kept_labels,
+    labels_of,
+    part_of,
+)
 from keras_kd.cache.manifest import CHECKSUM, Manifest
 from keras_kd.cache.storage import Table
 from keras_kd.cache.stores import OwnStore, Store
@@ -159,7 +166,8 @@ class Reading:
     def _merge(self, element, kept):
         import tensorflow as tf
 
-        x, labels, *weight = element
+        x, given, *weight = element
+        labels = part_of(given, self.manifest.output)
         if self.check:
             x = self._compared(x, labels, kept)
         y = labels if isinstance(labels, dict) else {LABELS: labels}
@@ -169,22 +177,42 @@ class Reading:
             y[name] = tf.fill(rows, value)
         if TEACHER_RIGHT not in y and "top_classes" in y:
             best = y["top_classes"][..., 0]
-            ids = tf.reshape(y[LABELS], tf.shape(best))
-            y[TEACHER_RIGHT] = tf.cast(best, tf.int64) == tf.cast(ids, tf.int64)
-        return (x, y, *weight)
+            ids = self._ids_of(y, best)
+            if ids is not None:
+                y[TEACHER_RIGHT] = tf.cast(best, tf.int64) == ids
+        return (x, self._of_all_outputs(given, y), *weight)
+
+    def _of_all_outputs(self, given, y):
+        """Labels by output, with what is kept of one of them."""
+        output = self.manifest.output
+        return y if output is None else {**given, output: y}
+
+    def _ids_of(self, y, like):
+        """[batch, *label_shape] int64 class ids, or `None` without labels."""
+        import tensorflow as tf
+
+        labels = y.get(LABELS)
+        if labels is None:
+            return None
+        if labels.shape.rank == like.shape.rank + 1 and labels.shape[-1] != 1:
+            return tf.argmax(labels, axis=-1)
+        return tf.cast(tf.reshape(labels, tf.shape(like)), tf.int64)
 
     def _compared(self, x, labels, kept):
         """The input, once the host has compared it with what is kept."""
         import tensorflow as tf
 
-        labels = labels[LABELS] if isinstance(labels, dict) else labels
+        labels = labels_of(labels)
+        labels = [] if labels is None else [labels]
         flat = keras.tree.flatten(x)
 
-        def compare(wanted, positions, labels, *flat):
-            self.compare(list(flat), labels, wanted, positions)
+        def compare(wanted, positions, *arrays):
+            given, inputs = arrays[: len(labels)], arrays[len(labels) :]
+            y = given[0] if given else {}
+            self.compare(list(inputs), y, wanted, positions)
             return np.bool_(True)
 
-        arguments = [kept[CHECKSUM], kept[_POSITION], labels, *flat]
+        arguments = [kept[CHECKSUM], kept[_POSITION], *labels, *flat]
         compared = tf.numpy_function(compare, arguments, tf.bool)
         with tf.control_dependencies([compared]):
             flat[0] = tf.identity(flat[0])
@@ -227,17 +255,19 @@ class Reading:
         Raises:
             DataError: if the batch is not what the teacher saw.
         """
-        x, labels, *weight = element
+        x, given, *weight = element
+        labels = part_of(given, self.manifest.output)
         inside = positions[positions < self.manifest.examples]
         kept = self._decoded(self.table.read_at(view, inside, self._names))
         if self.check or len(inside) < num_rows(x):
             self.compare(x, labels, kept[CHECKSUM], positions)
         y = labels if isinstance(labels, dict) else {LABELS: labels}
         y = {**y, **self._entries(kept)}
-        if TEACHER_RIGHT not in y and "top_classes" in y:
+        known = TEACHER_RIGHT in y or LABELS not in y
+        if not known and "top_classes" in y:
             ids = class_ids(labels, tuple(self.manifest.label_shape))
             y[TEACHER_RIGHT] = y["top_classes"][..., 0] == ids
-        return (x, y, *weight)
+        return (x, self._of_all_outputs(given, y), *weight)
 
     def _entries(self, kept):
         y = {k: v for k, v in kept.items() if k not in _OWN}
@@ -256,8 +286,9 @@ class Reading:
         Raises:
             DataError: naming the first example that differs.
         """
-        ids = class_ids(labels, tuple(self.manifest.label_shape))
-        found = example_checksums(x, ids)
+        found = example_checksums(
+            x, kept_labels(labels, tuple(self.manifest.label_shape))
+        )
         if not np.array_equal(found, wanted):
             self._refuse(found, wanted, positions)
 

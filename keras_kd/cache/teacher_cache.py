@@ -112,6 +112,7 @@ class TeacherCache:
         verbose=1,
         teacher_output=None,
         num_classes=None,
+        output=None,
     ):
         """Runs a teacher over a data set and keeps what losses need.
 
@@ -159,6 +160,9 @@ class TeacherCache:
                 where the teacher's graph does not tell.
             num_classes: integer, needed where the data carry lists of the
                 largest log-probabilities.
+            output: of a teacher with several outputs, the name of the one
+                that is kept. Labels are then a dict by output; a cache for
+                each is attached one after the other.
 
         Returns:
             A `TeacherCache`.
@@ -194,6 +198,7 @@ class TeacherCache:
             batch_size,
             teacher_right,
             num_classes,
+            output,
         )
         if begun is None:
             plan.manifest.save(folder, only_new=True)
@@ -281,7 +286,7 @@ class TeacherCache:
                 rows = min(len(batch.ids), self.examples)
                 kept = self._table.read(0, 0, rows, [CHECKSUM])
                 reading.compare(
-                    batch.x, batch.ids, kept[CHECKSUM], np.arange(rows)
+                    batch.x, batch.y, kept[CHECKSUM], np.arange(rows)
                 )
                 return
         raise reading.not_these_data("a data set without examples")
@@ -307,7 +312,11 @@ class TeacherCache:
     def _source(self, data):
         kept = self._manifest
         return Source(
-            data, self._views(), kept.batch_size, tuple(kept.label_shape)
+            data,
+            self._views(),
+            kept.batch_size,
+            tuple(kept.label_shape),
+            kept.output,
         )
 
     def _take_augment(self, augment):
@@ -474,6 +483,7 @@ class TeacherCache:
         import tensorflow as tf
 
         view = tf.cast(epoch, tf.int64) % self.views
+        dataset = self._data(dataset).dataset
         passed = reading.augmented(reading.one_pass(dataset, view))
         passed = reading.merged(passed, self._manifest.batched)
         size = int(dataset.cardinality())
@@ -524,6 +534,7 @@ class TeacherCache:
                 "data can pass over again and again, or make it one with "
                 "tf.data.Dataset.from_tensor_slices((x, labels))."
             )
+        dataset = self._data(dataset).dataset
         self._take_augment(augment)
         self._check_batch_size(batch_size)
         reading = self._reading(check, *self._store_for(loss))
@@ -603,7 +614,7 @@ class TeacherCache:
         )
         teacher_pass = TeacherPass(
             teacher,
-            LogitReader(teacher, teacher_output, role="teacher"),
+            LogitReader(teacher, teacher_output, "teacher", manifest.output),
             computable,
             manifest.classes,
             manifest.batch_size,

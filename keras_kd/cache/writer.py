@@ -10,9 +10,15 @@ import numpy as np
 
 from keras_kd import data as any_data
 from keras_kd import distribution, fingerprint
-from keras_kd.batch import TEACHER_RIGHT
+from keras_kd.batch import TEACHER_RIGHT, refuse_missing_labels
 from keras_kd.cache import stores
-from keras_kd.cache.data import Source, class_ids, is_batched, labels_of
+from keras_kd.cache.data import (
+    Source,
+    class_ids,
+    is_batched,
+    labels_of,
+    part_of,
+)
 from keras_kd.cache.manifest import CHECKSUM, Manifest
 from keras_kd.cache.precomputed_pass import (
     PrecomputedPass,
@@ -23,7 +29,7 @@ from keras_kd.cache.storage import Field, Table
 from keras_kd.cache.teacher_pass import TeacherPass, count_right, logits_shape
 from keras_kd.data import num_rows
 from keras_kd.logits import LogitReader
-from keras_kd.losses import KDSampled
+from keras_kd.losses import KD, KDSampled
 from keras_kd.precomputed import carried
 from keras_kd.states import assign_states, read_states, reset_states
 
@@ -56,19 +62,21 @@ def plan(
     batch_size,
     teacher_right,
     num_classes=None,
+    output=None,
 ):
     """The `Plan` of a cache; for arguments see `TeacherCache.write`."""
     _check_arguments(views, dtype, teacher, batch_size, losses)
-    data = as_data(dataset, teacher, views, batch_size)
+    data = as_data(dataset, teacher, views, batch_size, output)
     x, y = _first_batch(data)
+    y = part_of(y, output)
     if teacher is None:
         *rest, classes = precomputed_shape(y, num_classes)
         kind, which = carried(y), outputs_fingerprint(y)
     else:
-        reader = LogitReader(teacher, teacher_output, role="teacher")
+        reader = LogitReader(teacher, teacher_output, "teacher", output)
         *rest, classes = logits_shape(teacher, reader, x)
         kind, which = reader.kind, fingerprint.teacher_fingerprint(teacher)
-    label_shape = _label_shape(labels_of(y), (*rest, classes))
+    label_shape = _label_shape(labels_of(y), (*rest, classes), losses)
     class_ids(y, label_shape)
     if data.batched:
         batch_size = num_rows(x)
@@ -98,12 +106,13 @@ def plan(
         label_shape=label_shape,
         chunk=_chunk(fields, examples),
         elements=data.elements,
+        output=output,
     )
-    source = Source(data, views, batch_size, label_shape)
+    source = Source(data, views, batch_size, label_shape, output)
     return Plan(source, teacher_pass, manifest)
 
 
-def as_data(dataset, teacher, views, batch_size):
+def as_data(dataset, teacher, views, batch_size, output=None):
     """The data set as `keras_kd.data.Data`, refused where it can't be kept."""
     data = any_data.of(dataset, batch_size, "The data of a cache")
     if any_data.is_tf_data(dataset):
@@ -113,7 +122,8 @@ def as_data(dataset, teacher, views, batch_size):
                 "infinite one. Give it before `repeat`, and use `epochs` to "
                 "train."
             )
-        return any_data.TfData(dataset, is_batched(dataset, teacher))
+        dataset = data.dataset
+        return any_data.TfData(dataset, is_batched(dataset, teacher, output))
     if views.augment is not None:
         raise ValueError(
             "Augmented views are made by a tf.data.Dataset. Received: "
@@ -171,10 +181,21 @@ def _first_batch(data):
     return first[:2]
 
 
-def _label_shape(labels, logits_shape):
-    """The shape of an example's class ids; a last axis of 1 may be added."""
-    shape = tuple(int(size) for size in labels.shape[1:])
+def _label_shape(labels, logits_shape, losses):
+    """The shape of an example's class ids; a last axis of 1 may be added.
+
+    Soft labels have one of the number of classes.
+    """
     rank = len(logits_shape) - 2
+    for loss in losses:
+        if labels is None and loss.label_reader is not None:
+            refuse_missing_labels(loss.label_reader)
+    if labels is None:
+        return tuple(int(size) for size in logits_shape[1:-1])
+    shape = tuple(int(size) for size in labels.shape[1:])
+    if len(shape) == rank + 1 and shape[-1] == logits_shape[-1] != 1:
+        _check_soft(losses)
+        return shape[:-1]
     if shape[-1:] == (1,) and len(shape) > rank:
         shape = shape[:-1]
     if len(shape) != rank:
@@ -184,6 +205,23 @@ def _label_shape(labels, logits_shape):
             f"shape {tuple(logits_shape)}. Pass class ids."
         )
     return shape
+
+
+def _check_soft(losses):
+    """Refuses losses that need a number for each class of a soft label."""
+    for loss in losses:
+        if loss.statistics and loss.reads_labels and not _keeps_logits(loss):
+            name = type(loss).__name__
+            raise ValueError(
+                f"{name} needs a number for each class of a soft label, as KD "
+                "does. Received: soft labels and a cache for "
+                f"{name}. Write it for KD, whose statistics serve every loss, "
+                "or pass class ids."
+            )
+
+
+def _keeps_logits(loss):
+    return loss.statistics == KD.statistics
 
 
 def _chunk(fields, examples):
