@@ -116,7 +116,8 @@ class Head:
         if carried:
             shared = self.student_reader.num_classes
             logits = first_classes(y[TEACHER_LOGITS], shared)
-            if self.student_reader.is_binary:
+            # What a cache keeps is of two classes already.
+            if self._is_binary and TEACHER_FINGERPRINT not in y:
                 logits = of_two_classes(logits)
         else:
             outputs = teacher_outputs()
@@ -127,7 +128,7 @@ class Head:
                 y = {**y, _TEACHER_OUTPUTS: reader.single(outputs)}
         logits = ops.cast(logits, self.loss.dtype)
         self._teacher_classes = logits.shape[-1]
-        settled = self._settled(y, logits, is_binary(self._teacher_kind))
+        settled = self._settled(y, logits, self._is_binary)
         labels = settled.labels
         if settled.is_soft:
             self.loss.check_soft_labels(labels)
@@ -139,6 +140,12 @@ class Head:
             **self.loss.teacher_statistics(labels, logits),
             TEACHER_RIGHT: right,
         }
+
+    @property
+    def _is_binary(self):
+        """Whether units are a sigmoid's, before the student runs."""
+        kind = self._teacher_kind or self.student_reader.kind
+        return is_binary(kind)
 
     # -- a batch -------------------------------------------------------------
 
