@@ -26,6 +26,7 @@ from data import synthetic as data
 from keras import ops
 from matplotlib import figure
 from study.messages import errors_as_messages
+from study.methods import CrossEntropy
 from study.options import log_dir, positive
 from study.run_folder import load_model, open_run
 from study.table import print_table
@@ -248,7 +249,7 @@ class SyntheticStudy:
         }
 
     def _train_teachers(self):
-        networks, result = self._fit("teacher", plain_loss(), {})
+        networks, result = self._fit("teacher", CrossEntropy(), {})
         self.run.save(networks, "teacher")
         return result
 
@@ -333,7 +334,7 @@ class SyntheticStudy:
             A `keras_kd.losses.DistillationLoss`.
         """
         if method == "plain":
-            return plain_loss()
+            return CrossEntropy()
         name = _LOSS_OF.get(method, method)
         settings = settings or _SETTINGS.get(method) or _SETTINGS[name]
         if name not in ("kd_sim", "kd_pt_sim"):
@@ -397,11 +398,6 @@ class SyntheticStudy:
             )
         ]
         return np.stack(columns, axis=1)
-
-
-def plain_loss():
-    """The cross-entropy on the labels alone."""
-    return kd.LabelSmoothing(weight=0.0)
 
 
 def make_networks(count, features, units, classes, seed):

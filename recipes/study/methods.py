@@ -19,6 +19,27 @@ CONTROLS = {PERMUTED: "kd_sim", SHUFFLED: "kd_pt"}
 METHODS = (*LOSSES, *CONTROLS)
 
 
+class CrossEntropy(kd.losses.DistillationLoss):
+    """The cross-entropy on the labels alone: a loss without a teacher's term.
+
+    A plain student is trained by the Distiller as well, since Keras's own `fit`
+    can't train on several workers, weighs uneven replicas alike, and carries
+    no state of recurrent layers on JAX.
+
+    Args:
+        **kwargs: as in `keras_kd.losses.DistillationLoss`.
+    """
+
+    takes_soft_labels = True
+
+    def __init__(self, **kwargs):
+        super().__init__(weight={}, **kwargs)
+
+    def targets(self, labels, statistics, num_classes):
+        """None."""
+        return {}
+
+
 def make_loss(
     name, arguments=None, weight=None, temperature=None, teacher=None
 ):
@@ -42,7 +63,7 @@ def make_loss(
     # What fills up a last batch has weight 0 and must not count in the mean.
     reduction = "mean_with_sample_weight"
     if name == PLAIN:
-        return kd.LabelSmoothing(weight=0.0, reduction=reduction)
+        return CrossEntropy(reduction=reduction)
     own_name = CONTROLS.get(name, name)
     chosen = dict((arguments or {}).get(own_name, {}))
     if name == PERMUTED and teacher is not None:

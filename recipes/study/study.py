@@ -249,7 +249,7 @@ class Study:
         """What trains and evaluates a model, compiled."""
         with distribution.scope(self.strategy):
             if loss_name == PLAIN:
-                trainer = LabelTrainer(model, gradient_scale=False)
+                trainer = kd.Distiller(model, gradient_scale=False)
             else:
                 trainer = kd.Distiller(model, teacher)
             trainer.compile(
@@ -300,8 +300,8 @@ class Study:
 
     def _board(self, trainer, path):
         """TensorBoard; with what distillation does, where there is any."""
-        if isinstance(trainer, LabelTrainer):
-            return PlainBoard(path)
+        if not trainer.gradient_scales:
+            return keras.callbacks.TensorBoard(path)
         order = self.class_order()
         return kd.callbacks.KDTensorBoard(
             path, **({} if order is None else {"similarity_classes": order})
@@ -345,29 +345,6 @@ class Study:
         keras.utils.set_random_seed(self.options["seed"])
         with distribution.scope(self.strategy):
             yield
-
-
-class LabelTrainer(kd.Distiller):
-    """Trains on the labels alone, and reports no parts of a loss.
-
-    Keras's own `fit` would do for one device. It can't train on several
-    workers, weighs each replica's mean alike, carries no state on JAX, and
-    adds the layers' penalties to the loss that it evaluates.
-    """
-
-    def get_metrics_result(self):
-        """The loss and the user's metrics."""
-        parts = {"cross_entropy", *self.loss.term_names}
-        results = super().get_metrics_result()
-        return {k: v for k, v in results.items() if k not in parts}
-
-
-class PlainBoard(kd.callbacks.KDTensorBoard):
-    """TensorBoard of the loss and metrics, written by the chief alone."""
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Writes what Keras's own callback does."""
-        keras.callbacks.TensorBoard.on_epoch_end(self, epoch, logs)
 
 
 def with_weight_decay(model, weight_decay):
