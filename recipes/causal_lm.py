@@ -23,6 +23,7 @@ import study.quiet  # noqa: F401
 
 # isort: split
 import dataclasses
+import functools
 
 import click
 import keras
@@ -31,10 +32,9 @@ import numpy as np
 import tensorflow as tf
 from data import batches, text
 from study import language_model, options, strategies
-from study.comparison import compare
+from study.comparison import run_study
 from study.messages import errors_as_messages, first_line
 from study.options import positive, share
-from study.run_folder import open_run
 
 from keras_kd import distribution
 
@@ -93,35 +93,29 @@ _PRESET_DEFAULTS = {
 )
 @language_model.optimizer_options(5e-3, 2e-3)
 @options.shared_options(("plain", "kd_pt", "kd"))
+@errors_as_messages()
 def main(losses, log_dir, **chosen):
     """Compares distillation losses on a causal language model of KerasHub."""
-    context = click.get_current_context()
-    with errors_as_messages():
-        given = given_options(context)
-        check_options(chosen, given)
-        chosen = with_preset_defaults(chosen, given)
-        strategy = strategies.make_strategy(
-            chosen["strategy"], chosen["replicas"]
-        )
-        documents = read_documents(**chosen)
-        vocabulary = read_vocabulary(documents, chosen)
-        data = read_data(documents, vocabulary, chosen)
-        chosen = options.settled(
-            chosen, losses, data["train"].labels.size, vocabulary.classes
-        )
-        # Losses may be added to a run later; everything else makes it another.
-        run = open_run(
-            "causal_lm", options.run_config(chosen), log_dir, strategy
-        )
-        click.echo(documents.source)
-        for part, sequences in data.items():
-            click.echo(f"{part}: {sequences}")
-        click.echo(
-            f"{vocabulary.classes:,} classes of tokens. Run folder: "
-            f"{run.folder}"
-        )
-        models = CausalLMStudy(data, vocabulary, run, strategy, chosen)
-        compare(models, losses)
+    given = given_options(click.get_current_context())
+    check_options(chosen, given)
+    chosen = with_preset_defaults(chosen, given)
+    strategy = strategies.make_strategy(chosen["strategy"], chosen["replicas"])
+    documents = read_documents(**chosen)
+    vocabulary = read_vocabulary(documents, chosen)
+    data = read_data(documents, vocabulary, chosen)
+    sizes = [f"{part}: {sequences}" for part, sequences in data.items()]
+    classes = f"{vocabulary.classes:,} classes of tokens."
+    run_study(
+        "causal_lm",
+        "\n".join([documents.source, *sizes, classes]),
+        functools.partial(CausalLMStudy, data, vocabulary),
+        strategy,
+        chosen,
+        losses,
+        log_dir,
+        labels=data["train"].labels.size,
+        classes=vocabulary.classes,
+    )
 
 
 # -- options -------------------------------------------------------------------
@@ -551,6 +545,7 @@ class CausalLMStudy(language_model.LanguageModelStudy):
         super().__init__(run, strategy, options)
         self.data = data
         self.vocabulary = vocabulary
+        self.train_size = len(data["train"])
 
     def classes(self):
         """Number of logits."""
@@ -579,21 +574,6 @@ class CausalLMStudy(language_model.LanguageModelStudy):
     def diagnosed_data(self):
         """The sequences in order, in batches."""
         return self.cached_data().batch(self.options["batch_size"])
-
-    def cached_stream(self, cache, loss, first_epoch):
-        """The same sequences in another order in each epoch."""
-        return cache.epochs(
-            self.cached_data(),
-            loss,
-            first_epoch,
-            batch_size=self.options["batch_size"],
-            shuffle=len(self.data["train"]),
-            seed=self.options["seed"],
-        )
-
-    def steps_per_epoch(self, role):
-        """Number of full batches."""
-        return len(self.data["train"]) // self.options["batch_size"]
 
     def evaluation_data(self):
         """Validation text, which `fit` reports, and test text."""

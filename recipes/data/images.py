@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import keras
 import numpy as np
 import sklearn.datasets
 import tensorflow as tf
@@ -230,32 +229,3 @@ def evaluation_batches(arrays, batch_size):
     dataset = tf.data.Dataset.from_tensor_slices(arrays).map(example)
     dataset = batches.full_batches(dataset, len(arrays[0]), batch_size)
     return distribution.shard_by_example(dataset)
-
-
-def accuracies():
-    """Top-1 and top-5 accuracy as Keras metrics."""
-    return [
-        keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
-        keras.metrics.SparseTopKCategoricalAccuracy(k=5, name="top5_accuracy"),
-    ]
-
-
-def check_teacher(model, shape, classes):
-    """Refuses a teacher of other images or classes.
-
-    Args:
-        model: a `keras.Model`.
-        shape: (height, width, channels).
-        classes: number of classes.
-
-    Raises:
-        ValueError: with both shapes and numbers of classes.
-    """
-    found = tuple(model.input_shape[1:]), model.output_shape[-1]
-    if found != (tuple(shape), classes):
-        raise ValueError(
-            "The teacher must take these images and know these classes. "
-            f"Received: a teacher of images {found[0]} and {found[1]} classes "
-            f"for images {tuple(shape)} and {classes} classes. Choose another "
-            "--teacher."
-        )

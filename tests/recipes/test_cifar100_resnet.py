@@ -9,7 +9,7 @@ import processes
 import pytest
 from data import images
 from processes import losses, results
-from study.study import with_weight_decay
+from study.vision import with_weight_decay
 
 SMALL = (
     "--dataset digits --limit-train 128 --epochs 2 --teacher-depth 8 "
