@@ -529,11 +529,39 @@ class Claim:
         return "confirmed"
 
 
+# The claims as (method, other method, where, whether a gain is claimed): at the
+# lowest or the highest delta, over all, or of the slope over delta. KD-sim and
+# KD-pt are held against label smoothing: a gain that smoothing without a
+# teacher brings as well is not knowledge of the teacher.
+_CLAIMS = {
+    "With uncorrelated classes KD-pt gains and KD-sim does not": (
+        ("kd_pt", "label_smoothing", "low", True),
+        ("kd_pt", "kd_sim", "low", True),
+        ("kd_sim", "label_smoothing", "low", False),
+    ),
+    "KD-sim's gain grows with delta": (
+        ("kd_sim", "label_smoothing", "slope", True),
+    ),
+    "KD-pt+sim gains more than either at high delta": (
+        ("kd_pt_sim", "kd_pt", "high", True),
+        ("kd_pt_sim", "kd_sim", "high", True),
+    ),
+    "Re-weighting is worth more than class relations, and these more than "
+    "label smoothing": (
+        ("kd_pt", "kd_sim", "all", True),
+        ("kd_sim", "label_smoothing", "all", True),
+    ),
+}
+_WORDS = {
+    "label_smoothing": "label smoothing",
+    "kd_sim": "KD-sim",
+    "kd_pt": "KD-pt",
+    "kd_pt_sim": "KD-pt+sim",
+}
+
+
 def judge(scores, deltas):
     """The paper's four claims, each tested on pairs of methods by seed.
-
-    KD-sim and KD-pt are held against label smoothing: a gain that smoothing
-    without a teacher brings as well is not knowledge of the teacher.
 
     Args:
         scores: dict by method of [deltas, seeds] accuracies.
@@ -544,71 +572,24 @@ def judge(scores, deltas):
     """
     deltas = np.array(deltas)
     low, high = deltas.argmin(), deltas.argmax()
+    centred = deltas - deltas.mean()
+    # Each as weights of the deltas, and in words.
+    places = {
+        "low": (np.eye(len(deltas))[low], "{}, delta " + f"{deltas[low]}"),
+        "high": (np.eye(len(deltas))[high], "{}, delta " + f"{deltas[high]}"),
+        "all": (np.full(len(deltas), 1 / len(deltas)), "{}, all deltas"),
+        "slope": (centred / (centred @ centred), "slope over delta of {}"),
+    }
 
-    def gain(method, baseline, at=None):
-        difference = scores[method] - scores[baseline]
-        return paired_interval(
-            difference.mean(0) if at is None else difference[at]
-        )
+    def test(method, other, place, claimed):
+        weights, words = places[place]
+        gain = paired_interval(weights @ (scores[method] - scores[other]))
+        pair = f"{_WORDS[method]} over {_WORDS[other]}"
+        return Test(words.format(pair), gain, claimed)
 
-    def slope(method, baseline):
-        difference = scores[method] - scores[baseline]
-        centred = deltas - deltas.mean()
-        return paired_interval(centred @ difference / (centred @ centred))
-
-    uncorrelated, correlated = f"delta {deltas[low]}", f"delta {deltas[high]}"
     return [
-        Claim(
-            "With uncorrelated classes KD-pt gains and KD-sim does not",
-            [
-                Test(
-                    f"KD-pt over label smoothing, {uncorrelated}",
-                    gain("kd_pt", "label_smoothing", low),
-                ),
-                Test(
-                    f"KD-pt over KD-sim, {uncorrelated}",
-                    gain("kd_pt", "kd_sim", low),
-                ),
-                Test(
-                    f"KD-sim over label smoothing, {uncorrelated}",
-                    gain("kd_sim", "label_smoothing", low),
-                    claimed=False,
-                ),
-            ],
-        ),
-        Claim(
-            "KD-sim's gain grows with delta",
-            [
-                Test(
-                    "slope over delta of KD-sim over label smoothing",
-                    slope("kd_sim", "label_smoothing"),
-                )
-            ],
-        ),
-        Claim(
-            "KD-pt+sim gains more than either at high delta",
-            [
-                Test(
-                    f"KD-pt+sim over KD-pt, {correlated}",
-                    gain("kd_pt_sim", "kd_pt", high),
-                ),
-                Test(
-                    f"KD-pt+sim over KD-sim, {correlated}",
-                    gain("kd_pt_sim", "kd_sim", high),
-                ),
-            ],
-        ),
-        Claim(
-            "Re-weighting is worth more than class relations, and these more "
-            "than label smoothing",
-            [
-                Test("KD-pt over KD-sim, all deltas", gain("kd_pt", "kd_sim")),
-                Test(
-                    "KD-sim over label smoothing, all deltas",
-                    gain("kd_sim", "label_smoothing"),
-                ),
-            ],
-        ),
+        Claim(words, [test(*each) for each in tests])
+        for words, tests in _CLAIMS.items()
     ]
 
 
