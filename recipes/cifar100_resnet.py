@@ -143,7 +143,7 @@ class ImageStudy(vision.VisionStudy):
 
     def training_data(self, role, first_epoch):
         """Shuffled and augmented batches."""
-        return images.training_stream(
+        dataset = images.training_stream(
             self.images,
             self.train_size,
             self.options["batch_size"],
@@ -151,6 +151,7 @@ class ImageStudy(vision.VisionStudy):
             first_epoch,
             self.options["augment"],
         )
+        return self.mixed(dataset, first_epoch)
 
     def cached_data(self):
         """The images in order."""
@@ -173,7 +174,8 @@ class ImageStudy(vision.VisionStudy):
     def evaluation_data(self):
         """The test images; none are held out, as usual on CIFAR."""
         batch_size = 4 * self.options["batch_size"]
-        return {"test": images.evaluation_batches(self.images.test, batch_size)}
+        dataset = images.evaluation_batches(self.images.test, batch_size)
+        return {"test": self.evaluated(dataset)}
 
     def build(self, role):
         """A CIFAR ResNet."""

@@ -129,7 +129,9 @@ class ImageNetStudy(vision.VisionStudy):
 
         dataset = tf.data.Dataset.zip(positions, dataset)
         dataset = dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE)
-        return dataset.batch(options["batch_size"]).prefetch(tf.data.AUTOTUNE)
+        dataset = dataset.batch(options["batch_size"])
+        dataset = dataset.prefetch(tf.data.AUTOTUNE)
+        return self.mixed(dataset, first_epoch)
 
     def cached_data(self):
         """JPEGs and labels in order."""
@@ -162,7 +164,8 @@ class ImageNetStudy(vision.VisionStudy):
             self.options["batch_size"],
         )
         # Else files are dealt out, and the filling once per worker.
-        return {"valid": distribution.shard_by_example(dataset)}
+        dataset = distribution.shard_by_example(dataset)
+        return {"valid": self.evaluated(dataset)}
 
     def _encoded(self, split, shuffle):
         """(JPEG bytes, label); a crop need not decode the whole image."""

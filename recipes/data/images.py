@@ -229,3 +229,38 @@ def evaluation_batches(arrays, batch_size):
     dataset = tf.data.Dataset.from_tensor_slices(arrays).map(example)
     dataset = batches.full_batches(dataset, len(arrays[0]), batch_size)
     return distribution.shard_by_example(dataset)
+
+
+def with_shares(dataset, classes):
+    """The data with labels as shares of the classes.
+
+    Args:
+        dataset: `tf.data.Dataset` of (x, labels, ...), int [batch_size].
+        classes: number of classes.
+
+    Returns:
+        A `tf.data.Dataset` of (x, labels, ...), float32 [batch_size, classes].
+    """
+    return dataset.map(
+        lambda x, labels, *others: (x, tf.one_hot(labels, classes), *others)
+    )
+
+
+def mixed(dataset, classes, layer):
+    """Batches in which a layer of Keras mixes images and labels.
+
+    Args:
+        dataset: `tf.data.Dataset` of (x, labels), int [batch_size].
+        classes: number of classes.
+        layer: `keras.layers.MixUp` or `keras.layers.CutMix`.
+
+    Returns:
+        A `tf.data.Dataset` of (x, labels), float32 [batch_size, classes].
+    """
+
+    def mix(x, labels):
+        both = layer({"images": x, "labels": labels}, training=True)
+        return both["images"], both["labels"]
+
+    # One batch after the other, as the layer's random numbers come in turn.
+    return with_shares(dataset, classes).map(mix).prefetch(2)

@@ -2,9 +2,12 @@
 
 import click
 import keras
+from data import images
 
 from study.options import UserPath, positive, share, with_options
 from study.study import Study
+
+_alpha = click.FloatRange(0, 1, min_open=True)
 
 
 def image_options(weight_decay, views):
@@ -38,6 +41,18 @@ def image_options(weight_decay, views):
                 help=f"{views} of each image that --cache keeps; each epoch "
                 "has the next.",
             ),
+            click.option(
+                "--mixup",
+                type=_alpha,
+                help="Train on weighted means of two images and of their "
+                "labels, with shares from Beta(alpha, alpha), as 0.2. The "
+                "teacher sees the same, beside each student: no cache.",
+            ),
+            click.option(
+                "--cutmix",
+                type=_alpha,
+                help="The same with a rectangle of another image, as 1.",
+            ),
         ]
     )
 
@@ -68,6 +83,12 @@ class VisionStudy(Study):
                 f"{self.train_size} training images and --batch-size "
                 f"{options['batch_size']}. Lower --batch-size."
             )
+        if options["mixup"] and options["cutmix"]:
+            raise ValueError(
+                "Images are mixed in one way. Received: --mixup "
+                f"{options['mixup']} and --cutmix {options['cutmix']}. Leave "
+                "one of them out."
+            )
 
     @property
     def columns(self):
@@ -82,13 +103,57 @@ class VisionStudy(Study):
         """Top-1 accuracy."""
         return f"{self.part}_accuracy"
 
+    @property
+    def mixes(self):
+        """Whether images are mixed, and every label is a share a class."""
+        return bool(self.options["mixup"] or self.options["cutmix"])
+
+    def mixed(self, dataset, first_epoch):
+        """Training batches, with their images mixed if the options say so.
+
+        Interrupted training resumes with other mixtures than it would have
+        had.
+
+        Args:
+            dataset: `tf.data.Dataset` of (x, labels).
+            first_epoch: integer.
+
+        Returns:
+            A `tf.data.Dataset` of the same.
+        """
+        if not self.mixes:
+            return dataset
+        options = self.options
+        arguments = {
+            # Two numbers: a seed's epochs are not those of the next seed.
+            "seed": 10_000 * options["seed"] + first_epoch,
+            # Whole pixels have more digits than half precision.
+            "dtype": "float32",
+        }
+        if options["mixup"]:
+            layer = keras.layers.MixUp(options["mixup"], **arguments)
+        else:
+            alpha = options["cutmix"]
+            layer = keras.layers.CutMix((alpha, alpha), **arguments)
+        return images.mixed(dataset, self.classes, layer)
+
+    def evaluated(self, dataset):
+        """Evaluation batches, with labels of the form of the training's."""
+        if not self.mixes:
+            return dataset
+        return images.with_shares(dataset, self.classes)
+
     def metrics(self):
         """Top-1 and top-5 accuracy."""
+        kinds = keras.metrics
+        if self.mixes:
+            return [
+                kinds.CategoricalAccuracy(name="accuracy"),
+                kinds.TopKCategoricalAccuracy(k=5, name="top5_accuracy"),
+            ]
         return [
-            keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
-            keras.metrics.SparseTopKCategoricalAccuracy(
-                k=5, name="top5_accuracy"
-            ),
+            kinds.SparseCategoricalAccuracy(name="accuracy"),
+            kinds.SparseTopKCategoricalAccuracy(k=5, name="top5_accuracy"),
         ]
 
     def adapted_teacher(self, model):
