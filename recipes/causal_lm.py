@@ -36,8 +36,6 @@ from study.comparison import run_study
 from study.messages import errors_as_messages, first_line
 from study.options import positive, share
 
-from keras_kd import distribution
-
 ROLES = ("teacher", "student")
 # Of a role's options, those that a preset decides.
 _ARCHITECTURE = ("layers", "hidden", "heads", "dropout")
@@ -148,29 +146,21 @@ def check_options(options, given):
             "them out."
         )
     for role in ROLES:
-        if options[f"{role}_preset"]:
-            decided = {f"{role}_{name}" for name in _ARCHITECTURE}
-            _refuse_beside_preset(role, given & {*decided, "vocabulary"})
-        else:
-            _check_heads(role, **_architecture(options, role))
-
-
-def _refuse_beside_preset(role, names):
-    if names:
-        option = "--" + min(names).replace("_", "-")
-        raise ValueError(
-            "A preset decides on its layers and its vocabulary. Received: "
-            f"{option} and --{role}-preset. Leave one of them out."
-        )
-
-
-def _check_heads(role, hidden, heads, **_):
-    if hidden % heads:
-        raise ValueError(
-            "The heads must share the hidden units evenly. Received: "
-            f"--{role}-hidden {hidden} with --{role}-heads {heads}. Use a "
-            f"multiple of {heads}."
-        )
+        shape = _architecture(options, role)
+        decided = given & {"vocabulary", *(f"{role}_{name}" for name in shape)}
+        if options[f"{role}_preset"] and decided:
+            raise ValueError(
+                "A preset decides on its layers and its vocabulary. Received: "
+                f"--{min(decided).replace('_', '-')} and --{role}-preset. "
+                "Leave one of them out."
+            )
+        heads = shape["heads"]
+        if not options[f"{role}_preset"] and shape["hidden"] % heads:
+            raise ValueError(
+                "The heads must share the hidden units evenly. Received: "
+                f"--{role}-hidden {shape['hidden']} with --{role}-heads "
+                f"{heads}. Use a multiple of {heads}."
+            )
 
 
 def _architecture(options, role):
@@ -494,29 +484,6 @@ def read_data(documents, vocabulary, options):
     return data
 
 
-def training_stream(sequences, batch_size, seed, first_epoch):
-    """Endless shuffled batches.
-
-    Args:
-        sequences: `Sequences`.
-        batch_size: integer, and the following: see `batches.epoch_orders`.
-        seed: integer.
-        first_epoch: integer.
-
-    Returns:
-        A `tf.data.Dataset` of (x, labels, sample_weight).
-    """
-    arrays = tf.nest.map_structure(tf.constant, sequences.arrays)
-    dataset = batches.epoch_orders(
-        len(sequences), batch_size, seed, first_epoch
-    ).map(
-        lambda index, _: tf.nest.map_structure(lambda a: a[index], arrays),
-        num_parallel_calls=tf.data.AUTOTUNE,
-    )
-    dataset = dataset.batch(batch_size, drop_remainder=True)
-    return distribution.shard_by_example(dataset.prefetch(tf.data.AUTOTUNE))
-
-
 def examples(sequences):
     """The sequences one by one, in order, as a `tf.data.Dataset`."""
     return tf.data.Dataset.from_tensor_slices(sequences.arrays)
@@ -560,8 +527,9 @@ class CausalLMStudy(language_model.LanguageModelStudy):
 
     def training_data(self, role, first_epoch):
         """Shuffled batches of padded sequences."""
-        return training_stream(
-            self.data["train"],
+        return batches.shuffled(
+            self.data["train"].arrays,
+            self.train_size,
             self.options["batch_size"],
             self.options["seed"],
             first_epoch,
@@ -578,12 +546,10 @@ class CausalLMStudy(language_model.LanguageModelStudy):
     def evaluation_data(self):
         """Validation text, which `fit` reports, and test text."""
         return {
-            part: distribution.shard_by_example(
-                batches.full_batches(
-                    examples(self.data[part]),
-                    len(self.data[part]),
-                    self.options["batch_size"],
-                )
+            part: batches.full_batches(
+                examples(self.data[part]),
+                len(self.data[part]),
+                self.options["batch_size"],
             )
             for part in ("valid", "test")
         }

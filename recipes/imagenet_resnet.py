@@ -163,8 +163,6 @@ class ImageNetStudy(vision.VisionStudy):
             self.builder.info.splits["validation"].num_examples,
             self.options["batch_size"],
         )
-        # Else files are dealt out, and the filling once per worker.
-        dataset = distribution.shard_by_example(dataset)
         return {"valid": self.evaluated(dataset)}
 
     def _encoded(self, split, shuffle):

@@ -9,7 +9,6 @@ import tensorflow_datasets as tfds
 from study.messages import first_line
 
 from data import batches
-from keras_kd import distribution
 
 # Of the channels of CIFAR-100's training images.
 CIFAR100_MEAN = 255 * np.array([0.5070, 0.4865, 0.4409])
@@ -169,21 +168,18 @@ def training_stream(images, size, batch_size, seed, first_epoch, augment):
         A `tf.data.Dataset` of (x, labels), float32 [batch_size, height,
         width, channels] in [0, 255] and int32 [batch_size].
     """
-    pixels, labels = (tf.constant(array[:size]) for array in images.train)
     view = view_function(images, augment)
     # Of the seed's two parts the second is the position, so that no two
     # images of any epoch get the same.
     order_seed, image_seed = np.random.default_rng(seed).integers(2**31, size=2)
 
-    def example(index, position):
-        seed = tf.stack([image_seed, position])
-        return view(pixels[index], seed), labels[index]
+    def seen(position, example):
+        image, label = example
+        return view(image, tf.stack([image_seed, position])), label
 
-    dataset = batches.epoch_orders(size, batch_size, order_seed, first_epoch)
-    dataset = dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE)
-    dataset = dataset.batch(batch_size, drop_remainder=True)
-    dataset = dataset.prefetch(tf.data.AUTOTUNE)
-    return distribution.shard_by_example(dataset)
+    return batches.shuffled(
+        images.train, size, batch_size, order_seed, first_epoch, seen
+    )
 
 
 def view_function(images, augment):
@@ -227,8 +223,7 @@ def evaluation_batches(arrays, batch_size):
         return tf.cast(image, tf.float32), label
 
     dataset = tf.data.Dataset.from_tensor_slices(arrays).map(example)
-    dataset = batches.full_batches(dataset, len(arrays[0]), batch_size)
-    return distribution.shard_by_example(dataset)
+    return batches.full_batches(dataset, len(arrays[0]), batch_size)
 
 
 def with_shares(dataset, classes):
