@@ -5,17 +5,28 @@ from keras_kd.attribution import Attribution, attribute
 from keras_kd.cache import TeacherCache
 from keras_kd.diagnosis import Diagnosis, diagnose
 from keras_kd.distiller import Distiller
-from keras_kd.losses import KD, KDPt, KDPtSim, KDSim, KDTopK, LabelSmoothing
+from keras_kd.losses import (
+    DKD,
+    KD,
+    KDPt,
+    KDPtSim,
+    KDSampled,
+    KDSim,
+    KDTopK,
+    LabelSmoothing,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DKD",
     "KD",
     "Attribution",
     "Diagnosis",
     "Distiller",
     "KDPt",
     "KDPtSim",
+    "KDSampled",
     "KDSim",
     "KDTopK",
     "LabelSmoothing",

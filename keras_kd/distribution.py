@@ -85,6 +85,22 @@ def sum_over_replicas(value):
     return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
+def replica_id():
+    """The number of this replica among all, inside of a step.
+
+    Returns:
+        A scalar; `None` where there is one replica, or outside of a step.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return None
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return None
+    return context.replica_id_in_sync_group
+
+
 def run_either(condition, then, otherwise, arguments):
     """Runs one of two functions that update variables, inside of a step.
 

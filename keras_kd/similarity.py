@@ -360,7 +360,8 @@ class ClassSimilarity:
         }
         if are_soft(labels):
             self._check_table(kept)
-            return ops.matmul(labels, kept["table"]), kept["off_label"]
+            # Not `ops.matmul`, which on PyTorch makes float32 of float64.
+            return labels @ kept["table"], kept["off_label"]
         labels = ops.clip(labels, 0, num_classes - 1)
         if "table" in kept:
             return (
@@ -368,9 +369,7 @@ class ClassSimilarity:
                 ops.take(kept["off_label"], labels, axis=0),
             )
         unit = kept["unit"]
-        cosines = ops.matmul(
-            ops.take(unit, labels, axis=0), ops.transpose(unit)
-        )
+        cosines = ops.take(unit, labels, axis=0) @ ops.transpose(unit)
         scores = _amplify(cosines, kept["alpha"], self.beta, ops)
         softmax = label_softmax(scores, labels)
         return ops.softmax(scores, axis=-1), softmax.off_label_probability

@@ -42,7 +42,10 @@ LOSS_ARGUMENTS = {
     "kd_pt": {"weight": 0.5, "temperature": 4.0},
     "kd_pt_sim": {"pt_weight": 0.4, "sim_weight": 0.1, "temperature": 4.0},
     "kd_topk": {"weight": 0.9, "temperature": 4.0},
+    "kd_sampled": {"weight": 0.9, "temperature": 4.0},
     "kd": {"weight": 0.9, "temperature": 4.0},
+    # As published: the cross-entropy weighs as much as alpha.
+    "dkd": {"weight": 0.5, "temperature": 4.0, "beta": 8.0},
 }
 
 

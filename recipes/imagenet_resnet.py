@@ -94,7 +94,7 @@ class ImageNetStudy(vision.VisionStudy):
 
     part = "valid"
     # The paper keeps half of ImageNet's classes.
-    loss_arguments = {"kd_topk": {"k": 0.5}}
+    loss_arguments = {"kd_topk": {"k": 0.5}, "kd_sampled": {"k": 0.5}}
 
     def __init__(self, builder, run, strategy, options):
         size = options["image_size"]

@@ -98,6 +98,59 @@ def per_example_gradient(logits, labels, terms, temperature, squared=True):
     return gradient
 
 
+def _decoupled(logits, labels, temperature):
+    """Log-probabilities of (label, not label), and of the others alone."""
+    logits = np.asarray(logits, "float64") / temperature
+    is_label = one_hot(labels, logits.shape[-1]).astype(bool)
+    others = np.where(is_label, -np.inf, logits)
+    top = others.max(-1, keepdims=True)
+    total = np.log(np.exp(others - top).sum(-1, keepdims=True)) + top
+    at_label = np.where(is_label, logits, -np.inf).max(-1, keepdims=True)
+    pair = log_softmax(np.concatenate([at_label, total], -1))
+    return pair, np.where(is_label, 0.0, logits - total), ~is_label
+
+
+def dkd_terms(logits, labels, teacher_logits, temperature):
+    """TCKD and NCKD, the divergences of explicit distributions."""
+    pair, others, counted = _decoupled(logits, labels, temperature)
+    teacher_pair, teacher_others, _ = _decoupled(
+        teacher_logits, labels, temperature
+    )
+    tckd = np.exp(teacher_pair) * (teacher_pair - pair)
+    nckd = counted * np.exp(teacher_others) * (teacher_others - others)
+    return tckd.sum(-1), nckd.sum(-1)
+
+
+def dkd_loss(
+    logits, labels, teacher_logits, weight, alpha, beta, temperature, squared
+):
+    tckd, nckd = dkd_terms(logits, labels, teacher_logits, temperature)
+    kappa = temperature**2 if squared else 1.0
+    hard = per_example_loss(logits, labels, [], 1.0)
+    return (1 - weight) * hard + weight * kappa * (alpha * tckd + beta * nckd)
+
+
+def dkd_gradient(
+    logits, labels, teacher_logits, weight, alpha, beta, temperature, squared
+):
+    """Gradient of `dkd_loss` in the logits, [..., classes]."""
+    pair, others, counted = _decoupled(logits, labels, temperature)
+    teacher_pair, teacher_others, _ = _decoupled(
+        teacher_logits, labels, temperature
+    )
+    # Of the label's probability: the smaller of the two differences.
+    pull = np.exp(pair[..., :1]) - np.exp(teacher_pair[..., :1])
+    rest = np.exp(teacher_pair[..., 1:]) - np.exp(pair[..., 1:])
+    pull = np.where(pair[..., :1] > pair[..., 1:], rest, pull)
+    own, teachers = np.exp(others), np.exp(teacher_others)
+    gradient = np.where(
+        counted, beta * (own - teachers) - alpha * pull * own, alpha * pull
+    )
+    kappa = temperature**2 if squared else 1.0
+    hard = per_example_gradient(logits, labels, [], 1.0)
+    return (1 - weight) * hard + weight * kappa / temperature * gradient
+
+
 def reduce_mean(values, sample_weight=None, counted=None):
     """Keras's "sum_over_batch_size": weights don't count in the divisor."""
     counted = np.ones(values.shape) if counted is None else counted

@@ -32,6 +32,8 @@ def flat(scores):
 
 
 EVEN = dict.fromkeys(attribution.METHODS, 1.0)
+# Runs of all methods with two seeds.
+BOTH_SEEDS = 2 * len(EVEN)
 
 
 # -- controls ------------------------------------------------------------------
@@ -186,7 +188,7 @@ def test_a_killed_call_goes_on_without_repeating_a_run(tmp_path):
     before = len(train.calls)
     assert before == len(attribution.METHODS) + 3
     outcome = attribute(train, range(2), folder=tmp_path, verbose=False)
-    assert len(train.calls) == len(set(train.calls)) == 18
+    assert len(train.calls) == len(set(train.calls)) == BOTH_SEEDS
     unbroken = attribute(flat(EVEN), range(2), verbose=False)
     assert outcome.to_dict() == unbroken.to_dict()
 
@@ -282,7 +284,7 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
 def test_folders_may_start_with_a_tilde_and_not_be_empty(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     outcome = attribute(flat(EVEN), range(2), folder="~/runs", verbose=False)
-    assert len(list((tmp_path / "runs").glob("run-*.json"))) == 18
+    assert len(list((tmp_path / "runs").glob("run-*.json"))) == BOTH_SEEDS
     outcome.save("~/report.html")
     outcome.to_tensorboard("~/logs")
     assert (tmp_path / "report.html").exists()
@@ -322,7 +324,7 @@ def test_a_folder_of_another_study_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match="another study"):
             attribute(train, range(2), folder=tmp_path, **other)
-    assert len(train.calls) == 18
+    assert len(train.calls) == BOTH_SEEDS
 
 
 def test_a_folder_of_other_files_is_refused(tmp_path):
@@ -461,6 +463,10 @@ def test_each_level_is_the_difference_that_defines_it():
             "kd_pt_sim": 32.0,
             "kd_topk": 64.0,
             "kd": 128.0,
+            "kd_sampled": 256.0,
+            "dkd_tckd": 512.0,
+            "dkd_nckd": 1024.0,
+            "dkd": 2048.0,
         },
         noise=0.0,
     )
@@ -475,6 +481,10 @@ def test_each_level_is_the_difference_that_defines_it():
         ("rescaling", "kd_pt_shuffled"): 8.0,
         ("both together", "kd_pt"): 16.0,
         ("the tail", "kd_topk"): 64.0,
+        ("the tail as it is", "kd_topk"): 192.0,
+        ("the label's probability", "plain"): 512.0,
+        ("the other classes", "plain"): 1024.0,
+        ("decoupled", "kd"): 1920.0,
         ("all", "plain"): 128.0,
     }
 

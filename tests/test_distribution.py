@@ -15,7 +15,7 @@ from models import (
 )
 from test_bad_input import bad_labels, refused
 from test_callbacks import read, tensors
-from test_distiller_correctness import compiled, every_loss
+from test_distiller_correctness import compiled, every_loss, get_loss
 
 import keras_kd as kd
 
@@ -29,7 +29,7 @@ def train_distributed(strategy, name, loss_outside=None, **compile_arguments):
         distiller = compiled(
             student,
             teacher,
-            loss_outside or kd.losses.get(name, ignore_class=2),
+            loss_outside or get_loss(name, ignore_class=2),
             keras.optimizers.SGD(0.1, momentum=0.9),
             metrics=["accuracy"],
             **compile_arguments,
@@ -57,6 +57,28 @@ def test_a_loss_made_outside_the_strategy_works_in_it(two_replicas):
     loss = kd.KDPtSim(ignore_class=2)
     two, _, _ = train_distributed(two_replicas, None, loss_outside=loss)
     assert_same_weights(one, two, 1e-5)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_each_replica_and_each_step_draws_other_classes(inside, two_replicas):
+    loss = kd.KDSampled(k=2, seed=3)
+    if inside:
+        with two_replicas.scope():
+            loss = loss.copy()
+
+    @tf.function
+    def draw():
+        def one_replica():
+            return loss.teacher_statistics(None, tf.zeros((50, 9)))
+
+        return two_replicas.run(one_replica)["sampled_classes"]
+
+    drawn = [
+        tuple(value.numpy().ravel())
+        for _ in range(3)
+        for value in two_replicas.experimental_local_results(draw())
+    ]
+    assert len(drawn) == len(set(drawn)) == 6
 
 
 def half_precision_steps(strategy, overflow_at):

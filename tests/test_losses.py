@@ -43,6 +43,7 @@ class Case:
         self.squared = bool(random.integers(2))
         self.k = int(random.integers(1, self.num_classes + 1))
         self.smoothing = float(np.round(random.uniform(0, 1), 2))
+        self.alpha, self.beta = np.round(random.uniform(0, 4, 2), 2).tolist()
         if self.name == "label_smoothing":
             self.temperature, self.squared = 1.0, True
 
@@ -59,6 +60,11 @@ class Case:
             return {**common, **similarity}
         if self.name == "kd_topk":
             return {**common, "k": self.k}
+        if self.name == "kd_sampled":
+            # Of all classes, so that nothing is left to chance.
+            return {**common, "k": 1.0}
+        if self.name == "dkd":
+            return {**common, "alpha": self.alpha, "beta": self.beta}
         if self.name == "kd_pt_sim":
             common["pt_weight"] = common.pop("weight")
             common["sim_weight"] = self.second_weight
@@ -89,10 +95,22 @@ class Case:
             "kd_topk": lambda: [
                 (self.weight, reference.topk_target(teacher, t, self.k))
             ],
+            "kd_sampled": lambda: [
+                (self.weight, reference.kd_target(teacher, t))
+            ],
             "kd": lambda: [(self.weight, reference.kd_target(teacher, t))],
         }[self.name]()
 
+    def decoupled(self):
+        """What `reference.dkd_loss` and its gradient are given."""
+        return (
+            *(self.logits, self.labels, self.teacher_logits, self.weight),
+            *(self.alpha, self.beta, self.temperature, self.squared),
+        )
+
     def expected(self, divergence=None):
+        if self.name == "dkd":
+            return reference.dkd_loss(*self.decoupled())
         if divergence is None:
             divergence = self.name in reference.DIVERGENCES
         return reference.per_example_loss(
@@ -105,6 +123,8 @@ class Case:
         )
 
     def expected_gradient(self):
+        if self.name == "dkd":
+            return reference.dkd_gradient(*self.decoupled())
         return reference.per_example_gradient(
             self.logits,
             self.labels,
@@ -338,7 +358,9 @@ def test_no_target_over_all_classes_is_built_for_sparse_methods(name):
         "kd_sim": {"DenseTarget"},
         "kd_pt_sim": {"LabelTarget", "DenseTarget"},
         "kd_topk": {"SparseTarget"},
+        "kd_sampled": {"SparseTarget"},
         "kd": {"DenseTarget"},
+        "dkd": {"_TwoClassTarget", "_OtherClassesTarget"},
     }.get(name)
 
 
@@ -405,6 +427,9 @@ def test_compiled_function_reads_changed_values():
         (lambda: kd.KDTopK(k=0), "k=0"),
         (lambda: kd.KDTopK(k=1.5), r"k=1\.5"),
         (lambda: kd.KDTopK(k=True), "k=True"),
+        (lambda: kd.KDSampled(k=0), "KDSampled .* k=0"),
+        (lambda: kd.DKD(alpha=-1), "alpha=-1"),
+        (lambda: kd.DKD().assign(beta=float("inf")), "beta=inf"),
         (lambda: kd.LabelSmoothing(smoothing=2), "smoothing=2"),
         (lambda: kd.KDSim(alpha=0), "alpha=0"),
         (lambda: kd.KDSim(label_mass=1), "label_mass=1"),

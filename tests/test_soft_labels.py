@@ -16,11 +16,14 @@ from models import (
     mlp,
     weights_of,
 )
-from test_losses import Case, every_loss
+from test_losses import Case
 
 import keras_kd as kd
 from keras_kd.batch import settle
 
+# DKD reads the label, and takes class ids alone.
+SOFT = [name for name in kd.losses.NAMES if name != "dkd"]
+every_soft_loss = pytest.mark.parametrize("name", SOFT)
 LABEL_FREE = [
     name for name in kd.losses.NAMES if not kd.losses.get(name).reads_labels
 ]
@@ -103,7 +106,7 @@ def soft_targets(loss, labels, teacher_logits):
     }
 
 
-@every_loss
+@every_soft_loss
 @pytest.mark.parametrize("seed", seeds(6))
 def test_a_soft_label_is_a_bag_of_class_ids(name, seed, float64):
     case = SoftCase(name, seed, dtype="float64")
@@ -122,7 +125,7 @@ def test_a_soft_label_is_a_bag_of_class_ids(name, seed, float64):
     )
 
 
-@every_loss
+@every_soft_loss
 @pytest.mark.parametrize("scale", [1.0, 8.0, 50.0])
 @pytest.mark.parametrize("dtype", ["float32", "int32"])
 def test_a_one_hot_label_is_its_class_id(name, scale, dtype):
@@ -214,7 +217,7 @@ def trained(student, loss, labels, data=x, **options):
     return distiller, history
 
 
-@every_loss
+@every_soft_loss
 def test_one_hot_labels_train_as_class_ids(name):
     options = {
         "sample_weight": weights,
@@ -410,6 +413,7 @@ class OfClassIds(kd.losses.DistillationLoss):
         return kd.losses.SparseTarget(labels[..., None], mass[..., None], 0.0)
 
 
-def test_a_loss_of_ones_own_that_reads_class_ids_says_so():
-    with pytest.raises(ValueError, match="OfClassIds reads class ids"):
-        trained(mlp(), OfClassIds(), shares)
+@pytest.mark.parametrize("make", [OfClassIds, kd.DKD])
+def test_a_loss_that_reads_class_ids_says_so(make):
+    with pytest.raises(ValueError, match=f"{make.__name__} reads class ids"):
+        trained(mlp(), make(), shares)

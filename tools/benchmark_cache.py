@@ -32,6 +32,7 @@ def main(pairs, rounds, scale, clock, markdown):
     losses = {
         "kd_pt": kd.KDPt(),
         "kd_topk, k = 25": kd.KDTopK(k=25),
+        "kd_sampled, k = 25": kd.KDSampled(k=25),
         "kd": kd.KD(),
     }
     rows = []

@@ -27,7 +27,9 @@ LOSSES = {
     "kd_sim": {"temperature": 1.0},
     "kd_pt_sim": {"temperature": 1.0},
     "kd_topk, k = 25": {"temperature": 1.0, "k": 25},
+    "kd_sampled, k = 25": {"temperature": 1.0, "k": 25},
     "kd": {"temperature": 1.0},
+    "dkd": {"temperature": 1.0},
 }
 PEER = "keras.distillation, KL"
 

@@ -29,7 +29,9 @@ LOSSES = {
     "kd_pt_sim": ("kd_pt_sim", {}),
     "kd_topk": ("kd_topk", {"k": 25}),
     "kd_topk, T = 1": ("kd_topk", {"k": 25, "temperature": 1.0}),
+    "kd_sampled": ("kd_sampled", {"k": 25}),
     "kd": ("kd", {}),
+    "dkd": ("dkd", {}),
 }
 
 

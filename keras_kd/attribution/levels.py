@@ -9,7 +9,11 @@ METHODS = (
     "kd_pt",
     "kd_pt_sim",
     "kd_topk",
+    "kd_sampled",
     "kd",
+    "dkd_tckd",
+    "dkd_nckd",
+    "dkd",
     "kd_sim_permuted",
     "kd_pt_shuffled",
 )
@@ -75,6 +79,30 @@ LEVELS = (
         "kd",
         "kd_topk",
         "the teacher's probabilities beyond its largest classes",
+    ),
+    Level(
+        "the tail as it is",
+        "kd_sampled",
+        "kd_topk",
+        "an unbiased sample of the tail against its mean, in as many bytes",
+    ),
+    Level(
+        "the label's probability",
+        "dkd_tckd",
+        "plain",
+        "decoupled distillation with alpha alone",
+    ),
+    Level(
+        "the other classes",
+        "dkd_nckd",
+        "plain",
+        "decoupled distillation with beta alone",
+    ),
+    Level(
+        "decoupled",
+        "dkd",
+        "kd",
+        "the two levels with weights of their own, not muted by confidence",
     ),
     Level("all", "kd", "plain", "everything that the teacher gives"),
 )

@@ -79,12 +79,29 @@ def make_store(loss, classes, dtype=COMPACT):
         return LogitsStore(dtype, classes)
     if computed_by is kd_losses.KDTopK.teacher_statistics:
         return TopStore(dtype, loss.count(classes), (temperature,), classes)
+    if computed_by is kd_losses.KDSampled.teacher_statistics:
+        k, seed = loss.count(classes), loss.seed or 0
+        return SampledStore(dtype, k, classes, seed, temperature)
     if computed_by in (
         kd_losses.KDPt.teacher_statistics,
         kd_losses.KDPtSim.teacher_statistics,
     ):
         return LogOddsStore(dtype, temperature)
     return OwnStore(dtype, _own_config(loss), loss, classes, temperature)
+
+
+def seek(stores, view, batch):
+    """Has stores draw what they always draw for a batch.
+
+    So a cache that was interrupted, or is verified, has the same draws.
+
+    Args:
+        stores: list of `Store`s.
+        view: integer.
+        batch: integer, its number within the view.
+    """
+    for store in stores:
+        store.seek(view, batch)
 
 
 def read_store(description, dtype):
@@ -112,6 +129,8 @@ class Store(abc.ABC):
     dtype: str
     kind = ""
     temperature = None
+    # The `keras.Variable`s that `encode` reads or changes.
+    variables = ()
 
     def describe(self):
         """The store in JSON's types, but for its dtype."""
@@ -130,6 +149,10 @@ class Store(abc.ABC):
     @abc.abstractmethod
     def encode(self, labels, logits):
         """Arrays by field name from a batch of labels and float32 logits."""
+
+    def seek(self, view, batch):
+        """Prepares `encode` for a batch of a view; see `seek` above."""
+        del view, batch
 
     @abc.abstractmethod
     def decode(self, arrays, wanted):
@@ -210,7 +233,7 @@ class TopStore(Store):
 
     @property
     def _id_dtype(self):
-        return "uint16" if self.classes <= 65536 else "int32"
+        return _id_dtype(self.classes)
 
     def encode(self, labels, logits):
         """See `Store`."""
@@ -245,6 +268,77 @@ class TopStore(Store):
             "top_probabilities": head / total[..., None],
             "tail_probability": tail / total,
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledStore(Store):
+    """One draw of k classes with their masses: four bytes a class.
+
+    The masses are kept as the gaps of their logarithms to the largest.
+    """
+
+    k: int
+    classes: int
+    seed: int
+    temperature: float
+    kind = "sampled"
+
+    def __post_init__(self):
+        loss = kd_losses.KDSampled(
+            self.k, temperature=self.temperature, seed=self.seed
+        )
+        object.__setattr__(self, "_loss", loss)
+
+    @property
+    def variables(self):
+        """See `Store`."""
+        return self._loss.variables
+
+    def seek(self, view, batch):
+        """See `Store`."""
+        self._loss.seek(view, batch)
+
+    def serves(self, store):
+        """See `Store`."""
+        return (
+            isinstance(store, SampledStore)
+            and store.k == self.k
+            and store.temperature == self.temperature
+        )
+
+    def fields(self, label_shape):
+        """See `Store`."""
+        shape = (*label_shape, self.k)
+        return [
+            Field(self._classes, _id_dtype(self.classes), shape),
+            Field(self._masses, self.dtype, shape),
+        ]
+
+    def encode(self, labels, logits):
+        """See `Store`."""
+        found = self._loss.teacher_statistics(labels, logits)
+        classes, masses = (found[name] for name in self._loss.statistics)
+        gaps = _gaps(ops.log(masses))
+        return {
+            self._classes: ops.cast(classes, _id_dtype(self.classes)),
+            self._masses: _to_dtype(gaps, self.dtype),
+        }
+
+    def decode(self, arrays, wanted):
+        """See `Store`."""
+        masses = np.exp(-arrays[self._masses].astype("float32"))
+        return {
+            "sampled_classes": arrays[self._classes].astype("int32"),
+            "sampled_masses": masses / masses.sum(axis=-1, keepdims=True),
+        }
+
+    @property
+    def _classes(self):
+        return f"sampled_classes_{self.k}_{self.temperature:g}"
+
+    @property
+    def _masses(self):
+        return f"sampled_gaps_{self.k}_{self.temperature:g}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -342,6 +436,10 @@ def _own_config(loss):
         config.pop(key, None)
     config = {"class": type(loss).__name__, **config}
     return json.loads(json.dumps(config))
+
+
+def _id_dtype(classes):
+    return "uint16" if classes <= 65536 else "int32"
 
 
 def _gaps(logits):

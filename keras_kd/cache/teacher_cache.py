@@ -12,7 +12,7 @@ import hashlib
 import keras
 import numpy as np
 
-from keras_kd import fingerprint
+from keras_kd import fingerprint, preprocessing
 from keras_kd.batch import LABELS
 from keras_kd.cache import stores, verification, writer
 from keras_kd.cache.data import Source, Views
@@ -118,6 +118,11 @@ class TeacherCache:
         overwritten. Two processes that write the same cache at once both end
         with it.
 
+        A teacher that is a KerasHub task gets raw strings or images by its
+        own preprocessor, whatever that of the student is. Attach the cache to
+        the raw data; of a language model, whose labels are tokens, to
+        `dataset.map(preprocessor)`.
+
         Args:
             path: folder of the cache; see `TeacherCache`.
             dataset: a finite `tf.data.Dataset` of (x, labels[,
@@ -156,6 +161,7 @@ class TeacherCache:
         folder = Folder(path)
         begun = read_manifest(folder)
         losses = keras.tree.flatten(losses)
+        dataset = preprocessing.labelled(teacher, dataset)
         plan = writer.plan(
             dataset,
             teacher,
@@ -426,6 +432,7 @@ class TeacherCache:
         Raises:
             ValueError: if the data set is not the cache's.
         """
+        dataset = preprocessing.labelled(teacher, dataset)
         self.check(dataset, augment=augment)
         manifest = self._manifest
         computable = verification.computable_stores(

@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_kd import backend, distribution
 from keras_kd.batch import TEACHER_RIGHT
+from keras_kd.preprocessing import Preprocessing
 from keras_kd.states import all_variables, assign_states, read_states
 
 
@@ -26,6 +27,7 @@ class TeacherPass:
         self.classes = classes
         self.batch_size = batch_size
         self._reader = reader
+        self._prepare = Preprocessing(teacher)
         self._checked = False
         self._strategy = distribution.strategy_of(teacher)
         self._step = self._compile_step()
@@ -61,6 +63,9 @@ class TeacherPass:
             x, ids = keras.tree.map_structure(
                 lambda values: tf.gather(values, index), (x, ids)
             )
+        if self._prepare.is_needed:
+            x, _, _ = self._prepare.on_batch(x)
+            x = keras.tree.map_structure(tf.convert_to_tensor, x)
         if replicas == 1:
             x, ids = backend.from_tf_data((x, ids))
             arrays, *flags = self._step(x, ids)
@@ -106,7 +111,9 @@ class TeacherPass:
             return arrays, finite, contradicted
 
         if distribution.num_replicas(self._strategy) == 1:
-            return backend.compiled(encode, all_variables(self.teacher))
+            variables = all_variables(self.teacher)
+            variables += [v for store in self.stores for v in store.variables]
+            return backend.compiled(encode, variables)
         return backend.compiled(
             lambda x, ids: self._strategy.run(encode, args=(x, ids))
         )

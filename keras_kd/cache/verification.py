@@ -5,7 +5,13 @@ import dataclasses
 import numpy as np
 
 from keras_kd.batch import TEACHER_RIGHT
-from keras_kd.cache.stores import EXACT, OwnStore, make_store, read_store
+from keras_kd.cache.stores import (
+    EXACT,
+    OwnStore,
+    make_store,
+    read_store,
+    seek,
+)
 from keras_kd.cache.teacher_pass import count_right
 from keras_kd.states import assign_states, read_states, reset_states
 
@@ -73,6 +79,7 @@ def verify(table, manifest, source, teacher_pass, batches):
                 if number > max(chosen):
                     break
                 continue
+            seek(teacher_pass.stores, view, number)
             arrays, _ = teacher_pass.run(*element[:2])
             found = arrays[TEACHER_RIGHT]
             examples += len(found)

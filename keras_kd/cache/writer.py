@@ -17,6 +17,7 @@ from keras_kd.cache.storage import Field, Table
 from keras_kd.cache.teacher_pass import TeacherPass, count_right, logits_shape
 from keras_kd.data_errors import raised_plainly
 from keras_kd.logits import LogitReader
+from keras_kd.losses import KDSampled
 from keras_kd.states import assign_states, read_states, reset_states
 
 PROGRESS = "writing.json"
@@ -49,7 +50,7 @@ def plan(
     teacher_right,
 ):
     """The `Plan` of a cache; for arguments see `TeacherCache.write`."""
-    _check_arguments(dataset, views, dtype, teacher, batch_size)
+    _check_arguments(dataset, views, dtype, teacher, batch_size, losses)
     batched = is_batched(dataset, teacher)
     x, labels = _first_batch(dataset, batched)
     reader = LogitReader(teacher, teacher_output, role="teacher")
@@ -86,7 +87,7 @@ def plan(
     return Plan(source, teacher_pass, manifest)
 
 
-def _check_arguments(dataset, views, dtype, teacher, batch_size):
+def _check_arguments(dataset, views, dtype, teacher, batch_size, losses):
     import tensorflow as tf
 
     if not isinstance(dataset, tf.data.Dataset):
@@ -100,11 +101,14 @@ def _check_arguments(dataset, views, dtype, teacher, batch_size):
             "A cache is written of one pass over a data set. Received: an "
             "infinite one. Give it before `repeat`, and use `epochs` to train."
         )
-    if views.count < 1 or (views.count > 1 and views.augment is None):
+    drawn = any(isinstance(loss, KDSampled) for loss in losses)
+    differ = views.augment is not None or drawn
+    if views.count < 1 or (views.count > 1 and not differ):
         raise ValueError(
-            "Several views of an example differ by their augmentation. "
-            f"Received: views={views.count}, augment={views.augment}. Pass a "
-            "function of (x, seed) as `augment`, or views=1."
+            "Several views of an example differ by their augmentation, or by "
+            f"the draws of KDSampled. Received: views={views.count}, augment="
+            f"{views.augment}, losses={losses}. Pass a function of (x, seed) "
+            "as `augment`, or views=1."
         )
     if dtype not in (stores.COMPACT, stores.EXACT):
         raise ValueError(
@@ -262,6 +266,7 @@ class _ViewWriter:
     def _run(self, x, ids, weight=None):
         """What the teacher gives for a batch."""
         progress, teacher = self._progress, self._plan.teacher_pass
+        stores.seek(teacher.stores, progress.view, progress.elements)
         arrays, finite = teacher.run(x, ids)
         if not finite:
             raise ValueError(

@@ -7,7 +7,7 @@ import textwrap
 import keras
 import numpy as np
 
-from keras_kd import losses
+from keras_kd import losses, preprocessing
 from keras_kd.batch import LABELS
 from keras_kd.diagnosis import measures
 from keras_kd.diagnosis.finding import PROBLEM, Finding
@@ -153,7 +153,8 @@ def diagnose(
         dataset: a finite, batched `tf.data.Dataset` of (x, labels) or (x,
             labels, sample_weight). Labels are class ids of shape [batch] or
             [batch, time], which a last axis of 1 may follow, as integers or
-            integer-valued floats. Examples with weight 0 do not count.
+            integer-valued floats. Examples with weight 0 do not count. Of a
+            KerasHub task with a preprocessor, raw strings or images.
         student: optional `keras.Model` with the same classes. Without one, w
             is that of a student halfway through training: with probability
             1/2 on each label and the rest spread evenly. An untrained
@@ -194,6 +195,7 @@ def diagnose(
     if student is not None:
         check_model("student", student)
         student_reader = LogitReader(student, student_output)
+    dataset = preprocessing.dataset_of(teacher, dataset, student)
     _check_dataset(dataset)
     # Builds the models, whose weights are read next.
     logits_shape = _logits_shape(teacher_reader, student_reader, dataset)

@@ -187,17 +187,15 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
         weights = weight if isinstance(weight, dict) else {"weight": weight}
         self._weight_names = tuple(weights)
         self._tunables = {}
-        values = {**weights, "temperature": temperature}
-        self._check_tunables(values)
-        self._tunables = {
-            key: keras.Variable(
-                self._number(value),
-                dtype=self.dtype,
-                trainable=False,
-                name=key,
+        self._add_tunables(**weights, temperature=temperature)
+
+    def _add_tunables(self, **values):
+        """Makes numbers that may change while training; see `Tunable`."""
+        self._check_tunables({**self.tunables, **values})
+        for key, value in values.items():
+            self._tunables[key] = keras.Variable(
+                self._number(value), self.dtype, trainable=False, name=key
             )
-            for key, value in values.items()
-        }
 
     # -- what a subclass says ------------------------------------------------
 
@@ -454,12 +452,13 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
                 if isinstance(target, DenseTarget)
             ],
         )
-        hard = batch.of_labelled(_cross_entropy(plain, labels))
+        hard = batch.over_all_classes(_cross_entropy(plain, labels))
+        hard = batch.of_labelled(hard)
         terms = {k: term(t, tempered) for k, t in targets.items()}
         factor = self._term_factor()
         loss = self._hard_weight() * hard
         for key, value in terms.items():
-            loss = loss + self._tunable(key) * factor * value
+            loss = loss + self._term_weight(key) * factor * value
         return LossParts(
             loss=batch.counted_part(loss),
             cross_entropy=hard,
@@ -496,7 +495,8 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
             pull = off_label(tempered) - target.off_label_mass(
                 labels, plain.num_classes
             )
-            scale = scale + self._tunable(key) * factor * (pull / safe_room)
+            weight = self._term_weight(key) * factor
+            scale = scale + weight * (pull / safe_room)
         return ops.stop_gradient(ops.where(defined, scale, float("nan")))
 
     @property
@@ -524,6 +524,10 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
 
     def _hard_weight(self):
         return 1.0 - sum(self._tunable(key) for key in self._weight_names)
+
+    def _term_weight(self, name):
+        """Scalar, what a term is multiplied by; see `targets`."""
+        return self._tunable(name)
 
     def _term_factor(self):
         if self.temperature_squared:

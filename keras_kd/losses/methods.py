@@ -351,9 +351,9 @@ class KDTopK(DistillationLoss):
         is_count = isinstance(k, int) and not isinstance(k, bool) and k >= 1
         if not (is_fraction or is_count):
             raise ValueError(
-                "`k` of KDTopK must be an integer count of at least 1 or a "
-                f"float fraction in (0, 1]. Received: k={k!r}. Use k=25 for "
-                "25 classes or k=0.25 for a quarter of them."
+                f"`k` of {type(self).__name__} must be an integer count of at "
+                f"least 1 or a float fraction in (0, 1]. Received: k={k!r}. "
+                "Use k=25 for 25 classes or k=0.25 for a quarter of them."
             )
         self.k = k
 
@@ -373,11 +373,23 @@ class KDTopK(DistillationLoss):
             return max(1, round(self.k * num_classes))
         if self.k > num_classes:
             raise ValueError(
-                "`k` of KDTopK can't exceed the number of classes. Received: "
-                f"k={self.k} for {num_classes} classes. Use a smaller count "
-                "or a fraction such as k=0.25."
+                f"`k` of {type(self).__name__} can't exceed the number of "
+                f"classes. Received: k={self.k} for {num_classes} classes. Use "
+                "a smaller count or a fraction such as k=0.25."
             )
         return self.k
+
+    def _check_kept(self, classes, num_classes):
+        """Refuses statistics of another number of classes."""
+        k, kept = self.count(num_classes), classes.shape[-1]
+        if kept not in (None, k):
+            name = type(self).__name__
+            raise ValueError(
+                f"Statistics of {name} are those of its k classes. Received: "
+                f"{kept} classes for a loss with k={k}. Write the cache for "
+                "this loss, and attach it with the loss, as in "
+                "attach(dataset, loss)."
+            )
 
     def teacher_statistics(self, labels, teacher_logits):
         """See `DistillationLoss.teacher_statistics`."""
@@ -404,14 +416,7 @@ class KDTopK(DistillationLoss):
 
     def target(self, labels, statistics, num_classes):
         """See `DistillationLoss.target`."""
-        k, kept = self.count(num_classes), statistics["top_classes"].shape[-1]
-        if kept not in (None, k):
-            raise ValueError(
-                f"Statistics of KDTopK are those of its k classes. Received: "
-                f"{kept} classes for a loss with k={k}. Write the cache for "
-                "this loss, and attach it with the loss, as in "
-                "attach(dataset, loss)."
-            )
+        self._check_kept(statistics["top_classes"], num_classes)
         masses = statistics["top_probabilities"]
         rest = statistics["tail_probability"]
         others = max(num_classes - masses.shape[-1], 1)
@@ -494,41 +499,3 @@ def _entropy(probabilities, scaled):
     # A class that the teacher rules out has the logit -inf.
     scaled = _at_least(scaled, -1e30)
     return log_normaliser - ops.sum(probabilities * scaled, axis=-1)
-
-
-_BY_NAME = {
-    "label_smoothing": LabelSmoothing,
-    "kd_pt": KDPt,
-    "kd_sim": KDSim,
-    "kd_pt_sim": KDPtSim,
-    "kd_topk": KDTopK,
-    "kd": KD,
-}
-NAMES = tuple(_BY_NAME)
-
-
-def get(identifier, **kwargs):
-    """A loss by name.
-
-    Args:
-        identifier: one of `NAMES`, or a `DistillationLoss`, returned as it is.
-        **kwargs: arguments of the loss's constructor.
-
-    Returns:
-        A `DistillationLoss`.
-
-    Raises:
-        ValueError: if there is no loss of that name.
-
-    Example:
-    >>> loss = kd.losses.get("kd_topk", k=25)
-    """
-    if isinstance(identifier, DistillationLoss):
-        return identifier
-    if not isinstance(identifier, str) or identifier not in _BY_NAME:
-        raise ValueError(
-            "A distillation loss is a `keras_kd.losses.DistillationLoss` or "
-            f"its name. Received: {identifier!r}. The names are "
-            f"{', '.join(NAMES)}. For plain training fit the student itself."
-        )
-    return _BY_NAME[identifier](**kwargs)

@@ -17,7 +17,9 @@ LOSS_ARGUMENTS = {
     "kd_sim": {"weight": 1.0, "temperature": 1.0},
     "kd_pt_sim": {"pt_weight": 0.1, "sim_weight": 0.5, "temperature": 1.0},
     "kd_topk": {"weight": 0.5, "temperature": 1.0},
+    "kd_sampled": {"weight": 0.5, "temperature": 1.0},
     "kd": {"weight": 0.5, "temperature": 1.0},
+    "dkd": {"weight": 0.5, "temperature": 1.0, "beta": 1.0},
 }
 
 text_options = with_options(

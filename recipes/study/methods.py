@@ -10,13 +10,18 @@ LOSSES = (
     "kd_sim",
     "kd_pt_sim",
     "kd_topk",
+    "kd_sampled",
     "kd",
+    "dkd",
 )
 # Losses without the knowledge of another: of permuted class relations, and of
 # confidences shuffled within each class.
 PERMUTED, SHUFFLED = "kd_sim_permuted", "kd_pt_shuffled"
 CONTROLS = {PERMUTED: "kd_sim", SHUFFLED: "kd_pt"}
-METHODS = (*LOSSES, *CONTROLS)
+# The two levels of decoupled distillation, each alone.
+TCKD, NCKD = "dkd_tckd", "dkd_nckd"
+LEVELS = {TCKD: {"beta": 0.0}, NCKD: {"alpha": 0.0}}
+METHODS = (*LOSSES, *LEVELS, *CONTROLS)
 
 
 class CrossEntropy(kd.losses.DistillationLoss):
@@ -41,12 +46,12 @@ class CrossEntropy(kd.losses.DistillationLoss):
 
 
 def make_loss(
-    name, arguments=None, weight=None, temperature=None, teacher=None
+    name, arguments=None, weight=None, temperature=None, teacher=None, k=None
 ):
     """A loss with the weight and temperature asked for.
 
-    One weight for two terms is shared between them as by default. A control
-    has the settings of the loss that it belongs to.
+    One weight for two terms is shared between them as by default. A control,
+    or a level, has the settings of the loss that it belongs to.
 
     Args:
         name: out of `METHODS`.
@@ -56,6 +61,7 @@ def make_loss(
         temperature: of the losses that have one; `None` for the loss's own.
         teacher: `keras.Model` whose class relations are permuted in the
             control of class relations.
+        k: of the losses that keep k classes; `None` for the loss's own.
 
     Returns:
         A `keras_kd.losses.DistillationLoss`.
@@ -64,12 +70,15 @@ def make_loss(
     reduction = "mean_with_sample_weight"
     if name == PLAIN:
         return CrossEntropy(reduction=reduction)
-    own_name = CONTROLS.get(name, name)
+    own_name = "dkd" if name in LEVELS else CONTROLS.get(name, name)
     chosen = dict((arguments or {}).get(own_name, {}))
+    chosen.update(LEVELS.get(name, {}))
     if name == PERMUTED and teacher is not None:
         chosen["logit_layer"] = kd.attribution.permuted_logit_weights(
             kd.similarity.logit_weights(teacher)
         )
+    if k is not None and own_name in ("kd_topk", "kd_sampled"):
+        chosen["k"] = k
     loss = kd.losses.get(own_name, reduction=reduction, **chosen)
     if weight is not None:
         total = sum(loss.weights.values())

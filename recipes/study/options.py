@@ -97,6 +97,12 @@ def shared_options(default_losses):
             help="Of the losses that have one. [default: each loss's own]",
         ),
         click.option(
+            "--k",
+            type=positive,
+            help="Classes that kd_topk and kd_sampled keep. [default: the "
+            "study's]",
+        ),
+        click.option(
             "--strategy",
             type=click.Choice(strategies.KINDS),
             default="one",
@@ -208,4 +214,7 @@ def run_config(options):
     left_out = {"attribute", "seeds", "time_budget", "cache", "no_cache"}
     if not options["cached"]:
         left_out.add("views")
+    if options["k"] is None:
+        # Run folders of earlier versions have none.
+        left_out.add("k")
     return {k: v for k, v in options.items() if k not in left_out}

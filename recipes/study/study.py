@@ -231,6 +231,7 @@ class Study:
             self.options["weight"],
             self.options["temperature"],
             teacher,
+            self.options["k"],
         )
 
     def epochs(self, role):

@@ -18,7 +18,10 @@ LOSSES = {
         "beta": BETA,
     },
     "kd_topk": {"k": 4, "weight": 0.5, "temperature": 2.0},
+    # Of all classes, as backends draw different numbers.
+    "kd_sampled": {"k": CLASSES, "weight": 0.5, "temperature": 2.0},
     "kd": {"weight": 0.7, "temperature": 4.0},
+    "dkd": {"alpha": 1.5, "beta": 4.0, "weight": 0.6, "temperature": 3.0},
 }
 
 

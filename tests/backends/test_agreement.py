@@ -80,6 +80,7 @@ def terms(name, labels, teacher_logits, rows):
             labels, rows, inputs.ALPHA, inputs.BETA
         ),
         "kd_topk": lambda: reference.topk_target(teacher_logits, t, given["k"]),
+        "kd_sampled": lambda: reference.kd_target(teacher_logits, t),
         "kd": lambda: reference.kd_target(teacher_logits, t),
     }
     if name == "kd_pt_sim":
@@ -88,6 +89,26 @@ def terms(name, labels, teacher_logits, rows):
             (given["sim_weight"], targets["kd_sim"]()),
         ], t
     return [(given["weight"], targets[name]())], t
+
+
+def explicit(function, name, logits, labels, teacher_logits, rows):
+    """A loss or its gradient by `reference`, from explicit distributions."""
+    if name == "dkd":
+        given = inputs.LOSSES[name]
+        settings = (given[k] for k in ("weight", "alpha", "beta"))
+        decoupled = getattr(reference, f"dkd_{function}")
+        return decoupled(
+            *(logits, labels, teacher_logits),
+            *settings,
+            given["temperature"],
+            True,
+        )
+    made = terms(name, labels, teacher_logits, rows)
+    if function == "gradient":
+        return reference.per_example_gradient(logits, labels, *made)
+    return reference.per_example_loss(
+        logits, labels, *made, divergence=name in reference.DIVERGENCES
+    )
 
 
 def forward(weights, x):
@@ -110,9 +131,8 @@ def trained_by_numpy(name):
             for key in ("x", "labels", "sample_weight")
         )
         hidden, logits = forward(student, x)
-        loss_terms, t = terms(name, labels, forward(teacher, x)[1], rows)
-        at_logits = reference.per_example_gradient(
-            logits, labels, loss_terms, t
+        at_logits = explicit(
+            "gradient", name, logits, labels, forward(teacher, x)[1], rows
         )
         at_logits *= sample_weight[:, None] / len(x)
         at_hidden = (at_logits @ student[2].T) * (1 - hidden**2)
@@ -133,17 +153,14 @@ def test_losses_gradients_and_w_are_numpys(found, backend, name):
     given = inputs.arrays()
     logits, labels = given["logits"], given["logit_labels"]
     rows = given["teacher"][2].T
-    made = terms(name, labels, given["teacher_logits"], rows)
-    explicit = (logits, labels, *made)
-    gradient = reference.per_example_gradient(*explicit)
+    settings = (name, logits, labels, given["teacher_logits"], rows)
+    gradient = explicit("gradient", *settings)
     at_label = np.arange(len(labels)), labels
     plain = reference.softmax(logits) - reference.one_hot(
         labels, inputs.CLASSES
     )
     for key, expected in {
-        "loss": reference.per_example_loss(
-            *explicit, divergence=name in reference.DIVERGENCES
-        ),
+        "loss": explicit("loss", *settings),
         "gradient": gradient,
         "w": gradient[at_label] / plain[at_label],
     }.items():

@@ -15,7 +15,11 @@ CLASSES = {
     "kd_sim": kd.KDSim,
     "kd_pt_sim": kd.KDPtSim,
     "kd_topk": kd.KDTopK,
+    "kd_sampled": kd.KDSampled,
     "kd": kd.KD,
+    "dkd": kd.DKD,
+    "dkd_tckd": kd.DKD,
+    "dkd_nckd": kd.DKD,
     "kd_sim_permuted": kd.KDSim,
     "kd_pt_shuffled": kd.KDPt,
 }
@@ -26,7 +30,8 @@ def test_a_method_is_its_loss_with_the_settings_of_its_own(name):
     loss = methods.make_loss(name, LOSS_ARGUMENTS)
     assert type(loss) is CLASSES[name]
     assert loss.reduction == "mean_with_sample_weight"
-    settings = LOSS_ARGUMENTS.get(methods.CONTROLS.get(name, name), {})
+    own = "dkd" if name.startswith("dkd") else methods.CONTROLS.get(name, name)
+    settings = {**LOSS_ARGUMENTS.get(own, {}), **methods.LEVELS.get(name, {})}
     for key, value in settings.items():
         found = loss.tunables.get(key, getattr(loss, key, None))
         assert found == pytest.approx(value), key

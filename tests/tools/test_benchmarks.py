@@ -15,7 +15,7 @@ RATIO = re.compile(r"\d+\.\d+")
         (
             "benchmark_cache",
             "--pair mlp --rounds 2 --scale 0.01",
-            ("kd_pt", "kd_topk", "kd "),
+            ("kd_pt", "kd_topk", "kd_sampled", "kd "),
         ),
         (
             "benchmark_pipeline",
@@ -33,7 +33,10 @@ RATIO = re.compile(r"\d+\.\d+")
             "--pair mlp --small --rounds 2 --steps 1 --markdown",
             (
                 "cached kd_topk",
+                "cached kd_sampled",
+                "online kd_sampled",
                 "online kd |",
+                "online dkd",
                 "keras.distillation",
                 "histogram",
             ),

@@ -1,0 +1,159 @@
+"""Decoupled distillation: the label's probability apart from the others."""
+
+import dataclasses
+
+import keras
+from keras import ops
+
+from keras_kd.losses.base import DistillationLoss, Tunable
+from keras_kd.losses.methods import KD
+from keras_kd.losses.targets import DenseTarget, LabelTarget
+
+_TARGET_CLASS, _OTHER_CLASSES = "tckd", "nckd"
+# Below every logit, so that a class has no probability.
+_BOTTOM = -1e30
+
+
+@dataclasses.dataclass(frozen=True)
+class _TwoClassTarget(LabelTarget):
+    """The label's probability against that of all others together.
+
+    Attributes:
+        mass: see `LabelTarget`.
+        rest: see `LabelTarget`.
+        entropy: [...], of the two.
+    """
+
+    entropy: object = None
+
+    def cross_entropy(self, softmax):
+        """[...], of the two probabilities with the student's."""
+        return _two_class_cross_entropy(self.mass, self.rest, softmax.log_odds)
+
+
+@dataclasses.dataclass(frozen=True)
+class _OtherClassesTarget(DenseTarget):
+    """A distribution over the classes but the label, which has mass 0."""
+
+    def cross_entropy(self, softmax):
+        """[...], with the student's distribution over these classes."""
+        return softmax.others + softmax.expected_gap(self.probabilities)
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class DKD(DistillationLoss):
+    """Decoupled distillation: instance and class relations, each weighed.
+
+    The divergence of `KD` is a sum of two: that of the label's probability
+    from the student's, as of two classes (TCKD, the instance's level), and
+    1 - p_t times that of the distributions over the other classes (NCKD, the
+    class relations with the tail). A confident teacher mutes the second. Here
+    each has a weight of its own:
+
+        L = (1 - weight) * H(onehot(label), q)
+            + weight * T ** 2 * (alpha * TCKD + beta * NCKD)
+
+    Logs and TensorBoard show both terms, "tckd" and "nckd". NCKD moves nothing
+    between the label and the others, so the gradient scale depends on alpha
+    alone.
+
+    As published the cross-entropy has the weight 1: that is `weight=0.5` with
+    twice the learning rate.
+
+    Args:
+        alpha: float of at least 0, weight of TCKD within the distillation
+            term.
+        beta: float of at least 0, weight of NCKD. With alpha = 1 and
+            beta = 1 - p_t, which differs by example, it would be `KD`.
+        weight: float in [0, 1], weight of the distillation term.
+        temperature: float above 0.
+        **kwargs: `temperature_squared`, `ignore_class`, `reduction`, `name`,
+            `dtype` of `DistillationLoss`.
+
+    Raises:
+        ValueError: if `alpha` or `beta` is below 0 or not finite.
+
+    Example:
+    >>> distiller.compile(loss=kd.DKD(alpha=1.0, beta=2.0))
+    >>> distiller.loss.beta = 4.0  # Also while training.
+
+    Source: Zhao et al. 2022, "Decoupled Knowledge Distillation" (arXiv
+    2203.08679).
+    """
+
+    statistics = KD.statistics
+    # The teacher's logits, as of KD: a cache of these serves both.
+    teacher_statistics = KD.teacher_statistics
+    takes_two_classes = False
+
+    alpha = Tunable()
+    beta = Tunable()
+
+    def __init__(
+        self, alpha=1.0, beta=8.0, weight=0.5, temperature=4.0, **kwargs
+    ):
+        super().__init__(weight=weight, temperature=temperature, **kwargs)
+        self._add_tunables(alpha=alpha, beta=beta)
+
+    @property
+    def term_names(self):
+        """The two levels; see `DistillationLoss`."""
+        return _TARGET_CLASS, _OTHER_CLASSES
+
+    def targets(self, labels, statistics, num_classes):
+        """See `DistillationLoss.targets`."""
+        logits = ops.cast(statistics["teacher_logits"], self.dtype)
+        scaled = logits / self.temperature
+        is_label = ops.equal(
+            ops.expand_dims(labels, -1), ops.arange(num_classes, dtype="int32")
+        )
+        at_label = ops.max(ops.where(is_label, scaled, _BOTTOM), axis=-1)
+        others = ops.where(is_label, _BOTTOM, scaled)
+        top = ops.max(others, axis=-1, keepdims=True)
+        others = others - top
+        probabilities = ops.softmax(others, axis=-1)
+        # Of the others, less their largest logit, whose exponential is 1.
+        log_normaliser = -ops.log(ops.max(probabilities, axis=-1))
+        log_odds = _finite(at_label - top[..., 0] - log_normaliser)
+        mass, rest = ops.sigmoid(log_odds), ops.sigmoid(-log_odds)
+        expected = ops.sum(probabilities * _finite(others), axis=-1)
+        return {
+            _TARGET_CLASS: _TwoClassTarget(
+                mass, rest, _two_class_cross_entropy(mass, rest, log_odds)
+            ),
+            _OTHER_CLASSES: _OtherClassesTarget(
+                probabilities, entropy=log_normaliser - expected
+            ),
+        }
+
+    def _term_weight(self, name):
+        share = "alpha" if name == _TARGET_CLASS else "beta"
+        return self._tunable("weight") * self._tunable(share)
+
+    def _gradient_scale(self, labels, targets, plain, tempered):
+        targets = {_TARGET_CLASS: targets[_TARGET_CLASS]}
+        return super()._gradient_scale(labels, targets, plain, tempered)
+
+    def _check_tunables(self, values):
+        super()._check_tunables(values)
+        for name in ("alpha", "beta"):
+            if not 0 <= values.get(name, 0) < float("inf"):
+                raise ValueError(
+                    f"`{name}` of DKD weighs a level of the teacher's "
+                    "knowledge and must be finite and at least 0. Received: "
+                    f"{name}={values[name]}. The published values are alpha=1 "
+                    "and beta from 1 to 8."
+                )
+
+
+def _finite(values):
+    """Values without the infinity of a class that the teacher rules out."""
+    values = ops.where(values < _BOTTOM, _BOTTOM, values)
+    return ops.where(values > -_BOTTOM, -_BOTTOM, values)
+
+
+def _two_class_cross_entropy(mass, rest, log_odds):
+    """[...], of (mass, rest) with the sigmoids of (log_odds, -log_odds)."""
+    return -(
+        mass * ops.log_sigmoid(log_odds) + rest * ops.log_sigmoid(-log_odds)
+    )

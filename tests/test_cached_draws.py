@@ -1,0 +1,139 @@
+"""KDSampled from a cache: one draw for each view, in four bytes a class."""
+
+import keras
+import numpy as np
+import pytest
+import reference
+import tensorflow as tf
+from caches import batches, compiled, write
+from keras import layers
+from models import CLASSES, mlp
+
+import keras_kd as kd
+
+K = 3
+
+
+def loss(**arguments):
+    return kd.KDSampled(k=K, temperature=2.0, **arguments)
+
+
+def kept(cache, dataset, epoch=0):
+    """Classes and masses of all examples."""
+    attached = cache.attach(dataset, epoch=epoch).as_numpy_iterator()
+    y = [element[1] for element in attached]
+    return tuple(
+        np.concatenate([part[name] for part in y])
+        for name in kd.KDSampled.statistics
+    )
+
+
+def test_a_view_is_one_draw_and_views_differ_without_augmentation(tmp_path):
+    teacher, dataset = mlp(seed=5), batches()
+    cache = write(tmp_path / "cache", dataset, teacher, loss(), views=2)
+    assert cache.record_bytes == 4 * K
+    first, again, second, third = (
+        kept(cache, dataset, epoch) for epoch in (0, 0, 1, 2)
+    )
+    for classes, masses in (first, second):
+        assert (np.diff(np.sort(classes, -1), axis=-1) > 0).all()
+        np.testing.assert_allclose(masses.sum(-1), 1, atol=1e-6)
+    np.testing.assert_array_equal(first[0], again[0])
+    np.testing.assert_array_equal(first[0], third[0])
+    assert (first[0] != second[0]).any()
+
+
+def test_views_of_other_losses_need_an_augmentation(tmp_path):
+    with pytest.raises(ValueError, match="or by the draws of KDSampled"):
+        write(tmp_path / "cache", batches(), mlp(), kd.KDTopK(k=3), views=2)
+
+
+def test_the_mean_of_many_cached_draws_is_the_teachers_distribution(tmp_path):
+    examples = 20_000
+    logits = np.linspace(3, -3, 12).astype("float32")
+    x = np.repeat(logits[None], examples, 0)
+    dataset = tf.data.Dataset.from_tensor_slices(
+        (x, np.zeros(examples, "int32"))
+    ).batch(1_000)
+    inputs = keras.Input((12,))
+    teacher = keras.Model(inputs, layers.Activation("linear")(inputs))
+    cache = write(tmp_path / "cache", dataset, teacher, loss())
+    classes, masses = kept(cache, dataset)
+    dense = np.zeros((examples, 12))
+    np.put_along_axis(dense, classes, masses, -1)
+    expected = reference.kd_target(logits, 2.0)
+    error = dense.std(0) / np.sqrt(examples)
+    # Masses are kept to three digits.
+    allowed = 4 * error + 1e-3 * expected
+    assert (np.abs(dense.mean(0) - expected) <= allowed).all()
+
+
+def test_what_is_written_again_or_verified_is_drawn_as_before(tmp_path):
+    teacher, dataset = mlp(seed=5), batches()
+    caches = [
+        write(tmp_path / str(i), dataset, teacher, loss(), views=2)
+        for i in range(2)
+    ]
+    for epoch in range(2):
+        for one, other in zip(
+            *(kept(c, dataset, epoch) for c in caches), strict=True
+        ):
+            np.testing.assert_array_equal(one, other)
+    found = caches[0].verify(dataset, teacher, losses=loss())
+    assert max(found.largest_errors.values()) < 1e-3
+    other = write(tmp_path / "other", dataset, teacher, loss(seed=9))
+    assert (kept(other, dataset)[0] != kept(caches[0], dataset)[0]).any()
+
+
+def test_an_interrupted_cache_goes_on_with_the_same_draws(tmp_path):
+    teacher, dataset = mlp(seed=5), batches()
+    whole = write(tmp_path / "whole", dataset, teacher, loss())
+
+    def fail_at(number, element):
+        def check(number, x):
+            if number == 2:
+                raise RuntimeError("interrupted")
+            return x
+
+        x, *rest = element
+        checked = tf.numpy_function(check, [number, x], tf.float32)
+        return (tf.ensure_shape(checked, x.shape), *rest)
+
+    with pytest.raises(Exception, match="interrupted"):
+        write(
+            tmp_path / "cache",
+            dataset.enumerate().map(fail_at),
+            teacher,
+            loss(),
+            checkpoint_seconds=0,
+        )
+    cache = write(tmp_path / "cache", dataset, teacher, loss())
+    for one, other in zip(
+        kept(whole, dataset), kept(cache, dataset), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_all_logits_serve_draws_that_differ_in_each_step(tmp_path):
+    teacher, dataset = mlp(seed=5), batches(8)
+    cache = write(tmp_path / "cache", dataset, teacher, [kd.KD(), loss()])
+    assert cache.record_bytes == 2 * CLASSES
+    distiller = compiled(loss(weight=1.0))
+    distiller.optimizer.learning_rate = 0.0
+    data = cache.attach(dataset, distiller.loss).repeat(4)
+    found = []
+    note = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda step, logs: found.append(logs["loss"])
+    )
+    distiller.fit(data, verbose=0, callbacks=[note])
+    assert len(set(np.round(found, 5))) == 4
+
+
+def test_another_k_or_temperature_is_refused(tmp_path):
+    dataset = batches()
+    cache = write(tmp_path / "cache", dataset, mlp(), loss())
+    for other in (kd.KDSampled(k=2, temperature=2.0), kd.KDSampled(k=K)):
+        if other.k == K:
+            other.temperature = 3.0
+        with pytest.raises(ValueError, match="KDSampled"):
+            cache.attach(dataset, other)
