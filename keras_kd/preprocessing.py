@@ -54,22 +54,27 @@ class Preprocessing:
         self._compiled = None
 
     @property
-    def settings(self):
-        """What tells whether another one does the same."""
-        tasks = (self.student, self.teacher)
-        return [
-            task
-            and (
-                id(task),
-                keras.saving.serialize_keras_object(task.preprocessor),
-            )
-            for task in tasks
-        ]
+    def _tasks(self):
+        return [t for t in (self.student, self.teacher) if t is not None]
 
     @property
     def is_needed(self):
         """Whether anything can have to be done."""
-        return self.student is not None or self.teacher is not None
+        return bool(self._tasks)
+
+    @property
+    def settings(self):
+        """What tells whether another one does the same."""
+        serialize = keras.saving.serialize_keras_object
+        return [(id(t), serialize(t.preprocessor)) for t in self._tasks]
+
+    def applies_to(self, x):
+        """Whether inputs are raw.
+
+        Args:
+            x: inputs of a batch, arrays, or specifications of tensors.
+        """
+        return any(_is_raw(task, x) for task in self._tasks)
 
     def samples(self, x, y=None, sample_weight=None):
         """A batch, preprocessed; also inside of `tf.data`.
@@ -82,6 +87,9 @@ class Preprocessing:
         Returns:
             A tuple (x, y, sample_weight), or without the last ones where they
             are `None`; with the teacher's inputs in y where they differ.
+
+        Raises:
+            ValueError: for weights where the preprocessor makes the labels.
         """
         raw = x
         if self.student is not None and _is_raw(self.student, raw):
@@ -105,10 +113,12 @@ class Preprocessing:
             sample_weight: as in `samples`.
 
         Returns:
-            (x, y, sample_weight), of NumPy arrays.
+            (x, y, sample_weight), of NumPy arrays; as given if not raw.
         """
         import tensorflow as tf
 
+        if not self.applies_to(x):
+            return x, y, sample_weight
         if self._compiled is None:
             self._compiled = tf.function(self.samples, reduce_retracing=True)
         tensors = _map(tf.convert_to_tensor, (x, y, sample_weight))
@@ -133,19 +143,23 @@ class Preprocessing:
                 `validation_split` leaves nothing on one side.
         """
         given = dict(arguments)
-        split = given.pop("validation_split", 0)
-        validation = given.get("validation_data")
-        if split and validation is None:
-            train, validation = _split(_data_of(given), split)
-            given.update(zip(_DATA, train, strict=True))
+        split, x = given.get("validation_split"), given.get("x")
+        if split and given.get("validation_data") is None:
+            if _is_array(x) and self.applies_to(x):
+                train, held_out = _split(_data_of(given), split)
+                given.update(zip(_DATA, train, strict=True))
+                given.update(validation_data=held_out, validation_split=0.0)
         size = given.get("batch_size")
+        validation = given.get("validation_data")
         if validation is not None:
-            held_out = Preprocessing(self.student)
-            validation = keras.utils.unpack_x_y_sample_weight(validation)
-            given["validation_data"] = held_out.arguments(
-                dict(zip(_DATA, validation, strict=True)),
-                given.pop("validation_batch_size", None) or size,
-            )["x"]
+            held_out = keras.utils.unpack_x_y_sample_weight(validation)
+            prepared = Preprocessing(self.student).arguments(
+                dict(zip(_DATA, held_out, strict=True)),
+                given.get("validation_batch_size") or size,
+            )
+            given["validation_data"] = keras.utils.pack_x_y_sample_weight(
+                *_data_of(prepared)
+            )
         return self.arguments(given, size, given.get("shuffle", True))
 
     def arguments(self, given, batch_size=None, shuffle=False):
@@ -166,26 +180,35 @@ class Preprocessing:
 
         given = dict(given)
         x = given.get("x")
-        if x is None:
-            return given  # Keras says what is missing.
-        if isinstance(x, tf.data.Dataset):
-            x = x.map(self.samples, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
-            return {**given, "x": x}
-        if isinstance(x, keras.utils.PyDataset):
-            return {**given, "x": _PreprocessedDataset(x, self._element)}
-        if _is_array(x):
-            data = _map(_to_numpy, _data_of(given))
-            x = _batches(data, batch_size or 32, shuffle)
-            x = x.map(self.samples, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+        is_dataset = isinstance(x, tf.data.Dataset)
+        if x is None or (
+            (is_dataset or _is_array(x))
+            and not self.applies_to(_first_inputs(x))
+        ):
+            return given
+        if is_dataset:
+            given["x"] = self._mapped(x)
+        elif isinstance(x, keras.utils.PyDataset):
+            given["x"] = _PreprocessedDataset(x, self._element)
+        elif _is_array(x):
+            batches = _batches(_data_of(given), batch_size or 32, shuffle)
+            given["x"] = self._mapped(batches)
             # What a data set does is not asked of Keras.
-            rest = {k: v for k, v in given.items() if k not in _IN_DATASET}
+            for name in ("y", "sample_weight", "batch_size"):
+                given.pop(name, None)
             if shuffle:
-                rest["shuffle"] = False
-            return {**rest, "x": x}
-        if iter(x) is x:
-            return {**given, "x": (self._element(each) for each in x)}
-        x = _from_iterable(x, self._element)
-        return {**given, "x": x, **({"shuffle": False} if shuffle else {})}
+                given["shuffle"] = False
+        elif iter(x) is x:
+            given["x"] = (self._element(each) for each in x)
+        else:
+            given["x"] = _from_iterable(x, self._element)
+        return given
+
+    def _mapped(self, dataset):
+        import tensorflow as tf
+
+        dataset = dataset.map(self.samples, tf.data.AUTOTUNE)
+        return dataset.prefetch(tf.data.AUTOTUNE)
 
     def _element(self, element):
         """A preprocessed element of what Python yields."""
@@ -194,7 +217,6 @@ class Preprocessing:
 
 
 _DATA = ("x", "y", "sample_weight")
-_IN_DATASET = ("y", "sample_weight", "batch_size")
 
 
 def inputs_of_teacher(x, y):
@@ -286,6 +308,12 @@ def check_tokenizers(student, teacher):
     Raises:
         ValueError: with the first difference.
     """
+    kept = [
+        getattr(_tokenizer_of(model), "vocabulary", None)
+        for model in (student, teacher)
+    ]
+    if kept[0] is not None and kept[0] == kept[1]:
+        return  # At once, where asking for each of 150,000 takes seconds.
     first, second = _token_ids(student), _token_ids(teacher)
     if None in (first, second) or first == second:
         return
@@ -400,6 +428,13 @@ def _is_text(leaf):
 
 def _apply(task, x, y=None, sample_weight=None):
     """(x, y, sample_weight) by a task's own preprocessing."""
+    if sample_weight is not None and _makes_labels(task.preprocessor):
+        raise ValueError(
+            f"{type(task.preprocessor).__name__} makes labels and weights of "
+            "the text alone, a weight for each token. Received: sample_weight "
+            "beside the text. Leave it out, or map the preprocessor over the "
+            "data and multiply the weights that it gives."
+        )
     return keras.utils.unpack_x_y_sample_weight(
         task.preprocess_samples(x, y, sample_weight)
     )
@@ -459,6 +494,7 @@ def _batches(arrays, batch_size, shuffle):
     """A `tf.data.Dataset` of batches of arrays."""
     import tensorflow as tf
 
+    arrays = _map(_to_numpy, arrays)
     rows = _num_rows(arrays)
     tensors = _map(tf.convert_to_tensor, arrays)
     index = tf.data.Dataset.range(rows)

@@ -247,10 +247,19 @@ def test_a_language_model_reads_data_sets_of_strings_alone():
     twin = twin_of(student, student.preprocessor)
     dataset = tf.data.Dataset.from_tensor_slices(x).batch(BATCH)
     compiled(student, teacher).fit(dataset, verbose=0)
-    compiled(twin, teacher).fit(
-        dataset.map(twin.preprocessor), verbose=0
-    )  # Token ids are recognised.
+    # Token ids are recognised.
+    distiller = compiled(twin, teacher)
+    distiller.fit(dataset.map(twin.preprocessor), verbose=0)
     assert_same_weights(student, twin)
+    inputs, labels, weight = by_hand(twin, x)
+    np.testing.assert_array_equal(
+        distiller.predict(inputs, verbose=0), distiller.predict(x, verbose=0)
+    )
+    np.testing.assert_allclose(
+        distiller.test_on_batch(inputs, labels, weight),
+        distiller.test_on_batch(x),
+        rtol=1e-5,
+    )
 
 
 def test_pairs_of_texts_are_two_segments():
@@ -314,6 +323,13 @@ def test_data_that_do_not_fit_together_are_refused():
         distiller.fit(x, y[:9])
     with pytest.raises(ValueError, match="validation_split=0.99 of 10"):
         distiller.fit(x, y, validation_split=0.99)
+
+
+def test_weights_that_a_language_model_would_drop_are_refused():
+    student, teacher, x, _ = causal_lm_pair()
+    distiller = compiled(student, teacher)
+    with pytest.raises(ValueError, match="sample_weight beside the text"):
+        distiller.fit(x, sample_weight=np.ones(ROWS), verbose=0)
 
 
 # -- the rest of a Distiller's life --------------------------------------------
