@@ -5,6 +5,7 @@ from keras_kd.attribution import Attribution, attribute
 from keras_kd.cache import TeacherCache
 from keras_kd.diagnosis import Diagnosis, diagnose
 from keras_kd.distiller import Distiller
+from keras_kd.ensemble import ensemble
 from keras_kd.losses import (
     DKD,
     KD,
@@ -34,6 +35,7 @@ __all__ = [
     "attribute",
     "callbacks",
     "diagnose",
+    "ensemble",
     "losses",
     "metrics",
     "similarity",
