@@ -20,6 +20,8 @@ TEACHER_LOGITS = "teacher_logits"
 TEACHER_RIGHT = "teacher_right"
 STATISTICS_TEMPERATURE = "statistics_temperature"
 TEACHER_FINGERPRINT = "teacher_fingerprint"
+# The class id of an example without a label, as in scikit-learn.
+UNLABELLED = -1
 # Stands for a label that is not a whole number.
 NOT_WHOLE = -(2**31)
 
@@ -38,20 +40,28 @@ class Batch:
 
     Attributes:
         logits: [..., classes], of the student.
-        labels: [...] int32 class ids, all inside [0, classes).
-        given_labels: [...], the labels as they came, of an integer dtype, for
-            messages.
-        is_class: [...] booleans, false for a label that is neither a class id
-            nor the ignored one; nothing may be trained on such a batch.
-        counted: [...] booleans, false under a mask and on the ignored class.
+        labels: [...] int32 class ids, all inside [0, classes); or soft
+            labels, [..., classes] floats, that sum to 1 in each row, or are 0
+            where a label is missing or can't be used.
+        given_labels: the labels as they came, for messages and metrics; class
+            ids of an integer dtype. `None` for data without labels.
+        is_valid: [...] booleans, false for a label that can't be used (and is
+            neither ignored nor missing where it may be); nothing may be
+            trained on such a batch.
+        is_labelled: [...] booleans, false for an example without a label;
+            `None` where all must have one.
+        counted: [...], how much of an example counts: false under a mask and
+            on the ignored class. Booleans, or for soft labels, of which a
+            share may be ignored, floats.
         weights: [...] float32, or `None` where every example weighs the same.
-        y: dict of what the data or the teacher give beside the labels.
+        y: dict of what the data and the teacher give, labels as they came.
     """
 
     logits: object
     labels: object
     given_labels: object
-    is_class: object
+    is_valid: object
+    is_labelled: object
     counted: object
     weights: object
     y: dict
@@ -61,32 +71,51 @@ class Batch:
         """Number of classes, a Python integer."""
         return self.logits.shape[-1]
 
+    @property
+    def is_soft(self):
+        """Whether the labels are shares of the classes."""
+        return are_soft(self.labels)
+
+    @property
+    def given_shares(self):
+        """[..., classes], soft labels before class weights."""
+        shares = ops.cast(self.given_labels, self.labels.dtype)
+        return ops.where(self.labels > 0, shares, 0.0)
+
+    def counted_part(self, values):
+        """[...] values, 0 where an example doesn't count.
+
+        Also where a value of such an example is not finite.
+        """
+        if not self.is_soft:
+            return ops.where(self.counted, values, 0.0)
+        counted = ops.cast(self.counted, values.dtype)
+        return ops.where(counted > 0, values * counted, 0.0)
+
+    def of_labelled(self, values):
+        """[...] values, 0 where an example has no label."""
+        if self.is_labelled is None:
+            return values
+        return ops.where(self.is_labelled, values, 0.0)
+
+
+def are_soft(labels):
+    """Whether settled labels are shares of the classes, not class ids."""
+    return "float" in keras.backend.standardize_dtype(labels.dtype)
+
 
 def as_dict(y):
     """Labels and what comes beside them, as a dict.
 
     Args:
-        y: labels, or a dict with "labels".
+        y: labels, a dict that may have "labels", or `None`.
 
     Returns:
-        A dict.
-
-    Raises:
-        ValueError: for no labels, or a dict without them.
+        A dict, without "labels" for data that have none.
     """
     if y is None:
-        raise ValueError(
-            "Distillation needs labels. Received: data without them. Pass "
-            "(x, labels) with integer class ids."
-        )
-    if not isinstance(y, dict):
-        return {LABELS: y}
-    if LABELS not in y:
-        raise ValueError(
-            f'Labels given as a dict must have the key "{LABELS}". Received: '
-            f"keys {sorted(y)}. Rename the key of the class ids."
-        )
-    return y
+        return {}
+    return y if isinstance(y, dict) else {LABELS: y}
 
 
 def settle(
@@ -96,40 +125,216 @@ def settle(
     mask=None,
     ignore_class=None,
     class_weight=None,
+    label_reader="A loss",
+    binary=False,
 ):
     """Settles what a batch is, as far as losses and metrics care.
 
     Args:
         y: labels, or a dict of labels and what comes beside them.
         logits: [..., classes], of the student.
-        sample_weight: optional weights whose shape is that of the labels, or
-            of their leading axes, with or without a last axis of size 1.
+        sample_weight: optional weights whose shape is that of the labels (of
+            soft labels, without their last axis), or of their leading axes,
+            with or without a last axis of size 1.
         mask: optional [...] booleans, such as the model's padding mask.
         ignore_class: optional integer, a label that doesn't count.
         class_weight: optional [classes] array that multiplies the weights.
+        label_reader: what reads the label of every example, for messages;
+            `None` if examples may be without one (class id -1, or a row of
+            zeros).
+        binary: whether logits are the (0, z) of units whose labels are 0 or 1.
 
     Returns:
         A `Batch`.
 
     Raises:
-        ValueError: if labels or weights don't fit the logits.
+        ValueError: if labels or weights don't fit the logits, or are missing.
     """
     y = as_dict(y)
-    check_several_classes(logits.shape[-1])
-    given = class_ids(y[LABELS], logits.shape)
     num_classes = logits.shape[-1]
-    is_class = ops.logical_and(given >= 0, given < num_classes)
-    # Clipped before it is narrowed: 2**32 + 1 is not class 1.
-    labels = ops.cast(ops.clip(given, 0, num_classes - 1), "int32")
-    counted = ops.ones_like(is_class)
-    if ignore_class is not None:
+    check_several_classes(num_classes)
+    given = y.get(LABELS)
+    if given is None:
+        given = _no_labels(y, logits, label_reader)
+    elif binary:
+        given = _of_units(given, logits.shape)
+    if _looks_soft(given, logits.shape):
+        given = ops.convert_to_tensor(given)
+        labels, is_valid = _shares(given)
+        unlabelled = ops.all(ops.equal(given, 0), axis=-1)
+        is_labelled = ops.logical_not(unlabelled)
+    else:
+        given = class_ids(given, logits.shape)
+        # Clipped before it is narrowed: 2**32 + 1 is not class 1.
+        labels = ops.cast(ops.clip(given, 0, num_classes - 1), "int32")
+        is_valid = ops.logical_and(given >= 0, given < num_classes)
+        is_labelled = ops.not_equal(given, UNLABELLED)
+    counted = ops.ones_like(is_valid)
+    if ignore_class is not None and not are_soft(labels):
         counted = ops.not_equal(given, ignore_class)
-        is_class = ops.logical_or(is_class, ops.logical_not(counted))
+        is_valid = ops.logical_or(is_valid, ops.logical_not(counted))
+    elif ignore_class is not None and 0 <= ignore_class < num_classes:
+        ignored = ops.arange(num_classes) == ignore_class
+        labels, counted = _reweighted(labels, ops.where(ignored, 0.0, 1.0))
+        counted = ops.where(is_labelled, counted, 1.0)
+    if label_reader is None:
+        is_valid = ops.logical_or(is_valid, ops.logical_not(is_labelled))
     if mask is not None:
-        mask = with_axes_of(ops.cast(mask, "bool"), labels, "mask")
-        counted = ops.logical_and(counted, mask)
-    weights = _weights(sample_weight, labels, class_weight)
-    return Batch(logits, labels, given, is_class, counted, weights, y)
+        mask = with_axes_of(ops.cast(mask, "bool"), is_valid, "mask")
+        counted = ops.where(mask, counted, ops.zeros_like(counted))
+    weights = None
+    if sample_weight is not None:
+        weights = with_axes_of(ops.cast(sample_weight, "float32"), is_valid)
+        ones = ops.ones_like(is_valid, dtype="float32")
+        weights = weights * ones if weights.shape != ones.shape else weights
+    if class_weight is not None:
+        if are_soft(labels):
+            labels, of_class = _reweighted(labels, class_weight)
+        else:
+            of_class = ops.take(class_weight, labels, axis=0)
+        if label_reader is None:
+            of_class = ops.where(is_labelled, of_class, 1.0)
+        weights = of_class if weights is None else weights * of_class
+    return Batch(
+        logits,
+        labels,
+        given if LABELS in y else None,
+        is_valid,
+        is_labelled if label_reader is None else None,
+        counted,
+        weights,
+        y,
+    )
+
+
+def lack_labels(x, y, output=None):
+    """Whether data are known to have no labels, before they are read.
+
+    Args:
+        x: what `keras.Model.fit` takes as x.
+        y: what it takes as y.
+        output: name of the output whose labels they are, of several.
+
+    Returns:
+        A boolean, false where only reading the data would tell.
+    """
+    spec = getattr(x, "element_spec", None)
+    if spec is not None:
+        y = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else None
+    elif y is None and not _are_arrays(x):
+        return False
+    if output is not None and y is not None:
+        if not isinstance(y, dict):
+            return False
+        y = y.get(output)
+    return LABELS not in as_dict(y)
+
+
+def _are_arrays(x):
+    leaves = [each for each in keras.tree.flatten(x) if each is not None]
+    return bool(leaves) and all(hasattr(each, "shape") for each in leaves)
+
+
+def refuse_missing_labels(label_reader, y=None):
+    """Raises for data without labels.
+
+    Args:
+        label_reader: what reads them.
+        y: dict of what the data have in their place.
+
+    Raises:
+        ValueError: always.
+    """
+    beside = f", with {sorted(y)} in place of them" if y else ""
+    raise ValueError(
+        f"{label_reader} reads the label of every example. Received: data "
+        f"without labels{beside}. Pass (x, labels), or train with a loss that "
+        "reads none, such as KD."
+    )
+
+
+def _no_labels(y, logits, label_reader):
+    """[...] class ids of examples that have none."""
+    if label_reader is not None:
+        refuse_missing_labels(label_reader, y)
+    like = ops.argmax(logits, axis=-1)
+    return ops.full_like(ops.cast(like, "int32"), UNLABELLED)
+
+
+def _of_units(labels, logits_shape):
+    """Labels 0 and 1 of units as class ids, or as shares of the two classes.
+
+    Args:
+        labels: [...] or [..., 1], integers or booleans, -1 where unlabelled;
+            or floats in [0, 1].
+        logits_shape: [..., 2].
+
+    Returns:
+        [...] int32, or of floats [..., 2].
+    """
+    labels = ops.convert_to_tensor(labels)
+    if len(labels.shape) == len(logits_shape) and labels.shape[-1] == 1:
+        labels = ops.squeeze(labels, -1)
+    if not _may_match(tuple(labels.shape), tuple(logits_shape[:-1])):
+        raise ValueError(
+            "A sigmoid's labels are 0 or 1, one for each unit, here of shape "
+            f"{tuple(logits_shape[:-1])}. Received: labels of shape "
+            f"{tuple(labels.shape)}. Give one label for each output."
+        )
+    if "float" not in keras.backend.standardize_dtype(labels.dtype):
+        return ops.cast(labels, "int32")
+    missing = ops.equal(labels, UNLABELLED)
+    shares = ops.stack([1.0 - labels, labels], axis=-1)
+    return ops.where(ops.expand_dims(missing, -1), 0.0, shares)
+
+
+def _looks_soft(labels, logits_shape):
+    """Whether labels have a share for each class."""
+    shape = tuple(getattr(labels, "shape", np.shape(labels)))
+    wanted = tuple(logits_shape)
+    same_rank = len(shape) == len(wanted)
+    return same_rank and shape[-1] != 1 and _may_match(shape, wanted)
+
+
+def _shares(given):
+    """Soft labels that sum to 1 in each row, and which of them do so.
+
+    Args:
+        given: [..., classes].
+
+    Returns:
+        [..., classes] floats, 0 in rows that are not valid; and [...]
+        booleans.
+    """
+    dtype = keras.backend.standardize_dtype(given.dtype)
+    tolerance = 2e-2 if dtype in ("float16", "bfloat16") else 1e-3
+    given = ops.cast(given, "float64" if dtype == "float64" else "float32")
+    total = ops.sum(given, axis=-1)
+    sums_to_1 = ops.abs(total - 1.0) <= tolerance
+    is_valid = ops.logical_and(ops.all(given >= 0, axis=-1), sums_to_1)
+    safe = ops.expand_dims(ops.where(is_valid, total, 1.0), -1)
+    shares = ops.where(ops.expand_dims(is_valid, -1), given / safe, 0.0)
+    return shares, is_valid
+
+
+def _reweighted(shares, class_weight):
+    """Soft labels whose shares are weighed, as those of class ids are.
+
+    A soft label is a bag of class ids, each weighed by its share and by its
+    class.
+
+    Args:
+        shares: [..., classes].
+        class_weight: [classes].
+
+    Returns:
+        [..., classes] shares that sum to 1 again, and [...] their sums before.
+    """
+    weighed = shares * ops.cast(class_weight, shares.dtype)
+    total = ops.sum(weighed, axis=-1)
+    is_empty = ops.equal(total, 0)
+    safe = ops.expand_dims(ops.where(is_empty, 1.0, total), -1)
+    return weighed / safe, ops.cast(total, "float32")
 
 
 def class_ids(labels, logits_shape):
@@ -157,8 +362,10 @@ def class_ids(labels, logits_shape):
     elif not _may_match(shape, wanted):
         raise ValueError(
             "Labels must be class ids, one for each vector of logits, here of "
-            f"shape {wanted}. Received: labels of shape {shape} and dtype "
-            f"{dtype}. {_shape_remedy(shape, tuple(logits_shape))}"
+            f"shape {wanted}, or have a share for each class, of shape "
+            f"{tuple(logits_shape)}. Received: labels of shape {shape} and "
+            f"dtype {dtype}. Check that labels and inputs are of the same "
+            "batch, and the shape of the model's output."
         )
     if "int" in dtype:
         return ops.cast(labels, _WIDENED.get(dtype, dtype))
@@ -198,19 +405,6 @@ def _refuse_wide(labels):
             f"A label is not a class id of the student. Received: label {wide}"
             ", which needs 64 bits. Check the labels' encoding."
         )
-
-
-def _shape_remedy(shape, logits_shape):
-    if _may_match(shape, logits_shape):
-        return (
-            "Turn one-hot labels into class ids with `labels.argmax(-1)`. "
-            "Labels with several ones in a row (multi-label) or shares of "
-            "several classes can't be distilled yet."
-        )
-    return (
-        "Check that labels and inputs are of the same batch, and the shape of "
-        "the model's output."
-    )
 
 
 def with_axes_of(values, other, what="sample_weight"):
@@ -271,19 +465,6 @@ def class_weight_array(class_weight, num_classes):
             )
         by_class[int(key)] = weight
     return by_class
-
-
-def _weights(sample_weight, labels, class_weight):
-    """[...] float32, sample weights times class weights; or `None`."""
-    weights = None
-    if sample_weight is not None:
-        weights = with_axes_of(ops.cast(sample_weight, "float32"), labels)
-        ones = ops.ones_like(labels, dtype="float32")
-        weights = weights * ones if weights.shape != labels.shape else weights
-    if class_weight is not None:
-        of_class = ops.take(class_weight, labels, axis=0)
-        weights = of_class if weights is None else weights * of_class
-    return weights
 
 
 def _may_match(shape, other):

@@ -9,6 +9,7 @@ from keras import ops
 from keras_kd import distribution
 from keras_kd.backup import BackupAndRestore
 from keras_kd.files import user_path
+from keras_kd.logits import model_of_output
 from keras_kd.similarity import class_similarity, logit_weights
 
 __all__ = ["BackupAndRestore", "KDTensorBoard", "LossSchedule"]
@@ -18,25 +19,36 @@ class LossSchedule(keras.callbacks.Callback):
     """Changes a distillation loss's weights and temperature by epoch.
 
     Args:
+        output: name of the output whose loss is changed, where a student has
+            several.
         **schedules: by the name of a number of the loss ("weight",
             "temperature", "pt_weight", ...), a function from the epoch
             (integer from 0) to its value.
 
     Raises:
         ValueError: at the start of training, if the loss has no such number,
-            or when a value is out of range.
+            or no output was named of several; or when a value is out of range.
 
     Example:
     >>> kd.callbacks.LossSchedule(weight=lambda epoch: 0.9 * 0.8**epoch)
     """
 
-    def __init__(self, **schedules):
+    def __init__(self, output=None, **schedules):
         super().__init__()
+        self.output = output
         self.schedules = schedules
 
     def on_epoch_begin(self, epoch, logs=None):
         """Sets the values of this epoch."""
-        self.model.loss.assign(
+        losses = {head.name: head.loss for head in self.model.heads}
+        if self.output not in losses:
+            raise ValueError(
+                "LossSchedule changes the loss of one output. Received: "
+                f"output={self.output!r} for a student with the outputs "
+                f"{list(losses)}. Name one, as in "
+                "LossSchedule(output=..., weight=...)."
+            )
+        losses[self.output].assign(
             **{name: f(epoch) for name, f in self.schedules.items()}
         )
 
@@ -53,6 +65,8 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
     - image `class_similarity`, for losses that use class relations: cosines
       of the logit layers, the teacher's on the left and the student's on the
       right; blue is -1, white 0, red 1.
+
+    Of a student with several outputs, each name holds the output's.
 
     Args:
         log_dir: folder of the event files; `~` is the home folder.
@@ -125,9 +139,13 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
         super().on_epoch_end(epoch, logs)
         self._log_gradient_scales()
         with self._train_writer.as_default():
-            for name, value in self.model.loss.tunables.items():
-                self.summary.scalar(f"distillation/{name}", value, step=epoch)
-            self._log_class_similarity(epoch)
+            for head in self.model.distilled_heads:
+                output = "" if head.name is None else f"{head.name}/"
+                for name, value in head.loss.tunables.items():
+                    self.summary.scalar(
+                        f"distillation/{output}{name}", value, step=epoch
+                    )
+                self._log_class_similarity(head, output, epoch)
 
     def _log_gradient_scales(self):
         step = int(ops.convert_to_numpy(self.model.optimizer.iterations))
@@ -162,12 +180,14 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
             ),
         )
 
-    def _log_class_similarity(self, epoch):
-        similarity = getattr(self.model.loss, "class_similarity", None)
+    def _log_class_similarity(self, head, output, epoch):
+        similarity = getattr(head.loss, "class_similarity", None)
         if similarity is None:
             return
         try:
-            student = logit_weights(self.model.student)
+            student = logit_weights(
+                model_of_output(self.model.student, head.name)
+            )
         except ValueError as error:
             if not self._similarity_warned:
                 warnings.warn(
@@ -180,7 +200,8 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
         if isinstance(classes, int):
             classes = np.arange(min(classes, len(student)))
         image = similarity_image(similarity.weights[classes], student[classes])
-        self.summary.image("class_similarity", image[None], step=epoch)
+        name = f"{output}class_similarity"
+        self.summary.image(name, image[None], step=epoch)
 
 
 def similarity_image(teacher_weights, student_weights):

@@ -4,7 +4,6 @@ import contextlib
 import weakref
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_kd import (
@@ -15,32 +14,19 @@ from keras_kd import (
     fingerprint,
     losses,
 )
-from keras_kd.backend.private import (
-    get_keras_mask,
-    set_keras_mask,
-    set_loss_tracker,
-)
-from keras_kd.batch import (
-    STATISTICS_TEMPERATURE,
-    TEACHER_FINGERPRINT,
-    TEACHER_LOGITS,
-    TEACHER_RIGHT,
-)
+from keras_kd.backend.private import compiled_metrics, set_loss_tracker
+from keras_kd.batch import TEACHER_FINGERPRINT
+from keras_kd.head import EVALUATION, Head, PlainHead, number
 from keras_kd.logits import (
     LogitReader,
     check_class_counts,
     check_model,
-    class_count_message,
+    model_of_output,
+    output_names,
 )
-from keras_kd.losses.base import reduce_over_batch
 from keras_kd.metrics import GradientScale
-from keras_kd.monitors import LossTracker, Monitors
+from keras_kd.monitors import InvalidExamples, LossTracker
 from keras_kd.sharing import check_sharing
-from keras_kd.softmax import label_softmax
-
-# In y, the teacher's outputs, where their values must tell what they are.
-_TEACHER_OUTPUTS = "teacher_outputs"
-_HALF = ("float16", "bfloat16")
 
 # Methods of a student's own that a Distiller's training would bypass.
 _OVERRIDES = (
@@ -57,6 +43,10 @@ class _Untracked:
 
     def __init__(self, value):
         self.value = value
+
+
+class _Settled(dict):
+    """What a batch is to each head, by name."""
 
 
 class _LiveName(str):
@@ -93,16 +83,19 @@ class Distiller(backend.Trainer):
     the mean gradient scale. `gradient_scales` holds the histograms.
 
     Args:
-        student: a `keras.Model` with one output, [..., classes]. It is called
+        student: a `keras.Model` with one output, [..., classes], or several
+            with names. It is called
             as it is: the `preprocessor` of a KerasHub task, which runs in the
             task's own `fit`, has to be mapped over the data.
         teacher: a `keras.Model` with the same input and classes; may be left
             out for losses that need nothing from it per example, and for data
             that carries its statistics. Another one may be assigned later.
         student_output: what the student gives: "logits", "probabilities" or
-            "log_probabilities". `None` reads it from the student's graph, or
-            expects logits where there is no graph. Values of the first batch
-            that show something else are refused.
+            "log_probabilities" of classes, or "binary_logits" or
+            "binary_probabilities" of sigmoid units. `None` reads it from the
+            student's graph, or expects logits where there is no graph (of a
+            single unit, a sigmoid's). Values of the first batch that show
+            something else are refused. Of several outputs, a dict by name.
         teacher_output: likewise, of the teacher.
         save_teacher: whether the saved Distiller holds the teacher. If not,
             it holds what the loss took from the teacher's weights, and the
@@ -125,9 +118,14 @@ class Distiller(backend.Trainer):
     distiller.student.save("student.keras")
     ```
 
-    Data are (x, labels) or (x, labels, sample_weight), with integer class ids
-    of shape [batch] or [batch, time]; labels may be a dict with "labels" and
-    the statistics that the loss names, and then no teacher is needed.
+    Data are (x, labels) or (x, labels, sample_weight). Labels are integer
+    class ids of shape [batch] or [batch, time], or soft: a share for each
+    class, [batch, classes] or [batch, time, classes], such as one-hot labels
+    or those of MixUp. Of sigmoid units they are 0 or 1. Losses that read no
+    label (`KD`, `KDTopK`) also train on x alone, and on examples that are
+    marked as unlabelled by the class id -1 or a row of zeros. Labels may be a
+    dict with "labels" and the statistics that the loss names, and then no
+    teacher is needed.
 
     Source: Tang et al. 2020, "Understanding and Improving Knowledge
     Distillation" (arXiv 2002.03532).
@@ -155,31 +153,54 @@ class Distiller(backend.Trainer):
         self.teacher_output = teacher_output
         self._evaluating = False
         self._class_weight = {}
-        self._teacher_classes = None
         self._teacher_number = None
-        self.num_classes = None
+        # Out of Keras's tracking, which ends when a model is built: a
+        # Distiller can be compiled again with a loss of other terms.
+        self._heads = _Untracked([])
         if gradient_scale is None:
             gradient_scale = GradientScale()
         self._bins = _Untracked(gradient_scale or None)
         self.teacher = teacher
         check_class_counts(student, teacher)
-        # Refuse a kind of output that doesn't exist.
-        LogitReader(student, student_output, "student")
-        LogitReader(teacher, teacher_output, "teacher")
+        for role in ("student", "teacher"):
+            self._check_kinds(role)
         if student.built:
             self.built = True
 
-    @property
-    def student_reader(self):
-        """The `LogitReader` of the student."""
-        return LogitReader(self.student, self.student_output, "student")
+    def _check_kinds(self, role):
+        """Refuses a kind of output that doesn't exist."""
+        kinds = getattr(self, f"{role}_output")
+        names = kinds if isinstance(kinds, dict) else [None]
+        for name in names:
+            self.reader(role, name)
+
+    def reader(self, role, output=None):
+        """The `LogitReader` of a model.
+
+        Args:
+            role: "student" or "teacher".
+            output: name of the output; `None` for the only one.
+
+        Returns:
+            A `LogitReader`; `None` of a teacher that is not there.
+        """
+        model, kind = getattr(self, role), getattr(self, f"{role}_output")
+        if model is None and kind is None:
+            return None
+        if isinstance(kind, dict):
+            kind = kind.get(output)
+        reader = LogitReader(model, kind, role, output)
+        return None if model is None else reader
 
     @property
-    def teacher_reader(self):
-        """The `LogitReader` of the teacher, or `None`."""
-        if self.teacher is None:
-            return None
-        return LogitReader(self.teacher, self.teacher_output, "teacher")
+    def heads(self):
+        """List of what each output of the student is trained on."""
+        return self._heads.value
+
+    @property
+    def is_evaluating(self):
+        """Whether the student is evaluated now, not trained."""
+        return self._evaluating
 
     def __setattr__(self, name, value):
         if name == "student" and hasattr(self, "student"):
@@ -199,7 +220,9 @@ class Distiller(backend.Trainer):
         # Past Keras, which would track it: it would be trained, its
         # regularisation would join the loss and `trainable` would reach it.
         object.__setattr__(self, name, value)
-        self._teacher_classes = self._teacher_number = None
+        self._teacher_number = None
+        for head in self.heads:
+            head.forget_teacher()
         if self.compiled:
             self.invalid_examples.reset_state()
             self._bind_teacher()
@@ -241,17 +264,23 @@ class Distiller(backend.Trainer):
 
         Args:
             optimizer: as in `keras.Model.compile`.
-            loss: a `keras_kd.losses.DistillationLoss`, or its name.
-            loss_weights: not used; a distillation loss has its own weights.
+            loss: a `keras_kd.losses.DistillationLoss`, or its name. Of a
+                student with several outputs, a dict by their names: one with a
+                distillation loss is distilled from the teacher's output of the
+                same name, one with a loss of Keras's is trained on its label
+                alone. Labels are then a dict by name as well.
+            loss_weights: with several outputs, dict of floats by their names;
+                1 by default.
             metrics: as in `keras.Model.compile`, of the labels and the
                 student's outputs.
             weighted_metrics: as in `keras.Model.compile`.
             **kwargs: as in `keras.Model.compile`.
 
         Raises:
-            ValueError: if `loss` is not a distillation loss, if it needs a
-                logit layer that is not found, if `loss_weights` are given, or
-                if student and teacher share what training changes.
+            ValueError: if `loss` is not a distillation loss, or names an
+                output that does not exist; if it needs a logit layer that is
+                not found; if `loss_weights` are given for one output; or if
+                student and teacher share what training changes.
         """
         self._configure(
             optimizer, loss, loss_weights, metrics, weighted_metrics, **kwargs
@@ -269,30 +298,68 @@ class Distiller(backend.Trainer):
         **kwargs,
     ):
         """As `compile`, before the loss reads the teacher's weights."""
-        if loss_weights is not None:
+        by_output = isinstance(loss, dict)
+        if loss_weights is not None and not by_output:
             raise ValueError(
                 "A distillation loss carries its own weights. Received: "
                 f"loss_weights={loss_weights}. Pass them to the loss, as in "
                 "KDPt(weight=0.3)."
             )
+        given = loss if by_output else {None: loss}
+        weights = loss_weights or {}
+        if by_output:
+            self._check_outputs("loss", given)
+            self._check_outputs("loss_weights", weights)
+            _check_metrics(given, metrics, weighted_metrics)
         with self._scope():
-            loss = self._own(losses.get(loss))
+            found = {
+                name: self._own(losses.get(each))
+                if not by_output or _is_distillation(each)
+                else each
+                for name, each in given.items()
+            }
+            heads = [
+                self._head(name, each, weights.get(name, 1.0))
+                for name, each in found.items()
+            ]
             optimizer = keras.optimizers.get(optimizer)
-            monitors = Monitors(loss, self._bins.value)
+            self._invalid_examples = _Untracked(InvalidExamples(len(heads)))
+        loss = found if by_output else found[None]
         arguments = {
             "optimizer": optimizer,
             "metrics": metrics,
             "weighted_metrics": weighted_metrics,
             **kwargs,
         }
+        self._heads.value = heads
         super().compile(**{**arguments, "optimizer": self._scaled(**arguments)})
         with self._scope():
             set_loss_tracker(self, LossTracker(name="loss"))
         self.loss = loss
-        # Kept out of Keras's tracking, which ends when a model is built: a
-        # Distiller can be compiled again with a loss of other terms.
-        self._monitors = _Untracked(monitors)
-        self._compile_arguments = _Untracked({**arguments, "loss": loss})
+        self._compile_arguments = _Untracked(
+            {**arguments, "loss": loss, "loss_weights": loss_weights}
+        )
+
+    def _head(self, name, loss, weight):
+        """What one output is trained on."""
+        if isinstance(loss, losses.DistillationLoss):
+            if name is not None:
+                check_class_counts(self.student, self.teacher, name)
+            return Head(self, name, loss, self._bins.value, weight)
+        return PlainHead(self, name, loss, weight)
+
+    def _check_outputs(self, argument, by_output):
+        """Refuses names of outputs that the student is known not to have."""
+        names = output_names(self.student)
+        unknown = [
+            name for name in by_output if name not in (names or by_output)
+        ]
+        if unknown or not by_output and argument == "loss":
+            raise ValueError(
+                f"`{argument}` by output must name outputs of the student. "
+                f"Received: {list(by_output)} for a student with the outputs "
+                f"{names}. Correct the names."
+            )
 
     def _own(self, loss):
         """The loss, or a copy of it if another Distiller has it."""
@@ -304,13 +371,27 @@ class Distiller(backend.Trainer):
 
     def _bind_teacher(self):
         """Lets the loss read the teacher's weights as they are now."""
-        before = self.loss.variables
+        before = self.loss_variables
         with self._scope():
-            self.loss.bind_teacher(self.teacher)
-        after = self.loss.variables
+            for head in self.distilled_heads:
+                teacher = self.teacher
+                if teacher is not None:
+                    teacher = model_of_output(teacher, head.name)
+                head.loss.bind_teacher(teacher)
+        after = self.loss_variables
         if list(map(id, before)) != list(map(id, after)):
             # A compiled step reads the variables that it was made with.
             self.train_function = self.test_function = None
+
+    @property
+    def distilled_heads(self):
+        """List of the heads with a distillation loss."""
+        return [head for head in self.heads if isinstance(head, Head)]
+
+    @property
+    def loss_variables(self):
+        """Variables of the distillation losses, which a step reads."""
+        return [v for head in self.distilled_heads for v in head.loss.variables]
 
     def make_train_function(self, force=False):
         """Makes the training step; Keras calls it whenever training starts."""
@@ -357,31 +438,43 @@ class Distiller(backend.Trainer):
 
         The groups are "all", "teacher_right" and "teacher_wrong" (by whether
         the teacher's largest logit is the label's; empty where the teacher
-        did not run).
+        did not run); of several outputs, "species/all" and so on.
         """
         if not self.compiled:
             return {}
         self.sync_variables()
-        return dict(self._monitors.value.scales)
+        return {
+            group if head.name is None else f"{head.name}/{group}": scale
+            for head in self.distilled_heads
+            for group, scale in head.monitors.scales.items()
+        }
 
     @property
     def invalid_examples(self):
         """The `InvalidExamples` that steps count, for the host to check."""
-        return self._monitors.value.invalid_examples
+        return self._invalid_examples.value
 
     @property
     def metrics(self):
         """Keras's metrics, and in training those of the loss's parts."""
         metrics = super().metrics
-        if self.compiled and not self._evaluating:
-            metrics = [*metrics, *self._monitors.value.metrics]
-        return metrics
+        if not self.compiled:
+            return metrics
+        of_outputs = [head.tracker for head in self.heads]
+        metrics = [*metrics, *(each for each in of_outputs if each is not None)]
+        if self._evaluating:
+            return metrics
+        if any(head.is_without_labels for head in self.heads):
+            of_labels = compiled_metrics(self)
+            metrics = [m for m in metrics if m is not of_labels]
+        parts = [head.monitors.metrics for head in self.distilled_heads]
+        return [*metrics, *(metric for each in parts for metric in each)]
 
     def get_metrics_result(self):
         """Current metrics; of the gradient scales, the mean over all."""
         results = super().get_metrics_result()
-        if self.compiled:
-            for group, metric in self._monitors.value.scales.items():
+        for head in self.distilled_heads:
+            for group, metric in head.monitors.scales.items():
                 if group != "all":
                     results.pop(metric.name, None)
         return results
@@ -398,73 +491,94 @@ class Distiller(backend.Trainer):
             (x, y, sample_weight), with y a dict.
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        return x, self._with_statistics(x, batch.as_dict(y)), sample_weight
+        return x, self._with_statistics(x, y), sample_weight
 
     def _with_statistics(self, x, y):
-        """Adds to the labels what the loss needs from the teacher."""
-        missing = [n for n in self.loss.statistics if n not in y]
-        carried = TEACHER_LOGITS in y
-        if not (missing or carried and self.loss.statistics):
-            return y
-        if carried:
-            logits = y[TEACHER_LOGITS]
-        elif self.teacher is None:
-            raise ValueError(
-                f"{type(self.loss).__name__} needs {missing} from a teacher. "
-                "Received: teacher=None and a data set with "
-                f"{sorted(y)}. Pass Distiller(student, teacher), or data that "
-                "carry the statistics, as TeacherCache.attach gives, or use "
-                "LabelSmoothing, which needs no teacher."
-            )
-        else:
-            outputs = self.teacher(x, training=False)
-            logits = self.teacher_reader.logits(outputs)
-            if not self.teacher_reader.is_certain:
-                y = {**y, _TEACHER_OUTPUTS: self.teacher_reader.single(outputs)}
-        logits = ops.cast(logits, self.loss.dtype)
-        self._teacher_classes = logits.shape[-1]
-        settled = batch.settle(y, logits)
-        top_class = ops.argmax(logits, axis=-1)
-        right = ops.equal(ops.cast(top_class, "int32"), settled.labels)
-        return {
-            **y,
-            **self.loss.teacher_statistics(settled.labels, logits),
-            TEACHER_RIGHT: right,
+        """Adds to the labels what the losses need from the teacher."""
+        by_head = {
+            head.name: batch.as_dict(part) for head, part in self._parts(y)
         }
+        outputs = []
+
+        def teacher_outputs():
+            if not outputs:
+                self._check_teacher(by_head)
+                outputs.append(self.teacher(x, training=False))
+            return outputs[0]
+
+        by_head = {
+            head.name: head.with_statistics(by_head[head.name], teacher_outputs)
+            for head in self.heads
+        }
+        return by_head[None] if None in by_head else by_head
+
+    def _check_teacher(self, by_head):
+        """Refuses a loss that needs a teacher where there is none."""
+        if self.teacher is not None:
+            return
+        for head in self.distilled_heads:
+            y = by_head[head.name]
+            missing = head.missing_statistics(y)
+            if missing:
+                raise ValueError(
+                    f"{type(head.loss).__name__} needs {missing} from a "
+                    "teacher. Received: teacher=None and a data set with "
+                    f"{sorted(y)}. Pass Distiller(student, teacher), or data "
+                    "that carry the statistics, as TeacherCache.attach gives, "
+                    "or use LabelSmoothing, which needs no teacher."
+                )
+
+    def _parts(self, values, what="labels", default=None):
+        """Pairs of each head and its part of labels or sample weights."""
+        if any(head.name is None for head in self.heads):
+            return [(head, values) for head in self.heads]
+        names = [head.name for head in self.heads]
+        if isinstance(values, (list, tuple)):
+            known = output_names(self.student) or []
+            values = dict(zip(known, values, strict=False))
+        if values is None:
+            values = {}
+        if not isinstance(values, dict):
+            if what == "labels":
+                raise ValueError(
+                    "A student with several outputs takes labels by output. "
+                    "Received: labels without names. Pass a dict with "
+                    f"{names}."
+                )
+            return [(head, values) for head in self.heads]
+        known = output_names(self.student) or names
+        unknown = [name for name in values if name not in {*known, *names}]
+        if unknown:
+            raise ValueError(
+                f"There are {what} of an output that does not exist. Received: "
+                f"{unknown}, and a student with the outputs {list(known)}. "
+                "Correct the names, or leave them out."
+            )
+        return [(head, values.get(head.name, default)) for head in self.heads]
 
     def settle(self, y, y_pred, sample_weight=None):
         """What a batch is to losses and metrics.
 
         Args:
-            y: labels, or a dict of labels and teacher statistics; or a batch
-                that is settled, which is returned as it is.
+            y: labels, or a dict of labels and teacher statistics (of several
+                outputs, a dict of these by name); or what `settle` returned,
+                which is returned as it is.
             y_pred: the student's outputs.
             sample_weight: optional, [batch] or the shape of the labels.
 
         Returns:
-            A `keras_kd.batch.Batch`.
+            Dict of a `keras_kd.batch.Batch` by head.
         """
-        if isinstance(y, batch.Batch):
+        if isinstance(y, _Settled):
             return y
-        outputs = self.student_reader.single(y_pred)
-        logits = self.student_reader.logits(outputs)
-        self.num_classes = logits.shape[-1]
-        if self._teacher_classes not in (None, self.num_classes):
-            raise ValueError(
-                class_count_message(self.num_classes, self._teacher_classes)
+        class_weight = None if self._evaluating else self._class_weight
+        return _Settled(
+            (head.name, head.settle(part, y_pred, weight, class_weight))
+            for (head, part), (_, weight) in zip(
+                self._parts(y),
+                self._parts(sample_weight, "sample weights"),
+                strict=True,
             )
-        class_weight = None
-        if self._class_weight and not self._evaluating:
-            class_weight = batch.class_weight_array(
-                self._class_weight, self.num_classes
-            )
-        return batch.settle(
-            y,
-            logits,
-            sample_weight,
-            get_keras_mask(outputs),
-            self.loss.ignore_class,
-            class_weight,
         )
 
     def compute_loss(
@@ -486,51 +600,47 @@ class Distiller(backend.Trainer):
             strategy, this replica's share of the sum over all.
         """
         settled = self.settle(y, y_pred, sample_weight)
-        if training:
-            parts = self.loss.batch_parts(settled)
-            values = parts.loss
-            self._monitors.value.update(
-                parts, settled, settled.y.get(TEACHER_RIGHT)
+        total, updates = 0.0, []
+        for index, head in enumerate(self.heads):
+            part = settled[head.name]
+            values = head.losses(part, training)
+            updates.append(
+                self._counts(index, x, y_pred, part, values, training)
             )
-        else:
-            values = self._cross_entropy(settled)
-        number = self._count_invalid(x, y_pred, settled, values, training)
-        total = reduce_over_batch(values, settled, self.loss.reduction)
+            loss = head.reduced(values, part)
+            if head.tracker is not None:
+                rows = ops.shape(keras.tree.flatten(y_pred)[0])[0]
+                head.tracker.update_state(loss, sample_weight=rows)
+                loss = head.weight * loss
+            total = total + loss
+        self.invalid_examples.update_state(updates)
+        invalid = sum(
+            value
+            for _, counts in updates
+            for name, value in counts.items()
+            if name != "label"
+        )
         if training and self.losses:
             # Keras's own sum of the layers' losses, scaled for distribution.
             total = total + ops.cast(super().compute_loss(), total.dtype)
-        is_invalid = distribution.sum_over_replicas(number) > 0
+        is_invalid = distribution.sum_over_replicas(invalid) > 0
         return ops.where(is_invalid, float("nan"), total)
 
-    def _cross_entropy(self, settled):
-        """[...], plain cross-entropy on the labels, 0 where none counts."""
-        logits = ops.cast(settled.logits, self.loss.dtype)
-        values = label_softmax(logits, settled.labels).cross_entropy
-        return ops.where(settled.counted, values, 0.0)
-
-    def _count_invalid(self, x, y_pred, settled, values, training):
-        """Counts what must not be trained on in `invalid_examples`.
+    def _counts(self, index, x, y_pred, settled, values, training):
+        """Counts what must not be trained on in a head's batch.
 
         Returns:
-            A scalar that is above 0 if there is anything.
+            List of the roles of the models whose outputs were looked at, and
+            a dict of scalars; see `InvalidExamples.update_state`.
         """
-        bad = ops.logical_not(settled.is_class)
-        given = settled.given_labels
-        lowest = np.iinfo(keras.backend.standardize_dtype(given.dtype)).min
-        labels = ops.max(ops.where(bad, given, lowest))
-        counts = {
-            "labels": _number(bad),
-            "label": ops.where(ops.any(bad), ops.cast(labels, "float32"), 0.0),
-        }
-        if training:
-            counts["stale"] = _number(self._stale(settled))
-            counts["other_teacher"] = _number(self._of_other_teacher(settled))
-        infinite = _number(ops.logical_not(ops.isfinite(values)))
+        head = self.heads[index]
+        counts = head.counts(settled, training, self._teacher_number)
+        infinite = number(ops.logical_not(ops.isfinite(values)))
         # Not every layer passes a NaN on.
         inputs = sum((ops.sum(each) for each in _floats(x)), ops.zeros(()))
         origins = ops.cond(
             ops.logical_or(infinite > 0, ops.logical_not(ops.isfinite(inputs))),
-            lambda: _origins(x, settled.logits, infinite),
+            lambda: _origins(x, getattr(settled, "logits", None), infinite),
             lambda: ops.zeros((3,)),
         )
         for name, count in zip(
@@ -539,39 +649,52 @@ class Distiller(backend.Trainer):
             strict=True,
         ):
             counts[name] = count
-        outputs = {self.student_reader: y_pred}
-        if _TEACHER_OUTPUTS in settled.y:
-            outputs[self.teacher_reader] = settled.y[_TEACHER_OUTPUTS]
-        for reader, values in outputs.items():
+        roles = []
+        for reader, outputs in head.outputs_to_check(settled, y_pred):
+            roles.append(reader.role)
             if not reader.is_certain:
                 counts[f"{reader.role}_output"] = self._contradicted(
-                    reader, values
+                    reader, outputs, index
                 )
-        roles = [reader.role for reader in outputs]
-        self.invalid_examples.update_state(roles, **counts)
-        del counts["label"]
-        return sum(counts.values())
+        return roles, counts
 
-    def _stale(self, settled):
-        """Booleans: whether statistics are of another temperature."""
-        kept = settled.y.get(STATISTICS_TEMPERATURE)
-        if kept is None:
-            return ops.zeros((1,), dtype="bool")
-        wanted = ops.cast(self.loss.temperature, kept.dtype)
-        return ops.abs(kept - wanted) > 1e-4 * wanted
+    def _contradicted(self, reader, outputs, index):
+        """1 if the first batch shows that a model gives something else."""
+        return ops.cond(
+            self.invalid_examples.is_first_batch(reader.role, index),
+            lambda: ops.cast(reader.contradicted(outputs), "float32"),
+            lambda: ops.zeros(()),
+        )
 
-    def _of_other_teacher(self, settled):
-        """Booleans: whether statistics are not those of this teacher."""
-        kept = settled.y.get(TEACHER_FINGERPRINT)
-        if kept is None or self._teacher_number is None:
-            return ops.zeros((1,), dtype="bool")
-        return ops.not_equal(kept, self._teacher_number)
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Updates the compiled metrics with labels and student outputs.
+
+        Half-precision outputs are given in float32, as some metrics ask.
+        """
+        settled = self.settle(y, y_pred, sample_weight)
+        found = {
+            head.name: head.metric_arguments(settled[head.name], y_pred)
+            for head in self.heads
+        }
+        found = {name: each for name, each in found.items() if each is not None}
+        if any(head.is_without_labels for head in self.heads) and not (
+            self._evaluating
+        ):
+            return self.get_metrics_result()
+        if None in found:
+            return super().compute_metrics(x, *found[None])
+        labels, outputs, weights = (
+            {name: each[i] for name, each in found.items()} for i in range(3)
+        )
+        if all(weight is None for weight in weights.values()):
+            weights = None
+        return super().compute_metrics(x, labels, outputs, weights)
 
     def _note_teacher_of(self, x):
         """Before training on data that say whose statistics they carry."""
         spec = getattr(x, "element_spec", None)
         y = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else None
-        if isinstance(y, dict) and TEACHER_FINGERPRINT in y:
+        if _names_a_teacher(y):
             self._note_teacher()
 
     def _note_teacher(self):
@@ -584,30 +707,6 @@ class Distiller(backend.Trainer):
         if number != self._teacher_number:
             self._teacher_number = number
             self.train_function = None
-
-    def _contradicted(self, reader, outputs):
-        """1 if the first batch shows that a model gives something else."""
-        return ops.cond(
-            self.invalid_examples.is_first_batch(reader.role),
-            lambda: ops.cast(reader.contradicted(outputs), "float32"),
-            lambda: ops.zeros(()),
-        )
-
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        """Updates the compiled metrics with labels and student outputs.
-
-        Half-precision outputs are given in float32, as some metrics ask.
-        """
-        settled = self.settle(y, y_pred, sample_weight)
-        labels = ops.where(settled.is_class, settled.given_labels, 0)
-        outputs = self.student_reader.single(y_pred)
-        if keras.backend.standardize_dtype(outputs.dtype) in _HALF:
-            mask = get_keras_mask(outputs)
-            outputs = ops.cast(outputs, "float32")
-            set_keras_mask(outputs, mask)
-        return super().compute_metrics(
-            x, ops.cast(labels, "int32"), outputs, settled.weights
-        )
 
     # -- running -------------------------------------------------------------
 
@@ -637,6 +736,7 @@ class Distiller(backend.Trainer):
             RuntimeError: if another worker is lost.
         """
         self._build_student(x)
+        self._note_labels(x, y, **kwargs)
         self._note_teacher_of(x)
         self._note_class_weight(class_weight)
         strategy = distribution.strategy_of(self)
@@ -659,17 +759,40 @@ class Distiller(backend.Trainer):
         return_dict=False,
     ):
         """Trains on one batch; arguments as in `keras.Model.train_on_batch`."""
-        named = isinstance(y, dict) and TEACHER_FINGERPRINT in y
-        if named and self._teacher_number is None:
+        if _names_a_teacher(y) and self._teacher_number is None:
             self._note_teacher()
         self._note_class_weight(class_weight)
         return super().train_on_batch(
             x, y, sample_weight, return_dict=return_dict
         )
 
+    def _note_labels(
+        self, x, y, validation_data=None, validation_split=0.0, **_
+    ):
+        """Looks whether there are labels where they are needed."""
+        for head in self.distilled_heads:
+            head.is_without_labels = batch.lack_labels(x, y, head.name)
+            if head.is_without_labels and head.label_reader is not None:
+                batch.refuse_missing_labels(head.label_reader)
+            if isinstance(validation_data, (list, tuple)):
+                unlabelled = len(validation_data) < 2 or batch.lack_labels(
+                    *validation_data[:2], head.name
+                )
+            else:
+                unlabelled = batch.lack_labels(validation_data, None, head.name)
+            if unlabelled or (validation_split and head.is_without_labels):
+                batch.refuse_missing_labels(EVALUATION)
+
     def _note_class_weight(self, class_weight):
         """Takes the class weights of the training that begins."""
         class_weight = dict(class_weight or {})
+        if class_weight and len(self.heads) > 1:
+            raise ValueError(
+                "Class weights are for a student with one output, as in Keras. "
+                f"Received: class_weight={class_weight} and the outputs "
+                f"{[head.name for head in self.heads]}. Pass sample weights by "
+                "output."
+            )
         if class_weight != self._class_weight:
             self._class_weight = class_weight
             self.train_function = None
@@ -784,8 +907,28 @@ class Distiller(backend.Trainer):
         return cls(**config)
 
 
-def _number(booleans):
-    return ops.sum(ops.cast(booleans, "float32"))
+def _check_metrics(loss, *metrics):
+    """Refuses metrics of outputs that have no loss, and so no labels."""
+    for each in metrics:
+        if isinstance(each, dict) and not set(each) <= set(loss):
+            raise ValueError(
+                "Metrics by output must be of outputs that have a loss. "
+                f"Received: metrics of {list(each)} and losses of "
+                f"{list(loss)}. Leave the others out."
+            )
+
+
+def _is_distillation(loss):
+    """Whether a loss, or its name, is one of distillation."""
+    by_name = isinstance(loss, str) and loss in losses.NAMES
+    return by_name or isinstance(loss, losses.DistillationLoss)
+
+
+def _names_a_teacher(y):
+    """Whether labels come with the fingerprint of a teacher."""
+    if not isinstance(y, dict):
+        return False
+    return TEACHER_FINGERPRINT in y or any(map(_names_a_teacher, y.values()))
 
 
 def _origins(x, logits, infinite):
@@ -796,10 +939,11 @@ def _origins(x, logits, infinite):
         student's logits, and if it is what the teacher gave.
     """
     inputs = sum(
-        (_number(ops.logical_not(ops.isfinite(each))) for each in _floats(x)),
+        (number(ops.logical_not(ops.isfinite(each))) for each in _floats(x)),
         ops.zeros(()),
     )
-    sound = ops.all(ops.isfinite(logits))
+    # Outputs that are not logits have no teacher.
+    sound = logits is not None and ops.all(ops.isfinite(logits))
     student = ops.where(sound, 0.0, infinite)
     return ops.stack([inputs, student, infinite - student])
 

@@ -1,5 +1,8 @@
 """A model's logits, whatever it gives: logits, probabilities or their logs.
 
+Units with a sigmoid are two classes each, with the logits 0 and z: the sigmoid
+of z is the softmax of these.
+
 What a model gives is said by the user, or read from the graph of a functional
 model; where there is no graph, outputs are taken for logits. No name and no
 order of attributes is looked at. Whatever is assumed is compared with the
@@ -12,7 +15,10 @@ from keras import ops
 
 from keras_kd.backend import private
 
-KINDS = ("logits", "probabilities", "log_probabilities")
+_BINARY = ("binary_logits", "binary_probabilities")
+KINDS = ("logits", "probabilities", "log_probabilities", *_BINARY)
+# From so many values between 0 and 1 on, none below, they aren't logits.
+_TELLING = 32
 # Layers whose `activation` is the last thing that they do.
 _APPLY_LAST = (
     keras.layers.Activation,
@@ -23,16 +29,24 @@ _APPLY_LAST = (
 # What values show that a model gives something else, and what that may be.
 _CONTRADICTIONS = {
     "logits": (
-        "probabilities, not negative and with a sum of 1 for each example",
-        "probabilities",
+        "values between 0 and 1, as of a softmax or a sigmoid",
+        "'probabilities' (or 'binary_probabilities', of a sigmoid)",
     ),
     "probabilities": (
         "values that are negative or don't sum to 1 for each example",
-        "logits",
+        "'logits'",
     ),
     "log_probabilities": (
         "values whose exponentials don't sum to 1 for each example",
-        "logits",
+        "'logits'",
+    ),
+    "binary_logits": (
+        "values between 0 and 1, as of a sigmoid",
+        "'binary_probabilities'",
+    ),
+    "binary_probabilities": (
+        "values that are not between 0 and 1",
+        "'binary_logits'",
     ),
 }
 
@@ -45,13 +59,14 @@ class LogitReader:
         kind: one of `KINDS`, what the model gives; `None` to read it from the
             model's graph, else to expect logits.
         role: "student" or "teacher", for messages and the argument's name.
+        output: name of the output that is read; `None` for the only one.
 
     Raises:
         ValueError: if `kind` is none of `KINDS`, or the model is a KerasHub
             task that preprocesses images by itself.
     """
 
-    def __init__(self, model, kind=None, role="student"):
+    def __init__(self, model, kind=None, role="student", output=None):
         if kind is not None and kind not in KINDS:
             raise ValueError(
                 f"`{role}_output` says what the {role} gives, one of "
@@ -62,19 +77,50 @@ class LogitReader:
         self.model = model
         self.declared = kind
         self.role = role
+        self.output = output
 
     @property
     def kind(self):
         """One of `KINDS`, as far as it is known before the model runs."""
-        return self.declared or graph_kind(self.model) or "logits"
+        return self.declared or self._graph_kind or "logits"
 
     @property
     def is_certain(self):
         """Whether the model's graph tells, so that no value is checked."""
-        return self.declared is None and graph_kind(self.model) is not None
+        return self.declared is None and self._graph_kind is not None
+
+    @property
+    def _graph_kind(self):
+        return graph_kind(self.model, self.output)
+
+    @property
+    def is_binary(self):
+        """Whether each unit is a sigmoid's, as far as it is known."""
+        return is_binary(self.kind)
+
+    def kind_of(self, outputs):
+        """One of `KINDS`, what a model's outputs are taken to be.
+
+        Args:
+            outputs: [..., units], what the model gave.
+
+        Returns:
+            `kind`; but a single unit is a sigmoid's.
+        """
+        kind = self.kind
+        if kind not in _BINARY and self.single(outputs).shape[-1] == 1:
+            if kind != "logits" or self.declared:
+                raise ValueError(
+                    f"The {self.role} {self.model.name!r} is taken to give "
+                    f"{kind} of classes, of which there must be at least two. "
+                    "Received: one output unit. Leave its softmax out, or say "
+                    f"{self.role}_output='binary_logits'."
+                )
+            return "binary_logits"
+        return kind
 
     def single(self, outputs):
-        """The one tensor that a model gave, perhaps in a dict or a list.
+        """The tensor that is read of what a model gave.
 
         Args:
             outputs: what the model gave.
@@ -83,14 +129,18 @@ class LogitReader:
             [..., classes].
 
         Raises:
-            ValueError: if there are several.
+            ValueError: if there are several and none was named, or there is
+                none of that name.
         """
+        if self.output is not None:
+            return output_of(self.model, outputs, self.output, self.role)
         leaves = keras.tree.flatten(outputs)
         if len(leaves) != 1:
             raise ValueError(
                 f"The {self.role} {self.model.name!r} must have one output, "
-                f"the logits. Received: {len(leaves)} outputs. Wrap it in a "
-                "model that returns that output alone."
+                f"the logits. Received: {len(leaves)} outputs. Give a loss by "
+                "the output's name, as in compile(loss={name: KD()}), or wrap "
+                "it in a model that returns that output alone."
             )
         return leaves[0]
 
@@ -103,21 +153,24 @@ class LogitReader:
         Returns:
             [..., classes]: the outputs themselves; or, after a softmax, its
             input where Keras kept it (exact), else the logarithm of the
-            probabilities.
+            probabilities. Of a sigmoid's units [..., units, 2], the logits 0
+            and z; of a single one [..., 2].
 
         Raises:
             ValueError: if there are several outputs, or a single class.
         """
         outputs = self.single(outputs)
+        kind = self.kind_of(outputs)
         kept = self._kept(outputs)
         if kept is not None:
-            return kept
-        if self.kind != "probabilities":
-            return outputs
-        dtype = keras.backend.standardize_dtype(outputs.dtype)
-        wide = dtype if dtype == "float64" else "float32"
-        tiny = np.finfo(wide).tiny
-        return ops.log(ops.maximum(ops.cast(outputs, wide), tiny))
+            logits = kept
+        elif kind == "probabilities":
+            logits = _log(outputs)
+        elif kind == "binary_probabilities":
+            logits = _log(outputs) - _log(1.0 - outputs)
+        else:
+            logits = outputs
+        return of_two_classes(logits) if kind in _BINARY else logits
 
     def contradicted(self, outputs):
         """Whether values are not what the model is taken to give.
@@ -129,8 +182,14 @@ class LogitReader:
             A boolean scalar tensor.
         """
         values = outputs = self.single(outputs)
+        kind = self.kind_of(outputs)
         kept = self._kept(outputs) is not None
-        if self.kind == "log_probabilities" and not kept:
+        if kind in _BINARY:
+            inside = ops.all(ops.logical_and(values >= 0, values <= 1))
+            if kept or kind == "binary_probabilities":
+                return ops.logical_not(inside)
+            return inside if self.declared is None else ops.zeros((), "bool")
+        if kind == "log_probabilities" and not kept:
             values = ops.exp(outputs)
         distributions = are_distributions(values)
         # Masked steps may be zeros, and NaN says nothing of what was meant.
@@ -138,8 +197,11 @@ class LogitReader:
         finite = ops.isfinite(ops.sum(ops.cast(values, "float32"), axis=-1))
         silent = ops.logical_or(zeros, ops.logical_not(finite))
         fits = ops.all(ops.logical_or(distributions, silent))
-        if self.kind == "logits" and not kept:
-            return ops.logical_and(fits, ops.any(distributions))
+        if kind == "logits" and not kept:
+            are = ops.logical_and(fits, ops.any(distributions))
+            if self.declared is None:
+                are = ops.logical_or(are, _are_sigmoids(values))
+            return are
         return ops.logical_not(fits)
 
     def refuse(self):
@@ -153,7 +215,7 @@ class LogitReader:
         raise ValueError(
             f"The {self.role} {self.model.name!r} is {told} {self.kind}. "
             f"Received: a first batch of {received}. Say what it gives, as in "
-            f"{self.role}_output={instead!r}, or correct the model."
+            f"{self.role}_output={instead}, or correct the model."
         )
 
     def check(self, outputs):
@@ -170,9 +232,120 @@ class LogitReader:
 
     def _kept(self, outputs):
         """What went into Keras's softmax, if that gave the outputs."""
-        if self.declared not in (None, "probabilities"):
+        if self.declared in ("logits", "log_probabilities", "binary_logits"):
             return None
         return private.kept_logits(outputs)
+
+
+def output_names(model, outputs=None):
+    """The names of a model's outputs.
+
+    Args:
+        model: a `keras.Model`.
+        outputs: optional, what it gave.
+
+    Returns:
+        List of names; `None` where they are not known, of a subclassed model
+        that gives no dict.
+    """
+    if isinstance(outputs, dict):
+        return list(outputs)
+    return getattr(model, "output_names", None)
+
+
+def output_of(model, outputs, name, role="student"):
+    """One of a model's outputs.
+
+    Args:
+        model: a `keras.Model`.
+        outputs: what it gave: a dict by name, or in the order of the names;
+            or the output itself, taken from these.
+        name: of the output.
+        role: "student" or "teacher", for the message.
+
+    Returns:
+        A tensor.
+
+    Raises:
+        ValueError: if there is no output of that name.
+    """
+    if not isinstance(outputs, (dict, list, tuple)):
+        return outputs
+    names = output_names(model, outputs)
+    if names is None or name not in names:
+        raise ValueError(
+            f"The {role} {model.name!r} must have an output {name!r}. "
+            f"Received: a model with the outputs {names}. Let it return a dict "
+            "by name, or name the last layers of a functional model."
+        )
+    if isinstance(outputs, dict):
+        return outputs[name]
+    return keras.tree.flatten(outputs)[list(names).index(name)]
+
+
+def model_of_output(model, name):
+    """A model that gives one of the outputs of another.
+
+    Args:
+        model: a `keras.Model`.
+        name: of the output; `None` for the only one.
+
+    Returns:
+        A `keras.Model` of the same layers; the model itself where it has no
+        graph.
+    """
+    tensor = _output_tensor(model, name)
+    if name is None or tensor is None or len(model.outputs) == 1:
+        return model
+    return keras.Model(model.inputs, tensor, name=model.name)
+
+
+def _output_tensor(model, name):
+    """The symbolic tensor of an output, or `None` without a graph."""
+    outputs = getattr(model, "outputs", None)
+    if not outputs:
+        return None
+    if name is None:
+        return outputs[0]
+    names = list(model.output_names)
+    return outputs[names.index(name)] if name in names else None
+
+
+def _log(probabilities):
+    """The logarithm, finite where a probability is 0."""
+    dtype = keras.backend.standardize_dtype(probabilities.dtype)
+    wide = dtype if dtype == "float64" else "float32"
+    values = ops.cast(probabilities, wide)
+    tiny = float(np.finfo(wide).tiny)
+    return ops.log(ops.where(values < tiny, tiny, values))
+
+
+def of_two_classes(units):
+    """The logits of a sigmoid's two classes.
+
+    Args:
+        units: [..., units], logits z.
+
+    Returns:
+        [..., units, 2], (0, z); of a single unit [..., 2].
+    """
+    if units.shape[-1] == 1:
+        return ops.concatenate([ops.zeros_like(units), units], axis=-1)
+    return ops.stack([ops.zeros_like(units), units], axis=-1)
+
+
+def _are_sigmoids(values):
+    """Whether values look like a sigmoid's, and are enough of them to tell."""
+    inside = ops.all(ops.logical_and(values >= 0, values <= 1))
+    telling = ops.logical_and(
+        ops.size(values) >= _TELLING, ops.any(ops.not_equal(values, 0))
+    )
+    return ops.logical_and(inside, telling)
+
+
+def is_binary(kind):
+    """Whether one of `KINDS` is of a sigmoid's units."""
+    return kind in _BINARY
 
 
 def are_distributions(values):
@@ -191,20 +364,25 @@ def are_distributions(values):
     return ops.logical_and(ops.min(values, axis=-1) >= 0, sums_to_1)
 
 
-def graph_kind(model):
+def graph_kind(model, output=None):
     """What a functional model gives, as far as its graph says.
 
     Args:
         model: a `keras.Model`.
+        output: name of the output; `None` for the first.
 
     Returns:
         "probabilities" or "log_probabilities" if the graph ends in a softmax
-        over the last axis or its logarithm, "logits" if it ends in a layer
-        without activation; reshapes, casts and averages may follow. `None`
+        over the last axis or its logarithm, "binary_probabilities" if in a
+        sigmoid, "logits" if it ends in a layer without activation (of a single
+        unit, "binary_logits"); reshapes, casts and averages may follow. `None`
         where the graph does not tell.
     """
-    outputs = getattr(model, "outputs", None)
-    return _tensor_kind(outputs[0]) if outputs else None
+    tensor = _output_tensor(model, output)
+    kind = None if tensor is None else _tensor_kind(tensor)
+    if kind == "logits" and tensor.shape[-1] == 1:
+        return "binary_logits"
+    return kind
 
 
 def _tensor_kind(tensor):
@@ -221,7 +399,11 @@ def _tensor_kind(tensor):
         return _of_last_axis(operation, tensor, "probabilities")
     if isinstance(operation, private.LOG_SOFTMAX_OPERATIONS):
         return _of_last_axis(operation, tensor, "log_probabilities")
+    if isinstance(operation, private.SIGMOID_OPERATIONS):
+        return "binary_probabilities"
     activation = _last_activation(operation)
+    if activation is keras.activations.sigmoid:
+        return "binary_probabilities"
     if activation is keras.activations.softmax:
         return "probabilities"
     if activation is keras.activations.log_softmax:
@@ -233,8 +415,8 @@ def _tensor_kind(tensor):
     kinds = {_tensor_kind(each) for each in inputs}
     if isinstance(operation, keras.layers.Average):
         # The mean of logits, or of log-probabilities, serves as logits.
-        if kinds == {"probabilities"}:
-            return "probabilities"
+        if len(kinds) == 1 and kinds <= {"probabilities", *_BINARY}:
+            return kinds.pop()
         known = kinds <= {"logits", "log_probabilities"}
         return "logits" if known else None
     same_classes = inputs[0].shape[-1] == tensor.shape[-1]
@@ -308,21 +490,18 @@ def _refuse_image_preprocessor(role, model):
         )
 
 
-def check_class_counts(student, teacher):
+def check_class_counts(student, teacher, output=None):
     """Refuses a pair of models with different numbers of classes.
 
     Args:
         student: a `keras.Model`.
         teacher: a `keras.Model`, or `None`.
+        output: name of the output; `None` for the only one.
 
     Raises:
-        ValueError: if both are known and differ, or one of them is 1.
+        ValueError: if both are known and differ.
     """
-    counts = []
-    for role, model in (("student", student), ("teacher", teacher)):
-        count = _class_count(model)
-        check_several_classes(count, f"a {role}")
-        counts.append(count)
+    counts = [_class_count(student, output), _class_count(teacher, output)]
     if None not in counts and counts[0] != counts[1]:
         raise ValueError(class_count_message(*counts))
 
@@ -341,8 +520,8 @@ def check_several_classes(num_classes, owner="a model"):
         raise ValueError(
             "Distillation compares classes, of which there must be at least "
             f"two. Received: {owner} with one output unit, as for a sigmoid. "
-            "Give it two units, one a class: a sigmoid of z is the softmax of "
-            "(0, z)."
+            "Train it in a keras_kd.Distiller, which takes it for two classes, "
+            "or give it two units: a sigmoid of z is the softmax of (0, z)."
         )
 
 
@@ -356,6 +535,8 @@ def class_count_message(student_classes, teacher_classes):
     )
 
 
-def _class_count(model):
-    outputs = getattr(model, "outputs", None)
-    return outputs[0].shape[-1] if outputs else None
+def _class_count(model, output):
+    if output is None and len(getattr(model, "outputs", None) or ()) != 1:
+        return None
+    tensor = _output_tensor(model, output)
+    return None if tensor is None else tensor.shape[-1]

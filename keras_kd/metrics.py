@@ -93,20 +93,26 @@ class GradientScale(keras.metrics.Metric):
         self.histogram = self.add_variable(
             (self.bins,), "zeros", name="histogram"
         )
-        # Sum of w, number of w < 0, number undefined.
-        self.totals = self.add_variable((3,), "zeros", name="totals")
+        # Sum of w, numbers of w < 0, of undefined w and of no label.
+        self.totals = self.add_variable((4,), "zeros", name="totals")
 
     @property
     def edges(self):
         """[bins + 1] NumPy array, the edges of the bins."""
         return bin_edges(self.low, self.high, self.bins)
 
-    def update_state(self, gradient_scale, mask=None):
+    def update_state(
+        self, gradient_scale, mask=None, shares=None, unlabelled=0
+    ):
         """Counts a batch.
 
         Args:
             gradient_scale: [...], w of each example, NaN where undefined.
             mask: optional [...], examples to count where it is not 0.
+            shares: optional [...], how much of an example each value is, as
+                of the classes of a soft label; 1 by default.
+            unlabelled: scalar, number of further examples, without a label
+                and so without a w.
         """
         values = ops.reshape(ops.cast(gradient_scale, self.dtype), (-1,))
         if mask is None:
@@ -116,23 +122,25 @@ class GradientScale(keras.metrics.Metric):
         undefined = ops.isnan(values)
         defined = ops.logical_and(counted, ops.logical_not(undefined))
         values = ops.where(defined, values, 0.0)
+        share = 1.0 if shares is None else ops.reshape(shares, (-1,))
+        number = ops.cast(defined, self.dtype) * share
 
         index = bin_index(values, self.low, self.high, self.bins)
         self.histogram.assign_add(
-            ops.segment_sum(
-                ops.cast(defined, self.dtype), index, num_segments=self.bins
-            )
+            ops.segment_sum(number, index, num_segments=self.bins)
         )
         self.totals.assign_add(
             ops.stack(
                 [
-                    ops.sum(values),
-                    ops.sum(ops.cast(values < 0, self.dtype)),
+                    ops.sum(values * number),
+                    ops.sum(ops.cast(values < 0, self.dtype) * number),
                     ops.sum(
                         ops.cast(
                             ops.logical_and(counted, undefined), self.dtype
                         )
+                        * share
                     ),
+                    ops.cast(unlabelled, self.dtype),
                 ]
             )
         )
@@ -145,7 +153,7 @@ class GradientScale(keras.metrics.Metric):
         """What was counted so far, to be given to `summary` later.
 
         Returns:
-            [bins + 3] NumPy array.
+            [bins + 4] NumPy array.
         """
         return np.concatenate(
             [
@@ -165,12 +173,13 @@ class GradientScale(keras.metrics.Metric):
             (to within a bin; unlike the mean it is not moved by the huge
             values of examples of which the student is nearly sure),
             "reversed_share" (share of them with w < 0), "undefined_share"
-            (share of all examples left out because q_t is 1), "histogram"
+            (share of labelled examples left out because q_t is 1),
+            "unlabelled" (number of examples without a label), "histogram"
             ([bins] NumPy array) and "edges" ([bins + 1]).
         """
         counts = self.snapshot() if since is None else self.snapshot() - since
         histogram = counts[: self.bins]
-        total, reversed_, undefined = counts[self.bins :]
+        total, reversed_, undefined, unlabelled = counts[self.bins :]
         count = float(histogram.sum())
         return {
             "count": count,
@@ -178,6 +187,7 @@ class GradientScale(keras.metrics.Metric):
             "median": median(histogram, self.edges),
             "reversed_share": float(reversed_ / max(count, 1)),
             "undefined_share": float(undefined / max(count + undefined, 1)),
+            "unlabelled": float(unlabelled),
             "histogram": histogram,
             "edges": self.edges,
         }

@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd import distribution
-from keras_kd.batch import NOT_WHOLE
+from keras_kd.batch import NOT_WHOLE, UNLABELLED
 from keras_kd.metrics import GradientScale
 
 # Which examples a histogram of gradient scales is about.
@@ -32,24 +32,26 @@ class LossTracker(keras.metrics.Mean):
 
 
 class Monitors:
-    """Means of the loss's parts, gradient scales, and invalid examples.
+    """Means of the loss's parts, and gradient scales.
 
     Args:
         loss: a `DistillationLoss`.
         gradient_scale: a `GradientScale` that gives the bins, or `None` for
             no histograms.
+        prefix: of the names of the metrics.
     """
 
-    def __init__(self, loss, gradient_scale=None):
+    def __init__(self, loss, gradient_scale=None, prefix=""):
         names = ("cross_entropy", *loss.term_names)
-        self.parts = {name: keras.metrics.Mean(name=name) for name in names}
+        self.parts = {
+            name: keras.metrics.Mean(name=f"{prefix}{name}") for name in names
+        }
         self.scales = {}
-        self.invalid_examples = InvalidExamples()
         if gradient_scale is not None:
             config = gradient_scale.get_config()
             for group in GROUPS:
                 suffix = "" if group == "all" else f"_{group}"
-                config["name"] = f"gradient_scale{suffix}"
+                config["name"] = f"{prefix}gradient_scale{suffix}"
                 self.scales[group] = GradientScale.from_config(config)
 
     @property
@@ -69,21 +71,33 @@ class Monitors:
         weight = ops.cast(batch.counted, "float32")
         if batch.weights is not None:
             weight = weight * batch.weights
+        labelled = batch.of_labelled(weight)
         values = {"cross_entropy": parts.cross_entropy, **parts.terms}
         for name, metric in self.parts.items():
-            metric.update_state(values[name], sample_weight=weight)
+            of_metric = labelled if name == "cross_entropy" else weight
+            metric.update_state(values[name], sample_weight=of_metric)
         if not self.scales:
             return
-        self.scales["all"].update_state(parts.gradient_scale, weight)
+        unlabelled = 0.0
+        if batch.is_labelled is not None:
+            without = ops.logical_and(
+                ops.logical_not(batch.is_labelled), weight > 0
+            )
+            unlabelled = ops.sum(ops.cast(without, "float32"))
+        groups = {"all": None}
         if teacher_right is not None:
             right = ops.cast(teacher_right, "float32")
-            for group, share in (
-                ("teacher_right", right),
-                ("teacher_wrong", 1.0 - right),
-            ):
-                self.scales[group].update_state(
-                    parts.gradient_scale, weight * share
-                )
+            groups["teacher_right"] = right
+            groups["teacher_wrong"] = 1.0 - right
+        for group, share in groups.items():
+            counted = labelled if share is None else labelled * share
+            scale, shares = parts.gradient_scale, None
+            if batch.is_soft:
+                # A value for each class, by its share.
+                counted = ops.cast(ops.not_equal(counted, 0), "float32")
+                shares = ops.expand_dims(counted, -1) * batch.given_shares
+                counted = shares
+            self.scales[group].update_state(scale, counted, shares, unlabelled)
 
 
 # What `InvalidExamples` counts in a step, in this order: labels that are not
@@ -109,68 +123,77 @@ class InvalidExamples(keras.metrics.Metric):
 
     A compiled step can't raise (XLA drops assertions), so it leaves the
     student as it was, counts why, and the host raises after the step.
+
+    Args:
+        heads: integer, how many outputs are trained.
     """
 
-    def __init__(self):
+    def __init__(self, heads=1):
         super().__init__(name="invalid_examples")
-        # Batches of which the outputs of student and teacher were seen, then
-        # all 0 as long as all is well.
+        # For each head: batches of which the outputs of student and teacher
+        # were seen, then all 0 as long as all is well.
         self.state = self.add_variable(
-            (len(_ROLES) + len(_COUNTS),), "zeros", name="state"
+            (heads, len(_ROLES) + len(_COUNTS)), "zeros", name="state"
         )
 
     # Not a property: Keras reads those when it saves, which the chief of
     # several workers does alone, and this adds up over all of them.
-    def is_first_batch(self, role):
+    def is_first_batch(self, role, head=0):
         """Whether no batch of a model's outputs was seen yet.
-
-        A method: Keras reads properties when it saves, and this one joins all
-        workers.
 
         Args:
             role: "student" or "teacher".
+            head: integer, which output.
 
         Returns:
             A boolean scalar tensor.
         """
-        return ops.equal(self.result()[_ROLES.index(role)], 0)
+        return ops.equal(self.result()[head, _ROLES.index(role)], 0)
 
-    def update_state(self, roles, **counts):
+    def update_state(self, updates):
         """Counts a batch.
 
         Args:
-            roles: the roles of the models whose outputs were seen.
-            **counts: scalars by names of `_COUNTS`; others are 0.
+            updates: list by head of the roles of the models whose outputs were
+                seen, and a dict of scalars by names of `_COUNTS`; others are
+                0.
         """
-        before = ops.unstack(self.result(), len(_ROLES) + len(_COUNTS))
-        seen = [
-            count + float(role in roles)
-            for role, count in zip(_ROLES, before, strict=False)
-        ]
-        before = dict(zip(_COUNTS, before[len(_ROLES) :], strict=True))
-        after = {
-            name: count + ops.cast(counts.get(name, 0), self.dtype)
-            for name, count in before.items()
-        }
-        # Of several batches the first one's label is told.
-        is_first = ops.equal(before["labels"], 0)
-        after["label"] = ops.where(is_first, after["label"], before["label"])
-        self.state.assign(ops.stack([*seen, *after.values()]))
+        rows = []
+        for before, (roles, counts) in zip(
+            ops.unstack(self.result(), len(updates)), updates, strict=True
+        ):
+            before = ops.unstack(before, len(_ROLES) + len(_COUNTS))
+            seen = [
+                count + float(role in roles)
+                for role, count in zip(_ROLES, before, strict=False)
+            ]
+            before = dict(zip(_COUNTS, before[len(_ROLES) :], strict=True))
+            after = {
+                name: count + ops.cast(counts.get(name, 0), self.dtype)
+                for name, count in before.items()
+            }
+            # Of several batches the first one's label is told.
+            is_first = ops.equal(before["labels"], 0)
+            after["label"] = ops.where(
+                is_first, after["label"], before["label"]
+            )
+            rows.append(ops.stack([*seen, *after.values()]))
+        self.state.assign(ops.stack(rows))
 
     @staticmethod
     def any_in(state):
         """Whether a value of `state` counts any invalid example.
 
         Args:
-            state: [roles + counts].
+            state: [heads, roles + counts].
 
         Returns:
             A boolean scalar.
         """
-        return ops.any(ops.not_equal(state[len(_ROLES) :], 0))
+        return ops.any(ops.not_equal(state[:, len(_ROLES) :], 0))
 
     def result(self):
-        """[roles + counts], see `state`."""
+        """[heads, roles + counts], see `state`."""
         return ops.convert_to_tensor(self.state)
 
     def check(self, distiller):
@@ -187,23 +210,31 @@ class InvalidExamples(keras.metrics.Metric):
         strategy = distribution.strategy_of(distiller)
         for state in distribution.local_values(self.state.value, strategy):
             state = ops.convert_to_numpy(state)
-            if np.any(state[len(_ROLES) :] != 0):
+            if np.any(state[:, len(_ROLES) :] != 0):
                 break
         else:
             return
         self.reset_state()
-        counts = dict(zip(_COUNTS, state[len(_ROLES) :], strict=True))
-        if not any(counts[name] for name in ("inputs", "student", "teacher")):
-            for reader in (distiller.student_reader, distiller.teacher_reader):
-                if reader is not None and counts[f"{reader.role}_output"]:
-                    reader.refuse()
-        raise ValueError(
-            f"{_message(counts, distiller)} The batch left the student as it "
-            "was."
-        )
+        for head, row in zip(distiller.heads, state, strict=True):
+            counts = dict(zip(_COUNTS, row[len(_ROLES) :], strict=True))
+            if any(counts.values()):
+                _refuse(counts, distiller, head)
 
 
-def _message(counts, distiller):
+def _refuse(counts, distiller, head):
+    """Raises for what was counted of one head."""
+    if not any(counts[name] for name in ("inputs", "student", "teacher")):
+        for role in _ROLES:
+            if counts[f"{role}_output"]:
+                distiller.reader(role, head.name).refuse()
+    output = "" if head.name is None else f"Output {head.name!r}: "
+    raise ValueError(
+        f"{output}{_message(counts, distiller, head)} The batch left the "
+        "student as it was."
+    )
+
+
+def _message(counts, distiller, head):
     """What was invalid, what was received and what to do about it."""
     if counts["inputs"]:
         return (
@@ -231,7 +262,7 @@ def _message(counts, distiller):
         return (
             "Statistics of the teacher belong to a temperature. Received: "
             f"{int(counts['stale'])} examples with statistics of another than "
-            f"the loss's {distiller.loss.tunables['temperature']:g}. Write the "
+            f"the loss's {head.loss.tunables['temperature']:g}. Write the "
             "cache for a loss of this temperature; to change it while "
             "training, write it for `KD`, whose statistics serve every "
             "temperature."
@@ -244,14 +275,36 @@ def _message(counts, distiller):
             "another. Pass the teacher that the cache was written with, or "
             "none: Distiller(student)."
         )
+    if head.has_soft_labels:
+        return (
+            "Soft labels are shares of the classes, not negative and with a "
+            "sum of 1 for each example. Received: "
+            f"{int(counts['labels'])} rows that are not, with sums of up to "
+            f"{counts['label']:g}. Normalise them, labels / labels.sum(-1); "
+            "pass class ids as integers with one axis less; and say "
+            "student_output='binary_logits' where each output is a sigmoid's."
+            f"{_unlabelled_hint(head, counts['label'] == 0)}"
+        )
     label = int(counts["label"])
+    hint = _unlabelled_hint(head, label == UNLABELLED)
     label = "not a whole number" if label == NOT_WHOLE else f"label {label}"
     return (
         f"A label is not a class id of the student. Received: {label} among "
-        f"{int(counts['labels'])} labels outside [0, {distiller.num_classes}), "
+        f"{int(counts['labels'])} labels outside [0, {head.num_classes}), "
         "ignore_class="
-        f"{distiller.loss.ignore_class}. Check the labels' encoding, or the "
-        "units of the student's last layer."
+        f"{head.loss.ignore_class}. Check the labels' encoding, or the "
+        f"units of the student's last layer.{hint}"
+    )
+
+
+def _unlabelled_hint(head, is_marked):
+    """What to say of labels that may mark examples without one."""
+    reader = head.label_reader
+    if reader is None or not is_marked:
+        return ""
+    return (
+        f" {reader} reads the label of every example; KD and other losses "
+        "that read none train on examples without a label."
     )
 
 

@@ -6,6 +6,7 @@ import scipy.optimize
 from keras import ops
 
 from keras_kd.backend.private import made_by
+from keras_kd.batch import are_soft
 from keras_kd.softmax import label_softmax
 
 # A vocabulary of 10,000 words fits.
@@ -350,15 +351,16 @@ class ClassSimilarity:
         """The targets of a batch.
 
         Args:
-            labels: [...] int32 class ids.
+            labels: [...] int32 class ids, or soft labels [..., classes].
             num_classes: integer, the student's.
 
         Returns:
             [..., classes] probabilities, and [...] their complement on the
-            label.
+            label; of soft labels, that of every class, [classes].
 
         Raises:
-            ValueError: if nothing was bound, or the class counts differ.
+            ValueError: if nothing was bound, the class counts differ, or soft
+                labels need a table that doesn't fit in `table_bytes`.
         """
         if self.weights is None:
             self.bind_teacher(None)
@@ -368,23 +370,36 @@ class ClassSimilarity:
                 f"classes. Received: {len(self.weights)} rows in the logit "
                 f"layer, {num_classes} student logits. Check `logit_layer`."
             )
-        labels = ops.clip(labels, 0, num_classes - 1)
         kept = {
             name: ops.convert_to_tensor(variable)
             for name, variable in self._variables.items()
         }
+        if are_soft(labels):
+            self._check_table(kept)
+            # Not `ops.matmul`, which on PyTorch makes float32 of float64.
+            return labels @ kept["table"], kept["off_label"]
+        labels = ops.clip(labels, 0, num_classes - 1)
         if "table" in kept:
             return (
                 ops.take(kept["table"], labels, axis=0),
                 ops.take(kept["off_label"], labels, axis=0),
             )
         unit = kept["unit"]
-        cosines = ops.matmul(
-            ops.take(unit, labels, axis=0), ops.transpose(unit)
-        )
+        cosines = ops.take(unit, labels, axis=0) @ ops.transpose(unit)
         scores = _amplify(cosines, kept["alpha"], self.beta, ops)
         softmax = label_softmax(scores, labels)
         return ops.softmax(scores, axis=-1), softmax.off_label_probability
+
+    def _check_table(self, kept):
+        """Refuses soft labels without the target of every class."""
+        if "table" not in kept:
+            raise ValueError(
+                "Soft labels mix the targets of all classes, which must fit in "
+                f"`table_bytes`. Received: table_bytes={self.table_bytes} for "
+                f"{len(self.weights)} classes. Raise it to at least "
+                f"{len(self.weights) ** 2 * np.dtype(self.dtype).itemsize}, or "
+                "pass class ids."
+            )
 
     def get_config(self):
         """The arguments of the constructor; a layer as its matrix."""

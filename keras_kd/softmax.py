@@ -86,6 +86,41 @@ class LabelSoftmax:
         """[...], 1 - q_t, exact also where q_t rounds to 1."""
         return ops.sigmoid(-self.log_odds)
 
+    @property
+    def probabilities(self):
+        """[..., classes], the softmax itself, a constant to the gradient."""
+        scaled = ops.stop_gradient(self.logits) - self.shift
+        return ops.softmax(scaled / self.temperature, axis=-1)
+
+    # Of all classes at once, where the label is the largest one: then no
+    # other probability is above 1/2.
+
+    @property
+    def complements(self):
+        """[..., classes], 1 - q_i, a constant to the gradient."""
+        others = 1.0 - self.probabilities
+        return self._with_largest(others, self.off_label_probability)
+
+    @property
+    def all_log_odds(self):
+        """[..., classes], log(q_i / (1 - q_i)), a constant to the gradient."""
+        gaps = (self.shift - ops.stop_gradient(self.logits)) / self.temperature
+        log_others = ops.log1p(-self._with_largest(self.probabilities, 0.5))
+        log_odds = -gaps - ops.expand_dims(self.log_normaliser, -1) - log_others
+        return self._with_largest(log_odds, self.log_odds)
+
+    def _with_largest(self, values, of_largest):
+        """Values of all classes, with another one for the largest class."""
+        largest = ops.argmax(self.logits, axis=-1)
+        is_largest = ops.equal(
+            ops.expand_dims(ops.cast(largest, "int32"), -1),
+            ops.arange(self.num_classes, dtype="int32"),
+        )
+        if not isinstance(of_largest, float):
+            of_largest = ops.expand_dims(of_largest, -1)
+        values = ops.where(is_largest, of_largest, values)
+        return ops.stop_gradient(values)
+
     def gaps(self, classes):
         """(max z - z_i) / temperature, at least 0.
 
@@ -133,6 +168,19 @@ def label_softmax(logits, labels, temperature=1.0):
     2.0
     """
     return _softmaxes(logits, labels, temperature, with_plain=False)[-1]
+
+
+def softmax_of_largest(logits, temperature=1.0):
+    """`label_softmax` with the largest class in place of a label.
+
+    Args:
+        logits: [..., classes].
+        temperature: scalar above 0.
+
+    Returns:
+        A `LabelSoftmax`.
+    """
+    return label_softmax(logits, ops.argmax(logits, axis=-1), temperature)
 
 
 def plain_and_tempered(logits, labels, temperature, classes=(), mixtures=()):
@@ -303,7 +351,9 @@ def _expected_gap(logits, shift, probabilities):
 
     @backend.custom_gradient
     def expected(logits):
-        value = ops.sum(probabilities * (shift - logits), axis=-1)
+        # Where a class is ruled out, its gap is infinite.
+        gaps = ops.where(probabilities > 0, shift - logits, 0.0)
+        value = ops.sum(probabilities * gaps, axis=-1)
 
         def gradient(up):
             return -probabilities * ops.expand_dims(up, -1)

@@ -180,7 +180,7 @@ class Trainer(keras.Model):
         teacher = [] if self.teacher is None else all_variables(self.teacher)
         student = {id(variable) for variable in all_variables(self.student)}
         teacher = [v for v in teacher if id(v) not in student]
-        return [*teacher, *self.loss.variables]
+        return [*teacher, *self.loss_variables]
 
     def _make_function(self, step_function, concatenate_outputs=False):
         # Of the three functions that Keras makes, `predict` alone has outputs.

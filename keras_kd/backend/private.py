@@ -32,7 +32,7 @@ try:
     # What `keras.ops.softmax` and its like leave in a functional model's
     # graph; Keras exports the functions alone.
     from keras.src.ops.core import Cast
-    from keras.src.ops.nn import LogSoftmax, Softmax
+    from keras.src.ops.nn import LogSoftmax, Sigmoid, Softmax
     from keras.src.ops.numpy import ExpandDims, Reshape, Squeeze
 
     # Attributes of a model that Keras must not list among its own parts.
@@ -42,6 +42,7 @@ except ImportError as error:
 
 SOFTMAX_OPERATIONS = (Softmax, keras.layers.Softmax)
 LOG_SOFTMAX_OPERATIONS = (LogSoftmax,)
+SIGMOID_OPERATIONS = (Sigmoid,)
 # Those that give their input's values in another shape or dtype.
 RESHAPING_OPERATIONS = (Cast, ExpandDims, Reshape, Squeeze)
 
@@ -145,7 +146,7 @@ def own_statistics(layer):
 
 
 def kept_logits(outputs):
-    """The logits that Keras's softmax leaves on the probabilities it makes.
+    """The logits that Keras's softmax or sigmoid leaves on what it makes.
 
     Taking the logarithm instead costs digits. Keras's own cross-entropies read
     them; there is no other way to do so.
@@ -157,6 +158,18 @@ def kept_logits(outputs):
         A tensor of the same shape, or `None`.
     """
     return getattr(outputs, "_keras_logits", None)
+
+
+def compiled_metrics(model):
+    """The one that holds what a model is compiled with among its metrics.
+
+    Args:
+        model: a compiled `keras.Model`.
+
+    Returns:
+        A `keras.metrics.Metric`, or `None`.
+    """
+    return model._compile_metrics
 
 
 def loss_tracker(model):
@@ -246,6 +259,7 @@ def check_keras(backend):
         (
             model,
             (
+                "_compile_metrics",
                 "_flatten_layers",
                 "_initial_epoch",
                 "_loss_tracker",
@@ -272,9 +286,11 @@ __all__ = [
     "OLDEST_KERAS",
     "OVERRIDDEN",
     "RESHAPING_OPERATIONS",
+    "SIGMOID_OPERATIONS",
     "SOFTMAX_OPERATIONS",
     "BaseConv",
     "check_keras",
+    "compiled_metrics",
     "flatten_layers",
     "get_keras_mask",
     "held_value",

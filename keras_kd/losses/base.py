@@ -19,10 +19,14 @@ from keras import ops
 
 from keras_kd import backend, distribution
 from keras_kd.backend.private import get_keras_mask, kept_logits
-from keras_kd.batch import LABELS, settle
+from keras_kd.batch import LABELS, are_soft, settle
 from keras_kd.logits import are_distributions
 from keras_kd.losses.targets import DenseTarget, SparseTarget, term
-from keras_kd.softmax import plain_and_tempered
+from keras_kd.softmax import (
+    label_softmax,
+    plain_and_tempered,
+    softmax_of_largest,
+)
 
 # Outside of these a temperature leaves no digit of float32 logits, or of T**2.
 _TEMPERATURES = (1e-4, 1e4)
@@ -34,8 +38,9 @@ _PROBABILITIES = (
     "does not tell."
 )
 _BAD_LABELS = (
-    "A label is not a class id of the student. Received: labels outside "
-    "[0, {}), ignore_class={}. Check the labels' encoding."
+    "A label is not a class id of the student, or a soft label's shares are "
+    "negative or don't sum to 1. Received: such labels for {} classes, "
+    "ignore_class={}. Check the labels' encoding."
 )
 
 
@@ -51,7 +56,8 @@ class LossParts:
             entropy where the target has one, which makes it the divergence.
         gradient_scale: [...], the ratio w of this loss's gradient on the
             label's logit to that of the plain cross-entropy; NaN where it is
-            undefined because q_t is 1.
+            undefined because q_t is 1. Of soft labels that of every class,
+            [..., classes].
     """
 
     loss: object
@@ -121,6 +127,7 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
     ```python
     class KDTop1(kd.losses.DistillationLoss):
         statistics = ("top_class", "top_probability")
+        reads_labels = False
 
         def teacher_statistics(self, labels, teacher_logits):
             p = keras.ops.softmax(teacher_logits / self.temperature)
@@ -143,6 +150,14 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
     """
 
     statistics = ()
+    # Whether the target depends on the label. Where it does not, examples
+    # without a label are trained on too.
+    reads_labels = True
+    # Whether `teacher_statistics` and `targets` take soft labels as well; of
+    # no account where they don't read the labels.
+    takes_soft_labels = False
+    # Whether there is such a target between two classes.
+    takes_two_classes = True
     # A weak reference to the Distiller that is compiled with it.
     owner = None
 
@@ -188,7 +203,8 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
         """What the loss needs from the teacher, per example.
 
         Args:
-            labels: [...] int32 class ids, all inside [0, classes).
+            labels: [...] int32 class ids, all inside [0, classes); with
+                `takes_soft_labels` perhaps floats, [..., classes].
             teacher_logits: [..., classes], in the loss's dtype.
 
         Returns:
@@ -201,7 +217,8 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
         """The target distribution of a loss with one distillation term.
 
         Args:
-            labels: [...] int32 class ids.
+            labels: [...] int32 class ids; with `takes_soft_labels` perhaps
+                floats, [..., classes].
             statistics: what `teacher_statistics` returned.
             num_classes: Python integer.
 
@@ -341,9 +358,9 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
         refused.
 
         Args:
-            y_true: dict with "labels" ([...] integer class ids) and the
-                statistics that the loss names; or the labels alone where it
-                names none.
+            y_true: dict with "labels" ([...] integer class ids, or soft
+                labels [..., classes]) and the statistics that the loss names;
+                or the labels alone where it names none.
             y_pred: [..., classes] student logits.
             sample_weight: optional, [batch] or the shape of the labels.
 
@@ -364,10 +381,11 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
                 sample_weight,
                 get_keras_mask(y_pred),
                 self.ignore_class,
+                label_reader=self.label_reader,
             )
             losses = self.batch_parts(batch).loss
             losses = backend.refuse_where(is_bad, _PROBABILITIES, losses)
-            is_bad = ops.logical_not(ops.all(batch.is_class))
+            is_bad = ops.logical_not(ops.all(batch.is_valid))
             message = _BAD_LABELS.format(batch.num_classes, self.ignore_class)
             losses = backend.refuse_where(is_bad, message, losses)
             return reduce_over_batch(losses, batch, self.reduction)
@@ -390,7 +408,12 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
             ValueError: if statistics are missing, or labels are not integer
                 class ids of the shape that the logits ask for.
         """
-        batch = settle(y_true, y_pred, ignore_class=self.ignore_class)
+        batch = settle(
+            y_true,
+            y_pred,
+            ignore_class=self.ignore_class,
+            label_reader=self.label_reader,
+        )
         return self.batch_parts(batch)
 
     def batch_parts(self, batch):
@@ -407,11 +430,16 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
         """
         logits = ops.cast(batch.logits, self.dtype)
         labels = batch.labels
+        if batch.is_soft:
+            self.check_soft_labels(labels)
+            labels = ops.cast(labels, self.dtype)
         statistics = self._statistics_of(batch.y)
         targets = self.targets(labels, statistics, logits.shape[-1])
         plain, tempered = plain_and_tempered(
             logits,
-            labels,
+            # A soft label is seen from the largest class, which keeps the
+            # digits of all.
+            ops.argmax(logits, axis=-1) if batch.is_soft else labels,
             self.temperature,
             classes=[
                 target.classes
@@ -424,14 +452,15 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
                 if isinstance(target, DenseTarget)
             ],
         )
+        hard = batch.of_labelled(_cross_entropy(plain, labels))
         terms = {k: term(t, tempered) for k, t in targets.items()}
         factor = self._term_factor()
-        loss = self._hard_weight() * plain.cross_entropy
+        loss = self._hard_weight() * hard
         for key, value in terms.items():
             loss = loss + self._term_weight(key) * factor * value
         return LossParts(
-            loss=ops.where(batch.counted, loss, 0.0),
-            cross_entropy=plain.cross_entropy,
+            loss=batch.counted_part(loss),
+            cross_entropy=hard,
             terms={_term_name(key): value for key, value in terms.items()},
             gradient_scale=self._gradient_scale(
                 labels, targets, plain, tempered
@@ -445,23 +474,52 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
             * ((1 - q_T,t) - (1 - target_t)) / (1 - q_t),
 
         written with complements, which keep their digits where the
-        probabilities are close to 1.
+        probabilities are close to 1. Of soft labels it is that of every class.
         """
         temperature = self._tunable("temperature")
         factor = self._term_factor() / temperature
-        room = plain.off_label_probability
+
+        def off_label(softmax):
+            if are_soft(labels):
+                return softmax.complements
+            return softmax.off_label_probability
+
+        room = off_label(plain)
         # Where q_t is 1 in float32, plain training has no gradient to compare
         # with.
         defined = room > np.finfo("float32").epsneg
         safe_room = ops.where(defined, room, 1.0)
         scale = self._hard_weight()
         for key, target in targets.items():
-            pull = tempered.off_label_probability - target.off_label_mass(
+            pull = off_label(tempered) - target.off_label_mass(
                 labels, plain.num_classes
             )
             weight = self._term_weight(key) * factor
             scale = scale + weight * (pull / safe_room)
         return ops.stop_gradient(ops.where(defined, scale, float("nan")))
+
+    @property
+    def label_reader(self):
+        """The class's name if examples must have labels, else `None`."""
+        return type(self).__name__ if self.reads_labels else None
+
+    def check_soft_labels(self, labels):
+        """Refuses soft labels for a loss that reads class ids.
+
+        Args:
+            labels: [..., classes].
+
+        Raises:
+            ValueError: unless the loss takes soft labels or reads none.
+        """
+        if self.reads_labels and not self.takes_soft_labels:
+            raise ValueError(
+                f"{type(self).__name__} reads class ids. Received: labels of "
+                f"shape {tuple(labels.shape)}, a share for each class. Pass "
+                "class ids, labels.argmax(-1); or declare `reads_labels = "
+                "False` if its target doesn't depend on the label, or "
+                "`takes_soft_labels = True` if it does for shares as well."
+            )
 
     def _hard_weight(self):
         return 1.0 - sum(self._tunable(key) for key in self._weight_names)
@@ -514,6 +572,29 @@ def _logits_of(y_pred):
         return kept, None
     y_pred = ops.convert_to_tensor(y_pred)
     return y_pred, ops.all(are_distributions(y_pred))
+
+
+def cross_entropy(logits, labels):
+    """Plain cross-entropy on the labels.
+
+    Args:
+        logits: [..., classes].
+        labels: settled: [...] class ids, or [..., classes] shares.
+
+    Returns:
+        [...].
+    """
+    if are_soft(labels):
+        labels = ops.cast(labels, logits.dtype)
+        return _cross_entropy(softmax_of_largest(logits), labels)
+    return _cross_entropy(label_softmax(logits, labels), labels)
+
+
+def _cross_entropy(softmax, labels):
+    """The same, from the softmax seen from the label or the largest class."""
+    if are_soft(labels):
+        return DenseTarget(labels).cross_entropy(softmax)
+    return softmax.cross_entropy
 
 
 def reduce_over_batch(values, batch, reduction):

@@ -4,15 +4,17 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_kd.batch import are_soft
 from keras_kd.losses.base import DistillationLoss, Tunable
 from keras_kd.losses.targets import (
     DenseTarget,
     LabelTarget,
     SparseTarget,
+    mixed_over_labels,
     off_label_sum,
 )
 from keras_kd.similarity import DEFAULT_TABLE_BYTES, ClassSimilarity
-from keras_kd.softmax import label_softmax
+from keras_kd.softmax import label_softmax, softmax_of_largest
 
 # The name of a logit layer's matrix in a file.
 _LOGIT_LAYER = "logit_layer"
@@ -45,6 +47,8 @@ class LabelSmoothing(DistillationLoss):
     Source: Tang et al. 2020, section 3.1 (Szegedy et al. 2016).
     """
 
+    takes_soft_labels = True
+
     def __init__(self, smoothing=0.1, weight=1.0, **kwargs):
         super().__init__(weight=weight, **kwargs)
         if not 0 <= smoothing <= 1:
@@ -58,7 +62,8 @@ class LabelSmoothing(DistillationLoss):
         """See `DistillationLoss.target`."""
         spread = self.smoothing * (num_classes - 1) / num_classes
         like = ops.ones_like(labels, dtype=self.dtype)
-        return LabelTarget(mass=(1 - spread) * like, rest=spread * like)
+        mass, rest = (1 - spread) * like, spread * like
+        return _even_target(mass, rest, labels)
 
     def get_config(self):
         """The arguments of the constructor."""
@@ -67,9 +72,16 @@ class LabelSmoothing(DistillationLoss):
         return config
 
 
-def _confidence_target(log_odds):
+def _even_target(mass, rest, labels):
+    """A mass on the label, the rest evenly on the others."""
+    if are_soft(labels):
+        return mixed_over_labels(mass, rest, labels)
+    return LabelTarget(mass, rest)
+
+
+def _confidence_target(log_odds, labels):
     """The teacher's probability on the label, the rest spread evenly."""
-    return LabelTarget(mass=ops.sigmoid(log_odds), rest=ops.sigmoid(-log_odds))
+    return _even_target(ops.sigmoid(log_odds), ops.sigmoid(-log_odds), labels)
 
 
 @_register
@@ -94,6 +106,7 @@ class KDPt(DistillationLoss):
     """
 
     statistics = ("label_log_odds",)
+    takes_soft_labels = True
 
     def __init__(self, weight=0.5, temperature=2.0, **kwargs):
         super().__init__(weight=weight, temperature=temperature, **kwargs)
@@ -104,16 +117,22 @@ class KDPt(DistillationLoss):
 
     def target(self, labels, statistics, num_classes):
         """See `DistillationLoss.target`."""
-        return _confidence_target(statistics["label_log_odds"])
+        return _confidence_target(statistics["label_log_odds"], labels)
 
 
 def _label_log_odds(labels, teacher_logits, temperature):
-    softmax = label_softmax(teacher_logits, labels, temperature)
-    return {"label_log_odds": softmax.log_odds}
+    if are_soft(labels):
+        log_odds = softmax_of_largest(teacher_logits, temperature).all_log_odds
+    else:
+        log_odds = label_softmax(teacher_logits, labels, temperature).log_odds
+    return {"label_log_odds": log_odds}
 
 
 class _ClassRelationLoss(DistillationLoss):
     """What `KDSim` and `KDPtSim` share: a `class_similarity`."""
+
+    takes_soft_labels = True
+    takes_two_classes = False
 
     def bind_teacher(self, teacher):
         """Reads the teacher's logit layer; see `DistillationLoss`."""
@@ -286,7 +305,9 @@ class KDPtSim(_ClassRelationLoss):
     def targets(self, labels, statistics, num_classes):
         """See `DistillationLoss.targets`."""
         return {
-            "pt_weight": _confidence_target(statistics["label_log_odds"]),
+            "pt_weight": _confidence_target(
+                statistics["label_log_odds"], labels
+            ),
             "sim_weight": _similarity_target(
                 self.class_similarity, labels, num_classes
             ),
@@ -321,6 +342,8 @@ class KDTopK(DistillationLoss):
     """
 
     statistics = ("top_classes", "top_probabilities", "tail_probability")
+    reads_labels = False
+    takes_two_classes = False
 
     def __init__(self, k=0.25, weight=0.5, temperature=2.0, **kwargs):
         super().__init__(weight=weight, temperature=temperature, **kwargs)
@@ -447,6 +470,7 @@ class KD(DistillationLoss):
     """
 
     statistics = ("teacher_logits",)
+    reads_labels = False
 
     def __init__(self, weight=0.5, temperature=2.0, **kwargs):
         super().__init__(weight=weight, temperature=temperature, **kwargs)

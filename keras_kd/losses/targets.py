@@ -1,13 +1,23 @@
-"""Target distributions over classes, and the cross-entropy with them."""
+"""Target distributions over classes, and the cross-entropy with them.
+
+Labels are class ids, [...], or soft: shares of the classes, [..., classes]. A
+soft label is a bag of class ids that share one input, so what a target says
+about its label it then says about each class.
+"""
 
 import dataclasses
 
 from keras import ops
 
+from keras_kd import backend
+from keras_kd.batch import are_soft
+
 
 @dataclasses.dataclass(frozen=True)
 class LabelTarget:
     """A distribution: a mass on the label, the rest evenly on the others.
+
+    For class ids; of soft labels `mixed_over_labels` makes a `DenseTarget`.
 
     Attributes:
         mass: [...], the probability of the label.
@@ -65,7 +75,12 @@ class SparseTarget:
         return named + self.rest * (normaliser + _at_least_zero(mean_gap))
 
     def off_label_mass(self, labels, num_classes):
-        """[...], 1 - target[label], without cancellation."""
+        """[...], 1 - target[label], without cancellation.
+
+        Of soft labels [..., classes], that of every class.
+        """
+        if are_soft(labels):
+            return complements(self._dense(num_classes))
         is_label = ops.equal(
             ops.cast(self.classes, "int32"), ops.expand_dims(labels, -1)
         )
@@ -78,6 +93,19 @@ class SparseTarget:
         )
         return ops.sum(other_masses, axis=-1) + rest
 
+    def _dense(self, num_classes):
+        """[..., classes], the probabilities."""
+        others = max(num_classes - self.classes.shape[-1], 1)
+        even = ops.expand_dims(self.rest / others, -1)
+        ids = ops.cast(self.classes, "int32")
+        shape = (-1, self.classes.shape[-1])
+        added = ops.reshape(self.masses - even, shape)
+        empty = ops.zeros((num_classes,), dtype=added.dtype)
+        dense = ops.zeros_like(added[..., :1]) + empty
+        dense = backend.add_to_classes(dense, ops.reshape(ids, shape), added)
+        shape = (*ops.shape(self.masses)[:-1], num_classes)
+        return ops.reshape(dense, shape) + even
+
 
 @dataclasses.dataclass(frozen=True)
 class DenseTarget:
@@ -86,7 +114,9 @@ class DenseTarget:
     Attributes:
         probabilities: [..., classes].
         off_label: [...], 1 - probabilities[label], where the method knows it
-            more exactly than by that difference; else `None`.
+            more exactly than by that difference; else `None`. Of soft labels
+            [..., classes]: for each class c, 1 - target[c] of the target that
+            an example labelled c has.
         entropy: as in `SparseTarget`.
     """
 
@@ -99,9 +129,11 @@ class DenseTarget:
         return softmax.log_normaliser + softmax.expected_gap(self.probabilities)
 
     def off_label_mass(self, labels, num_classes):
-        """[...], 1 - target[label]."""
+        """[...], 1 - target[label]; of soft labels, that of every class."""
         if self.off_label is not None:
             return self.off_label
+        if are_soft(labels):
+            return complements(self.probabilities)
         index = ops.expand_dims(ops.clip(labels, 0, num_classes - 1), -1)
         return 1.0 - ops.squeeze(
             ops.take_along_axis(self.probabilities, index, axis=-1), -1
@@ -134,18 +166,58 @@ def _at_least_zero(gap):
     return gap + ops.stop_gradient(ops.relu(-gap))
 
 
+def mixed_over_labels(mass, rest, labels):
+    """The targets of class ids, mixed by the shares of a soft label.
+
+    Args:
+        mass: [..., classes], for each class what the target of that label has
+            on it, the rest being even.
+        rest: [..., classes], 1 - `mass`.
+        labels: [..., classes], shares.
+
+    Returns:
+        A `DenseTarget`.
+    """
+    others = max(labels.shape[-1] - 1, 1)
+    spread = labels * rest / others
+    total = ops.sum(spread, axis=-1, keepdims=True)
+    return DenseTarget(labels * mass + (total - spread), off_label=rest)
+
+
 def off_label_sum(probabilities, labels):
     """1 - probabilities[label], as the sum of the others.
 
     Args:
         probabilities: [..., classes].
-        labels: [...] int32 class ids inside [0, classes).
+        labels: [...] int32 class ids inside [0, classes), or soft labels
+            [..., classes].
 
     Returns:
-        [...], without cancellation.
+        [...], without cancellation; of soft labels [..., classes], that of
+        every class.
     """
+    if are_soft(labels):
+        return complements(probabilities)
     is_label = ops.equal(
         ops.expand_dims(labels, -1),
         ops.arange(probabilities.shape[-1], dtype="int32"),
     )
     return ops.sum(ops.where(is_label, 0.0, probabilities), axis=-1)
+
+
+def complements(probabilities):
+    """1 - p of every class, where it is above 1/2 as the sum of the others.
+
+    Args:
+        probabilities: [..., classes].
+
+    Returns:
+        [..., classes].
+    """
+    largest = ops.cast(ops.argmax(probabilities, axis=-1), "int32")
+    others = ops.expand_dims(off_label_sum(probabilities, largest), -1)
+    is_largest = ops.equal(
+        ops.expand_dims(largest, -1),
+        ops.arange(probabilities.shape[-1], dtype="int32"),
+    )
+    return ops.where(is_largest, others, 1.0 - probabilities)

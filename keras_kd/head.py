@@ -1,0 +1,440 @@
+"""The outputs of a student, each with what it is trained on.
+
+A student has one output, or several with names. Each has a head: a `Head`
+where it is distilled, or a `PlainHead` with a loss of Keras's on its label.
+"""
+
+import dataclasses
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_kd import batch
+from keras_kd.backend.private import get_keras_mask, set_keras_mask
+from keras_kd.batch import (
+    STATISTICS_TEMPERATURE,
+    TEACHER_FINGERPRINT,
+    TEACHER_LOGITS,
+    TEACHER_RIGHT,
+)
+from keras_kd.logits import (
+    class_count_message,
+    is_binary,
+    of_two_classes,
+    output_of,
+)
+from keras_kd.losses.base import cross_entropy, reduce_over_batch
+from keras_kd.monitors import LossTracker, Monitors
+
+# In y, the teacher's outputs, where their values must tell what they are.
+_TEACHER_OUTPUTS = "teacher_outputs"
+_HALF = ("float16", "bfloat16")
+# What reads labels where the loss does not.
+EVALUATION = "Evaluation, validation included,"
+
+
+class Head:
+    """An output that is distilled.
+
+    Args:
+        distiller: the `Distiller`.
+        name: of the output; `None` for a student's only one.
+        loss: a `DistillationLoss`.
+        gradient_scale: a `GradientScale` that gives the bins, or `None` for
+            no histograms.
+        weight: float, of its loss in the sum over all heads.
+    """
+
+    def __init__(self, distiller, name, loss, gradient_scale, weight=1.0):
+        self._distiller = distiller
+        self.name = name
+        self.loss = loss
+        self.weight = weight
+        prefix = "" if name is None else f"{name}_"
+        self.monitors = Monitors(loss, gradient_scale, prefix)
+        self.tracker = _tracker(name)
+        self.num_classes = None
+        self.has_soft_labels = False
+        # Whether the data that are trained on have no labels at all.
+        self.is_without_labels = False
+        self.forget_teacher()
+
+    def forget_teacher(self):
+        """Makes room for another teacher."""
+        self._teacher_classes = self._teacher_kind = None
+
+    @property
+    def student_reader(self):
+        """The `LogitReader` of the student's output."""
+        return self._distiller.reader("student", self.name)
+
+    @property
+    def teacher_reader(self):
+        """The `LogitReader` of the teacher's, or `None`."""
+        return self._distiller.reader("teacher", self.name)
+
+    @property
+    def label_reader(self):
+        """What reads the label of every example now, or `None`."""
+        if self._distiller.is_evaluating:
+            return EVALUATION
+        return self.loss.label_reader
+
+    # -- what the teacher gives ----------------------------------------------
+
+    def missing_statistics(self, y):
+        """Names of what the loss needs and the data don't carry.
+
+        Args:
+            y: dict of labels and what comes beside them.
+
+        Returns:
+            List of names; empty where the data carry the teacher's outputs.
+        """
+        if TEACHER_LOGITS in y:
+            return []
+        return [name for name in self.loss.statistics if name not in y]
+
+    def with_statistics(self, y, teacher_outputs):
+        """Adds to the labels what the loss needs from the teacher.
+
+        Args:
+            y: dict of labels and what comes beside them.
+            teacher_outputs: function that returns what the teacher gives for
+                the batch; it is called if the data don't carry it.
+
+        Returns:
+            A dict.
+        """
+        carried = TEACHER_LOGITS in y and self.loss.statistics
+        if not (carried or self.missing_statistics(y)):
+            return y
+        if carried:
+            logits = y[TEACHER_LOGITS]
+            if self.student_reader.is_binary:
+                logits = of_two_classes(logits)
+        else:
+            outputs = teacher_outputs()
+            reader = self.teacher_reader
+            logits = reader.logits(outputs)
+            self._teacher_kind = reader.kind_of(outputs)
+            if not reader.is_certain:
+                y = {**y, _TEACHER_OUTPUTS: reader.single(outputs)}
+        logits = ops.cast(logits, self.loss.dtype)
+        self._teacher_classes = logits.shape[-1]
+        settled = self._settled(y, logits, is_binary(self._teacher_kind))
+        labels = settled.labels
+        if settled.is_soft:
+            self.loss.check_soft_labels(labels)
+        top_class = ops.cast(ops.argmax(logits, axis=-1), "int32")
+        is_top = ops.argmax(labels, axis=-1) if settled.is_soft else labels
+        right = ops.equal(top_class, ops.cast(is_top, "int32"))
+        return {
+            **y,
+            **self.loss.teacher_statistics(labels, logits),
+            TEACHER_RIGHT: right,
+        }
+
+    # -- a batch -------------------------------------------------------------
+
+    def settle(self, y, y_pred, sample_weight=None, class_weight=None):
+        """What a batch is to losses and metrics.
+
+        Args:
+            y: labels, or a dict of labels and teacher statistics.
+            y_pred: the student's outputs.
+            sample_weight: optional, [batch] or the shape of the labels.
+            class_weight: optional dict of weights by class id.
+
+        Returns:
+            A `keras_kd.batch.Batch`.
+        """
+        reader = self.student_reader
+        outputs = reader.single(y_pred)
+        logits = reader.logits(outputs)
+        kind = reader.kind_of(outputs)
+        self._check_kinds(kind)
+        self.num_classes = logits.shape[-1]
+        if self._teacher_classes not in (None, self.num_classes):
+            raise ValueError(
+                class_count_message(self.num_classes, self._teacher_classes)
+            )
+        by_class = None
+        if class_weight:
+            by_class = batch.class_weight_array(class_weight, self.num_classes)
+        settled = self._settled(
+            y,
+            logits,
+            is_binary(kind),
+            sample_weight=sample_weight,
+            mask=get_keras_mask(outputs),
+            ignore_class=self.loss.ignore_class,
+            class_weight=by_class,
+        )
+        self.has_soft_labels = settled.is_soft
+        return settled
+
+    def _settled(self, y, logits, binary, **kwargs):
+        return batch.settle(
+            y, logits, label_reader=self.label_reader, binary=binary, **kwargs
+        )
+
+    def _check_kinds(self, student_kind):
+        """Refuses models and losses that don't fit a sigmoid's units."""
+        kinds = (student_kind, self._teacher_kind)
+        if None not in kinds and is_binary(kinds[0]) != is_binary(kinds[1]):
+            raise ValueError(
+                "Student and teacher must both give classes, or both a "
+                "sigmoid's units. Received: a student that gives "
+                f"{kinds[0]} and a teacher that gives {kinds[1]}. Say what "
+                "they give by `student_output` and `teacher_output`, or "
+                "change one of the models."
+            )
+        if is_binary(student_kind) and not self.loss.takes_two_classes:
+            raise ValueError(
+                f"{type(self.loss).__name__} compares many classes; a "
+                "sigmoid's unit has two, between which there are no relations "
+                "and no tail. Received: a student that gives "
+                f"{student_kind}. Use KD or KDPt, which are the same there, "
+                "or LabelSmoothing."
+            )
+
+    def losses(self, settled, training):
+        """The loss of each example; in training the monitors see the batch.
+
+        Args:
+            settled: a `keras_kd.batch.Batch`.
+            training: whether to give the distillation loss, or the plain
+                cross-entropy on the labels.
+
+        Returns:
+            [...], 0 where an example doesn't count.
+        """
+        if training:
+            parts = self.loss.batch_parts(settled)
+            self.monitors.update(parts, settled, settled.y.get(TEACHER_RIGHT))
+            return parts.loss
+        logits = ops.cast(settled.logits, self.loss.dtype)
+        return settled.counted_part(cross_entropy(logits, settled.labels))
+
+    def reduced(self, values, settled):
+        """The loss of a batch; see `reduce_over_batch`."""
+        return reduce_over_batch(values, settled, self.loss.reduction)
+
+    def counts(self, settled, training, teacher_number):
+        """Counts of `InvalidExamples` that labels and statistics give.
+
+        Args:
+            settled: a `keras_kd.batch.Batch`.
+            training: whether it is trained on.
+            teacher_number: of the teacher's fingerprint, or `None`.
+
+        Returns:
+            A dict of scalars.
+        """
+        bad = ops.logical_not(settled.is_valid)
+        counts = {
+            "labels": number(bad),
+            "label": ops.where(ops.any(bad), _worst_label(settled), 0.0),
+        }
+        if training:
+            counts["stale"] = number(self._stale(settled))
+            counts["other_teacher"] = number(
+                _of_other_teacher(settled, teacher_number)
+            )
+        return counts
+
+    def outputs_to_check(self, settled, y_pred):
+        """List of pairs of a reader and outputs that its model gave."""
+        pairs = [(self.student_reader, y_pred)]
+        if _TEACHER_OUTPUTS in settled.y:
+            outputs = settled.y[_TEACHER_OUTPUTS]
+            pairs.append((self.teacher_reader, outputs))
+        return pairs
+
+    def _stale(self, settled):
+        """Booleans: whether statistics are of another temperature."""
+        kept = settled.y.get(STATISTICS_TEMPERATURE)
+        if kept is None:
+            return ops.zeros((1,), dtype="bool")
+        wanted = ops.cast(self.loss.temperature, kept.dtype)
+        return ops.abs(kept - wanted) > 1e-4 * wanted
+
+    def metric_arguments(self, settled, y_pred):
+        """What Keras's metrics read.
+
+        Args:
+            settled: a `keras_kd.batch.Batch`.
+            y_pred: the student's outputs.
+
+        Returns:
+            Labels, outputs and weights; `None` for data without labels.
+        """
+        self.is_without_labels |= settled.given_labels is None
+        if settled.given_labels is None:
+            return None
+        outputs = self.student_reader.single(y_pred)
+        mask = get_keras_mask(outputs)
+        if settled.is_labelled is not None:
+            # What the metrics leave out; of several units, which they average,
+            # rows where any has no label.
+            labelled = settled.is_labelled
+            if len(labelled.shape) == len(outputs.shape):
+                labelled = ops.all(labelled, axis=-1)
+            mask = labelled if mask is None else ops.logical_and(mask, labelled)
+            outputs = ops.copy(outputs)
+        outputs = _in_full_precision(outputs)
+        set_keras_mask(outputs, mask)
+        return _metric_labels(settled, outputs), outputs, settled.weights
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainBatch:
+    """A batch as a loss of Keras's reads it.
+
+    Attributes:
+        outputs: the student's, as it gave them.
+        labels: as they came.
+        counted: [...] floats, 0 under a mask; of the loss's shape.
+        weights: [...] float32, or `None`.
+        values: [...], the loss of each example.
+    """
+
+    outputs: object
+    labels: object
+    counted: object
+    weights: object
+    values: object
+
+
+class PlainHead:
+    """An output that a loss of Keras's trains on its label.
+
+    Args:
+        distiller: the `Distiller`.
+        name: of the output.
+        loss: a loss of Keras's, or its name.
+        weight: float, of its loss in the sum over all heads.
+    """
+
+    is_without_labels = False
+
+    def __init__(self, distiller, name, loss, weight=1.0):
+        self._distiller = distiller
+        self.name = name
+        self.loss = keras.losses.get(loss)
+        self.weight = weight
+        self.tracker = _tracker(name)
+        self.monitors = None
+
+    def forget_teacher(self):
+        """Nothing: it has none."""
+
+    def missing_statistics(self, y):
+        """None: it needs nothing from a teacher."""
+        del y
+        return []
+
+    def with_statistics(self, y, teacher_outputs):
+        """The labels as they are; see `Head`."""
+        del teacher_outputs
+        return y
+
+    def settle(self, y, y_pred, sample_weight=None, class_weight=None):
+        """What a batch is to this loss; see `Head`."""
+        del class_weight
+        labels = batch.as_dict(y).get(batch.LABELS)
+        if labels is None:
+            batch.refuse_missing_labels(f"The loss of output {self.name!r}")
+        outputs = output_of(self._distiller.student, y_pred, self.name)
+        function = getattr(self.loss, "call", self.loss)
+        mask = get_keras_mask(outputs)
+        values = function(labels, _in_full_precision(outputs))
+        counted = ops.ones_like(values)
+        if mask is not None:
+            mask = batch.with_axes_of(ops.cast(mask, "bool"), values, "mask")
+            counted = ops.where(mask, counted, 0.0)
+        weights = None
+        if sample_weight is not None:
+            sample_weight = ops.cast(sample_weight, values.dtype)
+            weights = batch.with_axes_of(sample_weight, values) * counted
+        values = ops.where(counted > 0, values, 0.0)
+        return PlainBatch(outputs, labels, counted, weights, values)
+
+    def losses(self, settled, training):
+        """[...], the loss of each example."""
+        del training
+        return settled.values
+
+    def reduced(self, values, settled):
+        """The loss of a batch; see `reduce_over_batch`."""
+        reduction = getattr(self.loss, "reduction", "sum_over_batch_size")
+        return reduce_over_batch(values, settled, reduction)
+
+    def counts(self, settled, training, teacher_number):
+        """None: any label may be right."""
+        del settled, training, teacher_number
+        return {}
+
+    def outputs_to_check(self, settled, y_pred):
+        """None: outputs may be anything."""
+        del settled, y_pred
+        return []
+
+    def metric_arguments(self, settled, y_pred):
+        """What Keras's metrics read; see `Head`."""
+        del y_pred
+        outputs = _in_full_precision(settled.outputs)
+        set_keras_mask(outputs, get_keras_mask(settled.outputs))
+        return settled.labels, outputs, settled.weights
+
+
+def _tracker(name):
+    """The mean loss of one of several outputs."""
+    return None if name is None else LossTracker(name=f"{name}_loss")
+
+
+def _in_full_precision(outputs):
+    """Outputs in float32 at least, as some metrics and losses ask."""
+    if keras.backend.standardize_dtype(outputs.dtype) in _HALF:
+        return ops.cast(outputs, "float32")
+    return outputs
+
+
+def _of_other_teacher(settled, teacher_number):
+    """Booleans: whether statistics are not those of this teacher."""
+    kept = settled.y.get(TEACHER_FINGERPRINT)
+    if kept is None or teacher_number is None:
+        return ops.zeros((1,), dtype="bool")
+    return ops.not_equal(kept, teacher_number)
+
+
+def _worst_label(settled):
+    """Of labels that can't be used the highest class id, or sum of shares."""
+    given = settled.given_labels
+    if given is None:
+        return 0.0
+    bad = ops.logical_not(settled.is_valid)
+    if settled.is_soft:
+        sums = ops.sum(ops.cast(given, "float32"), axis=-1)
+        return ops.max(ops.where(bad, sums, float("-inf")))
+    lowest = np.iinfo(keras.backend.standardize_dtype(given.dtype)).min
+    return ops.cast(ops.max(ops.where(bad, given, lowest)), "float32")
+
+
+def _metric_labels(settled, outputs):
+    """Labels as Keras's metrics read them."""
+    given = settled.given_labels
+    if not settled.is_soft:
+        given = ops.cast(ops.where(settled.is_valid, given, 0), "int32")
+    if tuple(settled.logits.shape) != tuple(outputs.shape):
+        # Units with a sigmoid.
+        units = given[..., 1] if settled.is_soft else given
+        return ops.reshape(units, ops.shape(outputs))
+    return given
+
+
+def number(booleans):
+    """How many are true, a float32 scalar."""
+    return ops.sum(ops.cast(booleans, "float32"))

@@ -1,0 +1,257 @@
+"""Students with several named outputs, distilled one by one."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from models import FEATURES, assert_same_weights, uniform, weights_of
+
+import keras_kd as kd
+
+EXAMPLES, SPECIES, COLOURS = 30, 4, 3
+random = np.random.default_rng(0)
+x = random.normal(size=(EXAMPLES, FEATURES)).astype("float32")
+species = random.integers(0, SPECIES, EXAMPLES).astype("int32")
+colour = random.integers(0, COLOURS, EXAMPLES).astype("int32")
+age = random.normal(size=(EXAMPLES, 1)).astype("float32")
+weights = random.uniform(0, 2, EXAMPLES).astype("float32")
+LABELS = {"species": species, "age": age}
+
+
+def trunk(seed):
+    inputs = keras.Input((FEATURES,))
+    hidden = layers.Dense(6, "tanh", kernel_initializer=uniform(seed))
+    return inputs, hidden(inputs)
+
+
+def dense(hidden, units, seed, **kwargs):
+    return layers.Dense(units, kernel_initializer=uniform(seed), **kwargs)(
+        hidden
+    )
+
+
+def model(seed, as_dict=True, extra=False):
+    """A classifier with an age beside it, in one of the two forms."""
+    inputs, hidden = trunk(seed)
+    outputs = {
+        "species": dense(hidden, SPECIES, seed + 1, name="species"),
+        "age": dense(hidden, 1, seed + 2, name="age"),
+    }
+    if extra:
+        outputs["colour"] = dense(hidden, COLOURS, seed + 3, name="colour")
+    if not as_dict:
+        outputs = list(outputs.values())
+    return keras.Model(inputs, outputs)
+
+
+def compiled(student, teacher=None, losses=None, **options):
+    distiller = kd.Distiller(student, teacher)
+    losses = losses or {"species": kd.KD(), "age": "mse"}
+    options = {"metrics": {"species": ["accuracy"], "age": ["mae"]}, **options}
+    distiller.compile(keras.optimizers.SGD(0.1), losses, **options)
+    return distiller
+
+
+def fit(trained, y=LABELS, data=x, **options):
+    options = {"batch_size": 10, "epochs": 2, "shuffle": False, **options}
+    return trained.fit(data, y, verbose=0, **options).history
+
+
+@pytest.mark.parametrize("as_dict", [True, False])
+def test_weight_0_is_plain_keras(as_dict):
+    plain, student = model(1, as_dict), model(1, as_dict)
+    options = {
+        "metrics": {"species": ["accuracy"], "age": ["mae"]},
+        "loss_weights": {"species": 0.7, "age": 2.0},
+    }
+    plain.compile(
+        keras.optimizers.SGD(0.1),
+        {
+            "species": keras.losses.SparseCategoricalCrossentropy(
+                from_logits=True
+            ),
+            "age": "mse",
+        },
+        **options,
+    )
+    y, sample_weight = LABELS, {"species": weights, "age": weights[::-1]}
+    if not as_dict:
+        y, sample_weight = list(y.values()), list(sample_weight.values())
+    theirs = fit(plain, y, sample_weight=sample_weight)
+    distiller = compiled(
+        student,
+        losses={"species": kd.LabelSmoothing(weight=0.0), "age": "mse"},
+        **options,
+    )
+    ours = fit(distiller, y, sample_weight=sample_weight)
+    assert_same_weights(weights_of(student), weights_of(plain), 1e-6)
+    for key, values in theirs.items():
+        np.testing.assert_allclose(ours[key], values, rtol=1e-5, err_msg=key)
+    found, wanted = (
+        trained.evaluate(x, y, batch_size=10, verbose=0, return_dict=True)
+        for trained in (distiller, plain)
+    )
+    for key, value in wanted.items():
+        assert found[key] == pytest.approx(value, rel=1e-5), key
+
+
+def test_an_output_is_distilled_from_the_teachers_of_its_name():
+    """With no weight on the age, as a student of the species alone."""
+    teacher = model(5, extra=True)
+    alone = keras.Model(teacher.inputs, teacher.output["species"])
+    inputs, hidden = trunk(1)
+    expected = keras.Model(inputs, dense(hidden, SPECIES, 2))
+    single = kd.Distiller(expected, alone)
+    single.compile(keras.optimizers.SGD(0.1), kd.KDPtSim())
+    logs = fit(single, species)
+    student = model(1)
+    distiller = compiled(
+        student,
+        teacher,
+        {"species": kd.KDPtSim(), "age": "mse"},
+        loss_weights={"age": 0.0},
+    )
+    found = fit(distiller)
+    species_weights = [np.array(w) for w in student.layers[1].weights]
+    species_weights += [
+        np.array(w) for w in student.get_layer("species").weights
+    ]
+    assert_same_weights(species_weights, weights_of(expected), 1e-6)
+    for key in ("cross_entropy", "pt", "sim", "gradient_scale"):
+        np.testing.assert_allclose(
+            found[f"species_{key}"], logs[key], rtol=1e-5
+        )
+    np.testing.assert_allclose(found["species_loss"], logs["loss"], rtol=1e-5)
+    groups = {f"species/{group}" for group in single.gradient_scales}
+    assert set(distiller.gradient_scales) == groups
+
+
+def test_two_distilled_outputs_add_up():
+    """The gradient is the sum of each one's, with SGD the weights' change."""
+    changes = []
+    teacher = model(5, extra=True)
+    before = weights_of(model(1, extra=True))
+    y = {**LABELS, "colour": colour}
+    losses = {"species": kd.KD(), "colour": kd.KDPt()}
+    for names in (["species"], ["colour"], ["species", "colour"]):
+        student = model(1, extra=True)
+        distiller = compiled(
+            student,
+            teacher,
+            {name: kd.losses.get(losses[name].copy()) for name in names},
+            loss_weights=dict.fromkeys(names, 0.5),
+            metrics=None,
+        )
+        fit(distiller, y, batch_size=EXAMPLES, epochs=1)
+        changes.append(
+            [
+                new - old
+                for new, old in zip(weights_of(student), before, strict=True)
+            ]
+        )
+    of_species, of_colour, of_both = changes
+    added = [a + b for a, b in zip(of_species, of_colour, strict=True)]
+    assert_same_weights(of_both, added, 1e-6)
+
+
+class BySelf(keras.Model):
+    """A subclassed model that gives a dict."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def call(self, inputs):
+        return self.inner(inputs)
+
+
+def test_subclassed_models_that_give_a_dict():
+    teacher = model(5)
+    known, hidden = model(1), BySelf(model(1))
+    hidden(x[:1])
+    fit(compiled(known, teacher))
+    fit(compiled(hidden, teacher))
+    assert_same_weights(weights_of(hidden), weights_of(known), 1e-6)
+
+
+def test_an_output_without_labels_learns_from_the_teacher():
+    teacher = model(5)
+    student, marked = model(1), model(1)
+    fit(compiled(student, teacher, metrics=None), {"age": age})
+    unlabelled = np.full_like(species, -1)
+    fit(compiled(marked, teacher), {"species": unlabelled, "age": age})
+    assert_same_weights(weights_of(student), weights_of(marked), 1e-6)
+
+
+def test_schedules_name_an_output():
+    distiller = compiled(model(1), model(5))
+    schedule = kd.callbacks.LossSchedule("species", weight=lambda epoch: 0.2)
+    fit(distiller, callbacks=[schedule])
+    assert float(distiller.loss["species"].weight) == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="one output"):
+        fit(distiller, callbacks=[kd.callbacks.LossSchedule(weight=float)])
+
+
+def test_saved_and_loaded_it_trains_on(tmp_path):
+    distiller = compiled(model(1), model(5))
+    fit(distiller)
+    distiller.save(tmp_path / "distiller.keras")
+    loaded = keras.models.load_model(tmp_path / "distiller.keras")
+    fit(distiller)
+    fit(loaded)
+    assert_same_weights(
+        weights_of(loaded.student), weights_of(distiller.student), 1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda: compiled(model(1), losses={"size": "mse"}), "name outputs"),
+        (
+            lambda: compiled(model(1), model(5), {"species": kd.KD()}),
+            "that have a loss",
+        ),
+        (
+            lambda: compiled(model(1), loss_weights={"size": 1.0}),
+            "loss_weights.*name outputs",
+        ),
+        (
+            lambda: fit(compiled(model(1), model(5)), {"size": age, **LABELS}),
+            "output that does not exist",
+        ),
+        (lambda: fit(compiled(model(1), model(5)), species), "by output"),
+        (
+            lambda: fit(compiled(model(1), model(5)), {"species": species}),
+            "'age' reads the label",
+        ),
+        (
+            lambda: fit(compiled(model(1), model(5)), class_weight={0: 2.0}),
+            "one output",
+        ),
+        (
+            lambda: fit(
+                compiled(
+                    model(1),
+                    model(5, extra=True),
+                    {"species": kd.KDPt()},
+                    metrics={"species": ["accuracy"]},
+                ),
+                {"species": species + 2},
+            ),
+            "Output 'species': A label",
+        ),
+        (
+            lambda: compiled(
+                model(1, extra=True),
+                model(1),
+                {"colour": kd.KD()},
+                metrics=None,
+            ).fit(x, {"colour": colour}, verbose=0),
+            "an output 'colour'",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, words):
+    with pytest.raises(ValueError, match=f"(?s){words}"):
+        change()

@@ -1,0 +1,415 @@
+"""Soft labels, each a bag of class ids; and examples without a label.
+
+What is right is the sum over classes of what the class id would give, by its
+share, in float64 NumPy.
+"""
+
+import keras
+import numpy as np
+import pytest
+import reference
+from gradients import seeds, value_and_gradient
+from models import (
+    CLASSES,
+    FEATURES,
+    assert_same_weights,
+    mlp,
+    weights_of,
+)
+from test_losses import Case, every_loss
+
+import keras_kd as kd
+from keras_kd.batch import settle
+
+LABEL_FREE = [
+    name for name in kd.losses.NAMES if not kd.losses.get(name).reads_labels
+]
+label_free_loss = pytest.mark.parametrize("name", LABEL_FREE)
+
+
+class SoftCase(Case):
+    """A case with a share for each class instead of class ids."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        random = np.random.default_rng(self.seed + 100)
+        shares = random.dirichlet(
+            np.full(self.num_classes, 0.5), self.labels.shape
+        )
+        shares[..., 0] = 0
+        self.shares = shares / shares.sum(-1, keepdims=True)
+
+    def over_classes(self, make):
+        """[..., classes] of what each class id gives."""
+        labels = self.labels
+        results = []
+        for label in range(self.num_classes):
+            self.labels = np.full_like(labels, label)
+            results.append(make())
+        self.labels = labels
+        return results
+
+    def expected(self, divergence=None):
+        losses = self.over_classes(lambda: Case.expected(self, divergence))
+        return (np.stack(losses, -1) * self.shares).sum(-1)
+
+    def expected_gradient(self):
+        gradients = self.over_classes(lambda: Case.expected_gradient(self))
+        return sum(
+            share[..., None] * gradient
+            for share, gradient in zip(
+                np.moveaxis(self.shares, -1, 0), gradients, strict=True
+            )
+        )
+
+    def expected_scale(self):
+        """[..., classes], w of each pair of an example and a class."""
+        return np.stack(
+            self.over_classes(
+                lambda: self.hard_weight() + self.pull() / self.room()
+            ),
+            -1,
+        )
+
+    def hard_weight(self):
+        return 1 - sum(weight for weight, _ in self.terms())
+
+    def room(self):
+        hot = reference.one_hot(self.labels, self.num_classes)
+        return (reference.softmax(self.logits) * (1 - hot)).sum(-1)
+
+    def pull(self):
+        hot = reference.one_hot(self.labels, self.num_classes)
+        tempered = reference.softmax(
+            np.asarray(self.logits, "float64") / self.temperature
+        )
+        kappa = self.temperature**2 if self.squared else 1.0
+        return sum(
+            weight
+            * kappa
+            / self.temperature
+            * ((tempered - target) * (1 - hot)).sum(-1)
+            for weight, target in self.terms()
+        )
+
+
+def soft_targets(loss, labels, teacher_logits):
+    """y_true as the Distiller makes it."""
+    logits = keras.ops.cast(teacher_logits, loss.dtype)
+    settled = settle(labels, logits, label_reader=loss.label_reader)
+    return {
+        "labels": labels,
+        **loss.teacher_statistics(settled.labels, logits),
+    }
+
+
+@every_loss
+@pytest.mark.parametrize("seed", seeds(6))
+def test_a_soft_label_is_a_bag_of_class_ids(name, seed, float64):
+    case = SoftCase(name, seed, dtype="float64")
+    loss = case.loss(reduction="sum")
+    y_true = soft_targets(loss, case.shares, case.teacher_logits)
+    value, gradient = value_and_gradient(lambda z: loss(y_true, z), case.logits)
+    np.testing.assert_allclose(value, case.expected().sum(), rtol=1e-9)
+    np.testing.assert_allclose(
+        gradient, case.expected_gradient(), rtol=1e-8, atol=1e-9
+    )
+    np.testing.assert_allclose(
+        loss.parts(y_true, case.logits).gradient_scale,
+        case.expected_scale(),
+        rtol=1e-7,
+        atol=1e-9,
+    )
+
+
+@every_loss
+@pytest.mark.parametrize("scale", [1.0, 8.0, 50.0])
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_a_one_hot_label_is_its_class_id(name, scale, dtype):
+    case = Case(name, seed=4, scale=scale)
+    hot = np.eye(case.num_classes)[case.labels].astype(dtype)
+    loss = case.loss()
+    of_ids = soft_targets(loss, case.labels, case.teacher_logits)
+    of_shares = soft_targets(loss, hot, case.teacher_logits)
+    for found, expected in zip(
+        value_and_gradient(lambda z: loss(of_shares, z), case.logits),
+        value_and_gradient(lambda z: loss(of_ids, z), case.logits),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    found = loss.parts(of_shares, case.logits)
+    expected = loss.parts(of_ids, case.logits)
+    scales = keras.ops.convert_to_numpy(found.gradient_scale)
+    at_label = np.take_along_axis(scales, case.labels[..., None], -1)[..., 0]
+    np.testing.assert_allclose(
+        at_label, expected.gradient_scale, rtol=2e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        found.cross_entropy, expected.cross_entropy, rtol=1e-5, atol=1e-6
+    )
+
+
+@label_free_loss
+@pytest.mark.parametrize("soft", [False, True])
+def test_an_example_without_a_label_has_the_teachers_term(name, soft, float64):
+    case = SoftCase(name, seed=2, dtype="float64")
+    loss = case.loss(reduction=None)
+    rows = np.arange(case.labels.size).reshape(case.labels.shape)
+    without = rows % 2 == 1
+    if soft:
+        labels = np.where(without[..., None], 0, case.shares)
+        with_label = case.expected()
+    else:
+        labels = np.where(without, -1, case.labels)
+        with_label = Case.expected(case)
+    y_true = soft_targets(loss, labels, case.teacher_logits)
+    terms = [(w, t) for w, t in case.terms()]
+    kappa = case.temperature**2 if case.squared else 1.0
+    alone = sum(
+        weight
+        * kappa
+        * (
+            -(
+                target * reference.log_softmax(case.logits / case.temperature)
+            ).sum(-1)
+            - reference.entropy(target)
+        )
+        for weight, target in terms
+    )
+    np.testing.assert_allclose(
+        loss(y_true, case.logits),
+        np.where(without, alone, with_label),
+        rtol=1e-9,
+        atol=1e-12,
+    )
+
+
+# -- trained by a Distiller ---------------------------------------------------
+
+EXAMPLES = 24
+random = np.random.default_rng(0)
+x = random.normal(size=(EXAMPLES, FEATURES)).astype("float32")
+ids = random.integers(0, CLASSES, EXAMPLES).astype("int32")
+weights = random.uniform(0, 2, EXAMPLES).astype("float32")
+shares = random.dirichlet(np.ones(CLASSES), EXAMPLES).astype("float32")
+hot = np.eye(CLASSES, dtype="float32")[ids]
+
+
+def assert_same(student, expected, tolerance=1e-6):
+    assert_same_weights(weights_of(student), weights_of(expected), tolerance)
+
+
+def trained(student, loss, labels, data=x, **options):
+    distiller = kd.Distiller(student, mlp(seed=9))
+    distiller.compile(keras.optimizers.SGD(0.1), loss, metrics=["accuracy"])
+    history = distiller.fit(
+        data,
+        labels,
+        batch_size=10,
+        epochs=2,
+        shuffle=False,
+        verbose=0,
+        **options,
+    ).history
+    return distiller, history
+
+
+@every_loss
+def test_one_hot_labels_train_as_class_ids(name):
+    options = {
+        "sample_weight": weights,
+        "class_weight": {0: 2.0, 2: 0.5},
+    }
+    expected, student = mlp(seed=1), mlp(seed=1)
+    by_ids, their_logs = trained(
+        expected, kd.losses.get(name, ignore_class=1), ids, **options
+    )
+    by_shares, logs = trained(
+        student, kd.losses.get(name, ignore_class=1), hot, **options
+    )
+    assert_same(student, expected)
+    assert logs.keys() == their_logs.keys()
+    for key, values in their_logs.items():
+        np.testing.assert_allclose(logs[key], values, rtol=1e-4, err_msg=key)
+    for group, scale in by_ids.gradient_scales.items():
+        found = by_shares.gradient_scales[group].summary()
+        wanted = scale.summary()
+        assert found["count"] == wanted["count"]
+        assert found["mean"] == pytest.approx(wanted["mean"], rel=1e-4)
+    np.testing.assert_allclose(
+        by_shares.evaluate(x, hot, verbose=0),
+        by_ids.evaluate(x, ids, verbose=0),
+        rtol=1e-5,
+    )
+
+
+def test_soft_labels_train_as_by_plain_keras():
+    plain, student = mlp(seed=1), mlp(seed=1)
+    plain.compile(
+        keras.optimizers.SGD(0.1),
+        keras.losses.CategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    theirs = plain.fit(
+        x,
+        shares,
+        sample_weight=weights,
+        batch_size=10,
+        epochs=2,
+        shuffle=False,
+        verbose=0,
+    ).history
+    loss = kd.LabelSmoothing(weight=0.0)
+    distiller, logs = trained(student, loss, shares, sample_weight=weights)
+    assert_same(student, plain)
+    np.testing.assert_allclose(logs["accuracy"], theirs["accuracy"])
+    np.testing.assert_allclose(
+        distiller.evaluate(x, shares, verbose=0),
+        plain.evaluate(x, shares, verbose=0),
+        rtol=1e-5,
+    )
+
+
+def test_class_weights_act_on_each_class_share():
+    by_class = np.array([2.0, 0.5, 1.0, *np.ones(CLASSES - 3)], "float32")
+    class_weight = dict(enumerate(by_class.tolist()))
+    student = mlp(seed=1)
+    trained(
+        student,
+        kd.LabelSmoothing(weight=0.0),
+        shares,
+        class_weight=class_weight,
+    )
+    plain = mlp(seed=1)
+
+    def weighted(shares, logits):
+        logs = keras.ops.log_softmax(logits)
+        return -keras.ops.sum(shares * by_class * logs, axis=-1)
+
+    plain.compile(keras.optimizers.SGD(0.1), weighted)
+    plain.fit(x, shares, batch_size=10, epochs=2, shuffle=False, verbose=0)
+    assert_same(student, plain)
+
+
+def test_histograms_count_the_classes_of_a_soft_label_by_their_shares():
+    distiller, _ = trained(mlp(seed=1), kd.KDPt(), shares)
+    summary = distiller.gradient_scales["all"].summary()
+    assert summary["count"] == pytest.approx(EXAMPLES, rel=1e-5)
+
+
+# -- without labels -----------------------------------------------------------
+
+
+@label_free_loss
+@pytest.mark.parametrize("form", ["array", "data set", "marked", "zeros"])
+def test_a_data_set_without_labels(name, form):
+    """As a data set with any labels, where these have no weight."""
+    student, expected = mlp(seed=1), mlp(seed=1)
+    trained(expected, kd.losses.get(name, weight=1.0), ids)
+    labels, data = None, x
+    if form == "marked":
+        labels = np.full_like(ids, -1)
+    elif form == "zeros":
+        labels = np.zeros_like(hot)
+    loss = kd.losses.get(name, weight=1.0)
+    if form == "data set":
+        import tensorflow as tf
+
+        distiller = kd.Distiller(student, mlp(seed=9))
+        distiller.compile(keras.optimizers.SGD(0.1), loss)
+        batches = tf.data.Dataset.from_tensor_slices(x).batch(10)
+        distiller.fit(batches, epochs=2, verbose=0)
+    else:
+        distiller, _ = trained(student, loss, labels, data)
+    assert_same(student, expected)
+    summary = distiller.gradient_scales["all"].summary()
+    assert summary["unlabelled"] == EXAMPLES
+    assert summary["count"] == 0
+
+
+@label_free_loss
+def test_labelled_and_unlabelled_examples_mix(name):
+    some = np.where(np.arange(EXAMPLES) % 3 == 0, -1, ids)
+    student = mlp(seed=1)
+    distiller, logs = trained(student, kd.losses.get(name), some)
+    summary = distiller.gradient_scales["all"].summary()
+    assert summary["unlabelled"] == EXAMPLES / 3
+    assert summary["count"] == EXAMPLES * 2 / 3
+    # The mean over the examples that have a label.
+    rows_of_zeros = np.where((some == -1)[:, None], 0, hot)
+    other = mlp(seed=1)
+    _, of_shares = trained(other, kd.losses.get(name), rows_of_zeros)
+    assert_same(student, other)
+    for key, values in of_shares.items():
+        np.testing.assert_allclose(logs[key], values, rtol=1e-4, err_msg=key)
+
+
+def test_logs_of_mixed_examples_are_means_over_the_labelled():
+    some = np.where(np.arange(EXAMPLES) % 3 == 0, -1, ids)
+    student = mlp(seed=1)
+    distiller = kd.Distiller(student, mlp(seed=9))
+    # A learning rate of 0: the logs are those of the student as it is.
+    distiller.compile(keras.optimizers.SGD(0.0), kd.KD(), metrics=["accuracy"])
+    logs = distiller.fit(x, some, batch_size=EXAMPLES, verbose=0).history
+    logits = np.asarray(student.predict(x, verbose=0), "float64")
+    has = some >= 0
+    surprise = -reference.log_softmax(logits)[np.arange(EXAMPLES), ids]
+    assert logs["cross_entropy"][0] == pytest.approx(
+        surprise[has].mean(), rel=1e-5
+    )
+    right = logits.argmax(-1) == ids
+    assert logs["accuracy"][0] == pytest.approx(right[has].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in kd.losses.NAMES if n not in LABEL_FREE]
+)
+def test_losses_that_read_labels_refuse_their_absence(name):
+    loss = kd.losses.get(name)
+    with pytest.raises(ValueError, match=f"{type(loss).__name__} reads the"):
+        trained(mlp(), loss, None)
+    with pytest.raises(ValueError, match=f"{type(loss).__name__} reads the"):
+        trained(mlp(), kd.losses.get(name), np.full_like(ids, -1))
+    with pytest.raises(ValueError, match=f"{type(loss).__name__} reads the"):
+        trained(mlp(), kd.losses.get(name), np.zeros_like(hot))
+
+
+@pytest.mark.parametrize(
+    "validation", [(x, None), (x,), x, (x, np.full_like(ids, -1))]
+)
+def test_validation_needs_labels_and_says_so(validation):
+    with pytest.raises(ValueError, match="alidation.*label|label.*alidation"):
+        trained(mlp(), kd.KD(), None, validation_data=validation)
+
+
+# -- refused ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (2 * shares, "sum of 1.*up to 2.*Normalise"),
+        (np.where(shares < 0.1, -0.1, shares), "not negative"),
+        (np.where(shares < 0.1, np.nan, shares), "not negative"),
+        (np.tile(np.arange(CLASSES), (EXAMPLES, 1)), "class ids as integers"),
+        (shares[:, :-1], "a share for each class"),
+    ],
+)
+def test_rows_that_are_not_shares_are_refused(rows, words):
+    student, before = mlp(seed=1), mlp(seed=1)
+    with pytest.raises(ValueError, match=f"(?s){words}"):
+        trained(student, kd.KDPt(), rows)
+    assert_same(student, before, 0)
+
+
+class OfClassIds(kd.losses.DistillationLoss):
+    """A loss of a user's own that knows nothing of soft labels."""
+
+    def target(self, labels, statistics, num_classes):
+        mass = keras.ops.ones_like(labels, dtype="float32")
+        return kd.losses.SparseTarget(labels[..., None], mass[..., None], 0.0)
+
+
+def test_a_loss_of_ones_own_that_reads_class_ids_says_so():
+    with pytest.raises(ValueError, match="OfClassIds reads class ids"):
+        trained(mlp(), OfClassIds(), shares)
