@@ -223,6 +223,11 @@ def test_members_keep_their_own_precision():
     )
 
 
+def sigmoids():
+    inputs = keras.Input((FEATURES,))
+    return keras.Model(inputs, layers.Dense(3, "sigmoid")(inputs))
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
@@ -239,6 +244,11 @@ def test_members_keep_their_own_precision():
             ),
             ValueError,
             r"same inputs.* \(None, 5\) float32 .* \(None, 3\) float32",
+        ),
+        (
+            lambda: kd.ensemble([sigmoids(), sigmoids()]),
+            ValueError,
+            "softmax .* binary_probabilities",
         ),
         (
             lambda: kd.ensemble([mlp(), mlp()], [1]),
