@@ -5,6 +5,7 @@ from keras_kd.attribution import Attribution, attribute
 from keras_kd.cache import TeacherCache
 from keras_kd.diagnosis import Diagnosis, diagnose
 from keras_kd.distiller import Distiller
+from keras_kd.ensemble import ensemble
 from keras_kd.list_files import read_top_log_probabilities
 from keras_kd.losses import (
     DKD,
@@ -16,6 +17,7 @@ from keras_kd.losses import (
     KDTopK,
     LabelSmoothing,
 )
+from keras_kd.precomputed import check_outputs
 
 __version__ = "0.1.0"
 
@@ -36,6 +38,7 @@ __all__ = [
     "callbacks",
     "check_outputs",
     "diagnose",
+    "ensemble",
     "losses",
     "metrics",
     "read_top_log_probabilities",

@@ -72,10 +72,14 @@ def find_logit_layer(model):
         the last weighted layer of a subclassed one.
 
     Raises:
-        ValueError: if the model has not been built, or that layer is neither
-            a `Dense` nor a reversible embedding.
+        ValueError: if the model has not been built, its output joins those
+            of several layers, or that layer is neither a `Dense` nor a
+            reversible embedding.
     """
-    layer = _output_layer(model)
+    layers = _output_layers(model)
+    if len(layers) > 1:
+        raise ValueError(_several_layers(model, layers))
+    layer = layers[0] if layers else None
     if layer is not None and _is_logit_layer(layer):
         return layer
     names = [each.name for each in _weighted_layers(model)][-5:]
@@ -111,22 +115,34 @@ def _without_weights(model):
     )
 
 
-def _output_layer(model):
-    """The last layer with weights on the way to the model's output."""
+def _several_layers(model, layers):
+    """What to say of a model whose output joins those of several layers."""
+    return (
+        "Class relations are read from one logit layer. Received: model "
+        f"{model.name!r}, whose output joins those of "
+        f"{[each.name for each in layers]}, as an ensemble does. Pass the "
+        "[classes, features] matrix of one of its members, as in "
+        "KDSim(logit_layer=keras_kd.similarity.logit_weights(member)), or a "
+        "mean of them."
+    )
+
+
+def _output_layers(model):
+    """The last layers with weights on all ways to the model's output."""
     outputs = getattr(model, "outputs", None)
     if not outputs:
-        weighted = _weighted_layers(model)
-        return weighted[-1] if weighted else None
-    tensor = outputs[0]
-    while True:
-        operation, inputs, _ = made_by(tensor)
+        return _weighted_layers(model)[-1:]
+    found, waiting = {}, [outputs[0]]
+    while waiting:
+        operation, inputs, _ = made_by(waiting.pop(0))
         if isinstance(operation, keras.Model):
-            return _output_layer(operation)
-        if getattr(operation, "weights", None):
-            return _unwrap(operation)
-        if not inputs:
-            return None
-        tensor = inputs[0]
+            found.update((id(each), each) for each in _output_layers(operation))
+        elif getattr(operation, "weights", None):
+            layer = _unwrap(operation)
+            found[id(layer)] = layer
+        else:
+            waiting += inputs
+    return list(found.values())
 
 
 def _weighted_layers(model):

@@ -246,6 +246,22 @@ def test_each_step_draws_again_and_a_seed_repeats_it():
     assert first != third
 
 
+def test_examples_without_a_label_have_the_distillation_term_alone():
+    random = np.random.default_rng(0)
+    logits, teacher = random.normal(0, 2, (2, 4, 9)).astype("float32")
+    loss = kd.KDSampled(k=4, weight=0.3, temperature=2.0, reduction=None)
+    made = loss.teacher_statistics(None, keras.ops.convert_to_tensor(teacher))
+    dense = np.zeros((4, 9))
+    classes, masses = (numpy(made[name]) for name in loss.statistics)
+    np.put_along_axis(dense, classes, masses, -1)
+    found = loss({"labels": np.array([-1, 3, -1, 0]), **made}, logits)
+    labels = np.array([0, 3, 0, 0])
+    expected = reference.per_example_loss(logits, labels, [(0.3, dense)], 2.0)
+    hard = 0.7 * reference.per_example_loss(logits, labels, [], 1.0)
+    expected[[0, 2]] -= hard[[0, 2]]
+    np.testing.assert_allclose(numpy(found), expected, rtol=1e-5)
+
+
 def test_a_copy_has_draws_of_its_own():
     loss = kd.KDSampled(k=2, seed=4)
     twin = loss.copy()

@@ -97,6 +97,22 @@ def made_by(tensor):
     return operation, operation._inbound_nodes[node].input_tensors, position
 
 
+def input_structure(model):
+    """The inputs of a functional model as its callers pass them.
+
+    `keras.Model.inputs` is a flat list, whatever the model takes.
+
+    Args:
+        model: a functional or sequential `keras.Model`.
+
+    Returns:
+        A `keras.KerasTensor`, or a structure of them.
+    """
+    structure = getattr(model, "_inputs_struct", model.inputs)
+    is_single = isinstance(structure, list) and len(structure) == 1
+    return structure[0] if is_single else structure
+
+
 def flatten_layers(model, include_self=True):
     """A model and all the layers inside of it, at any depth.
 
@@ -278,6 +294,7 @@ __all__ = [
     "flatten_layers",
     "get_keras_mask",
     "held_value",
+    "input_structure",
     "is_reversible_embedding",
     "kept_logits",
     "loss_tracker",
