@@ -513,7 +513,7 @@ def _fault_of_all(log_p):
     total = ops.sum(ops.exp(log_p), axis=-1)
     return _first_fault(
         {
-            1: ops.any(ops.logical_not(log_p <= _LARGEST_LOG), axis=-1),
+            1: ops.any(_above_0(log_p), axis=-1),
             3: ops.abs(total - 1.0) > _SUM_TOLERANCE,
         }
     )
@@ -521,7 +521,7 @@ def _fault_of_all(log_p):
 
 def _fault_of_list(ids, log_p, listed, inside):
     """[...] int32: what is wrong with lists."""
-    above = ops.logical_not(log_p <= _LARGEST_LOG)
+    above = _above_0(log_p)
     # As exp(large) would be infinite.
     known = ops.where(ops.logical_and(listed, log_p <= 1.0), log_p, _LOG_0)
     total = ops.sum(ops.exp(known), axis=-1)
@@ -539,6 +539,11 @@ def _fault_of_list(ids, log_p, listed, inside):
             2: total > 1.0 + _SUM_TOLERANCE,
         }
     )
+
+
+def _above_0(log_p):
+    """Booleans: what is above 0, or NaN, of which XLA makes no comparison."""
+    return ops.logical_or(log_p > _LARGEST_LOG, ops.isnan(log_p))
 
 
 def _first_fault(by_number):

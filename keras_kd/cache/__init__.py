@@ -3,8 +3,10 @@
 `teacher_cache` is what a user sees. `storage` keeps zarr arrays through
 TensorStore, `manifest` says what is in them, `stores` what is kept for which
 loss and how. `data` is the data set as the teacher sees it, `writer` runs the
-teacher over it, `reading` joins it with what is kept and compares every
-example. `fingerprint` tells one teacher from another, `verification` compares
+teacher over it (`teacher_pass`), or takes the outputs that the data carry
+(`precomputed_pass`), `reading` joins the data with what is kept and compares
+every example, `attached` does so for data other than TensorFlow's.
+`fingerprint` tells one teacher from another, `verification` compares
 with the teacher.
 """
 
