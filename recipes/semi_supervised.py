@@ -40,7 +40,7 @@ _BATCH = 64
 @click.option(
     "--epochs", default=60, show_default=True, type=click.IntRange(min=1)
 )
-@errors_as_messages
+@errors_as_messages()
 def main(seeds, share, epochs):
     """Students of few labels, with and without a teacher."""
     if not 0 < share < 1:

@@ -421,6 +421,7 @@ class OfClassIds(kd.losses.DistillationLoss):
         return kd.losses.SparseTarget(labels[..., None], mass[..., None], 0.0)
 
 
-def test_a_loss_of_ones_own_that_reads_class_ids_says_so():
-    with pytest.raises(ValueError, match="OfClassIds reads class ids"):
-        trained(mlp(), OfClassIds(), shares)
+@pytest.mark.parametrize("make", [OfClassIds, kd.DKD])
+def test_a_loss_that_reads_class_ids_says_so(make):
+    with pytest.raises(ValueError, match=f"{make.__name__} reads class ids"):
+        trained(mlp(), make(), shares)
