@@ -28,7 +28,7 @@ def test_every_block_runs(tmp_path, monkeypatch):
         "test": batches(1),
         "train_student": train_student,
     }
-    assert len(code) == 6
+    assert len(code) == 5
     x = data(8)[0]
     for number, block in enumerate(code):
         exec(block, names)
