@@ -460,6 +460,9 @@ class Distiller(backend.Trainer):
         """
         if isinstance(y, batch.Batch):
             return y
+        if isinstance(sample_weight, dict):
+            # Of arrays, Keras gives each entry of y the same weights.
+            sample_weight = sample_weight[batch.LABELS]
         outputs = self.student_reader.single(y_pred)
         logits = self.student_reader.logits(outputs)
         self.num_classes = logits.shape[-1]
