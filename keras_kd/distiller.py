@@ -615,7 +615,10 @@ class Distiller(backend.Trainer):
             return y
         class_weight = None if self._evaluating else self._class_weight
         return _Settled(
-            (head.name, head.settle(part, y_pred, weight, class_weight))
+            (
+                head.name,
+                head.settle(part, y_pred, _one_of(weight), class_weight),
+            )
             for (head, part), (_, weight) in zip(
                 self._parts(y),
                 self._parts(sample_weight, "sample weights"),
@@ -1015,6 +1018,14 @@ def _by_name(method, *args, **kwargs):
     arguments = dict(bound.arguments)
     others = arguments.pop("kwargs", {})
     return {**arguments, **others}
+
+
+def _one_of(sample_weight):
+    """Sample weights; of arrays, Keras gives each entry of y the same ones."""
+    while isinstance(sample_weight, dict):
+        first = next(iter(sample_weight.values()), None)
+        sample_weight = sample_weight.get(batch.LABELS, first)
+    return sample_weight
 
 
 def _is_distillation(loss):

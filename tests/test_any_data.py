@@ -398,6 +398,15 @@ def test_data_of_a_users_own_order_train_as_attached_ones(
     assert_weights_differ(found, in_order)
 
 
+def test_statistics_in_arrays_take_sample_weights(tmp_path):
+    x, labels, weights = data(EXAMPLES)
+    loss = LOSSES["kd_pt"]()
+    cache = write(tmp_path / "cache", (x, labels), loss)
+    y = {"labels": labels, **cache[:]}
+    found = trained(loss, x, y, BATCH, sample_weight=weights)
+    assert_same_weights(found, online("kd_pt"), 1e-5)
+
+
 def test_statistics_of_another_teacher_are_refused_in_arrays(tmp_path):
     x, labels, _ = data(EXAMPLES)
     cache = write(tmp_path / "cache", (x, labels), kd.KDPt())
