@@ -110,7 +110,8 @@ class Distiller(backend.Trainer):
             student's classes, so that the others become improbable, and so
             do metrics. The matrix of `KDSim` has to be cut by you, as in
             `KDSim(logit_layer=rows[:n])`, and a teacher whose statistics are
-            cached, as in `keras.Model(t.inputs, t.outputs[0][..., :n])`.
+            cached, as in `keras.Model(t.inputs, t.outputs[0][..., :n])`. Of
+            several outputs, a dict by name.
         save_teacher: whether the saved Distiller holds the teacher. If not,
             it holds what the loss took from the teacher's weights, and the
             teacher has to be assigned after loading where it must run.
@@ -179,7 +180,7 @@ class Distiller(backend.Trainer):
             gradient_scale = GradientScale()
         self._bins = _Untracked(gradient_scale or None)
         self.teacher = teacher
-        shared_class_count(student, teacher, shared_classes)
+        self._num_shared()
         for role in ("student", "teacher"):
             self._check_kinds(role)
         if student.built:
@@ -211,10 +212,15 @@ class Distiller(backend.Trainer):
         reader = LogitReader(model, kind, role, output, shared)
         return None if model is None else reader
 
+    def _shared_of(self, output):
+        """What `shared_classes` says of an output."""
+        shared = self.shared_classes
+        return shared.get(output) if isinstance(shared, dict) else shared
+
     def _num_shared(self, output=None):
         """How many classes both models begin with; `None` for all."""
         return shared_class_count(
-            self.student, self.teacher, self.shared_classes, output
+            self.student, self.teacher, self._shared_of(output), output
         )
 
     @property
@@ -240,7 +246,7 @@ class Distiller(backend.Trainer):
             return
         if value is not None:
             check_model("teacher", value)
-            shared_class_count(self.student, value, self.shared_classes)
+            shared_class_count(self.student, value, self._shared_of(None))
             preprocessing.check_tokenizers(self.student, value)
             check_sharing(self.student, value, self.save_teacher)
         # Past Keras, which would track it: it would be trained, its

@@ -7,7 +7,14 @@ import keras
 import numpy as np
 import pytest
 import reference
-from models import FEATURES, assert_same_weights, data, mlp, outputs_of
+from models import (
+    FEATURES,
+    assert_same_weights,
+    data,
+    mlp,
+    outputs_of,
+    uniform,
+)
 
 import keras_kd as kd
 
@@ -22,10 +29,10 @@ def losses_of(method):
     return kd.KDPt(weight=0.7, temperature=2.0)
 
 
-def explicit(logits, teacher_logits, labels, method, weight=0.7):
+def explicit(logits, teacher_logits, labels, method, weight=0.7, shared=SHARED):
     """The loss of each example: labels over all classes, the rest shared."""
     z = np.asarray(logits, "float64")
-    v = np.asarray(teacher_logits, "float64")[:, :SHARED]
+    v = np.asarray(teacher_logits, "float64")[:, :shared]
     log_q = reference.log_softmax(z)
     rows = np.arange(len(labels))
     if method == KD:
@@ -33,7 +40,7 @@ def explicit(logits, teacher_logits, labels, method, weight=0.7):
     else:
         target = reference.pt_target(labels, v, 2.0)
     entropy = -(target * np.log(target)).sum(-1)
-    tempered = reference.log_softmax(z[:, :SHARED] / 2.0)
+    tempered = reference.log_softmax(z[:, :shared] / 2.0)
     term = -(target * tempered).sum(-1)
     hard = -log_q[rows, labels]
     return hard, term, entropy, (1 - weight) * hard + weight * 4.0 * term
@@ -225,3 +232,39 @@ def test_a_model_without_a_graph_needs_a_number():
     distiller = kd.Distiller(NoGraph(), mlp(classes=6), shared_classes=SHARED)
     distiller.compile("sgd", "kd")
     distiller.fit(x, labels, verbose=0)
+
+
+def two_outputs(classes, seed):
+    inputs = keras.Input((FEATURES,))
+    outputs = {
+        name: keras.layers.Dense(
+            classes + 2 * index, kernel_initializer=uniform(seed), name=name
+        )(inputs)
+        for index, name in enumerate(("small", "large"))
+    }
+    return keras.Model(inputs, outputs)
+
+
+def test_each_output_shares_its_own_number():
+    student, teacher = two_outputs(7, 0), two_outputs(6, 1)
+    x, labels, _ = data(16, classes=SHARED)
+    names = ("small", "large")
+    distiller = kd.Distiller(
+        student, teacher, shared_classes={"small": SHARED, "large": True}
+    )
+    distiller.compile(
+        keras.optimizers.SGD(0.0), {name: losses_of(KD) for name in names}
+    )
+    logs = distiller.train_on_batch(
+        x, dict.fromkeys(names, labels), return_dict=True
+    )
+    for name, shared in zip(names, (SHARED, 8), strict=True):
+        z, v = (
+            keras.ops.convert_to_numpy(model(x)[name])
+            for model in (student, teacher)
+        )
+        hard, term, entropy, _ = explicit(z, v, labels, KD, shared=shared)
+        expected = 0.3 * hard + 0.7 * 4.0 * (term - entropy)
+        np.testing.assert_allclose(
+            logs[f"{name}_loss"], expected.mean(), rtol=1e-4
+        )
