@@ -6,6 +6,7 @@ from keras_kd.cache import TeacherCache
 from keras_kd.diagnosis import Diagnosis, diagnose
 from keras_kd.distiller import Distiller
 from keras_kd.ensemble import ensemble
+from keras_kd.list_files import read_top_log_probabilities
 from keras_kd.losses import (
     DKD,
     KD,
@@ -34,9 +35,11 @@ __all__ = [
     "TeacherCache",
     "attribute",
     "callbacks",
+    "check_outputs",
     "diagnose",
     "ensemble",
     "losses",
     "metrics",
+    "read_top_log_probabilities",
     "similarity",
 ]

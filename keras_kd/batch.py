@@ -55,6 +55,8 @@ class Batch:
             share may be ignored, floats.
         weights: [...] float32, or `None` where every example weighs the same.
         y: dict of what the data and the teacher give, labels as they came.
+        outside: [...], what classes of the student's that are not compared
+            add to the cross-entropy on the labels; `None` if there are none.
     """
 
     logits: object
@@ -65,6 +67,7 @@ class Batch:
     counted: object
     weights: object
     y: dict
+    outside: object = None
 
     @property
     def num_classes(self):
@@ -91,6 +94,12 @@ class Batch:
             return ops.where(self.counted, values, 0.0)
         counted = ops.cast(self.counted, values.dtype)
         return ops.where(counted > 0, values * counted, 0.0)
+
+    def over_all_classes(self, cross_entropy):
+        """[...], the cross-entropy over all classes that the student has."""
+        if self.outside is None:
+            return cross_entropy
+        return cross_entropy + self.outside
 
     def of_labelled(self, values):
         """[...] values, 0 where an example has no label."""

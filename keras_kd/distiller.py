@@ -1,6 +1,7 @@
 """The Distiller: a Keras model that trains a student with a partial-KD loss."""
 
 import contextlib
+import inspect
 import weakref
 
 import keras
@@ -13,19 +14,21 @@ from keras_kd import (
     distribution,
     fingerprint,
     losses,
+    precomputed,
+    preprocessing,
 )
 from keras_kd.backend.private import compiled_metrics, set_loss_tracker
 from keras_kd.batch import TEACHER_FINGERPRINT
 from keras_kd.head import EVALUATION, Head, PlainHead, number
 from keras_kd.logits import (
     LogitReader,
-    check_class_counts,
     check_model,
     model_of_output,
     output_names,
+    shared_class_count,
 )
 from keras_kd.metrics import GradientScale
-from keras_kd.monitors import InvalidExamples, LossTracker
+from keras_kd.monitors import TOLD, InvalidExamples, LossTracker
 from keras_kd.sharing import check_sharing
 
 # Methods of a student's own that a Distiller's training would bypass.
@@ -84,12 +87,14 @@ class Distiller(backend.Trainer):
 
     Args:
         student: a `keras.Model` with one output, [..., classes], or several
-            with names. It is called
-            as it is: the `preprocessor` of a KerasHub task, which runs in the
-            task's own `fit`, has to be mapped over the data.
+            with names. The `preprocessor` of a KerasHub task is applied to the
+            data, as in the task's own `fit`; set it to `None` for images that
+            are preprocessed already (token ids are recognised).
         teacher: a `keras.Model` with the same input and classes; may be left
             out for losses that need nothing from it per example, and for data
-            that carries its statistics. Another one may be assigned later.
+            that carries its statistics. Another one may be assigned later. A
+            KerasHub task whose preprocessor differs from the student's gets
+            the raw data by its own, such as images of another size.
         student_output: what the student gives: "logits", "probabilities" or
             "log_probabilities" of classes, or "binary_logits" or
             "binary_probabilities" of sigmoid units. `None` reads it from the
@@ -97,6 +102,15 @@ class Distiller(backend.Trainer):
             single unit, a sigmoid's). Values of the first batch that show
             something else are refused. Of several outputs, a dict by name.
         teacher_output: likewise, of the teacher.
+        shared_classes: how many classes student and teacher both begin with,
+            where their numbers differ, as with vocabularies that are padded;
+            `True` for the smaller number. The distillation term and w compare
+            the distributions over these classes alone. The cross-entropy on
+            the labels, which are among them, stays that over all of the
+            student's classes, so that the others become improbable, and so
+            do metrics. The matrix of `KDSim` has to be cut by you, as in
+            `KDSim(logit_layer=rows[:n])`, and a teacher whose statistics are
+            cached, as in `keras.Model(t.inputs, t.outputs[0][..., :n])`.
         save_teacher: whether the saved Distiller holds the teacher. If not,
             it holds what the loss took from the teacher's weights, and the
             teacher has to be assigned after loading where it must run.
@@ -106,9 +120,10 @@ class Distiller(backend.Trainer):
 
     Raises:
         TypeError: if student or teacher is not a `keras.Model`.
-        ValueError: if they have different numbers of classes, are one object
-            or share variables that training changes, or the student has a
-            training step or a loss of its own.
+        ValueError: if they have different numbers of classes or tokenizers
+            of different vocabularies, are one object or share variables that
+            training changes, or the student has a training step or a loss of
+            its own.
 
     Example:
     ```python
@@ -141,6 +156,7 @@ class Distiller(backend.Trainer):
         *,
         student_output=None,
         teacher_output=None,
+        shared_classes=None,
     ):
         check_model("student", student)
         _check_overrides(student)
@@ -151,8 +167,10 @@ class Distiller(backend.Trainer):
         self.save_teacher = save_teacher
         self.student_output = student_output
         self.teacher_output = teacher_output
+        self.shared_classes = shared_classes
         self._evaluating = False
         self._class_weight = {}
+        self._prepare = _Untracked({})
         self._teacher_number = None
         # Out of Keras's tracking, which ends when a model is built: a
         # Distiller can be compiled again with a loss of other terms.
@@ -161,7 +179,7 @@ class Distiller(backend.Trainer):
             gradient_scale = GradientScale()
         self._bins = _Untracked(gradient_scale or None)
         self.teacher = teacher
-        check_class_counts(student, teacher)
+        shared_class_count(student, teacher, shared_classes)
         for role in ("student", "teacher"):
             self._check_kinds(role)
         if student.built:
@@ -189,8 +207,15 @@ class Distiller(backend.Trainer):
             return None
         if isinstance(kind, dict):
             kind = kind.get(output)
-        reader = LogitReader(model, kind, role, output)
+        shared = self._num_shared(output)
+        reader = LogitReader(model, kind, role, output, shared)
         return None if model is None else reader
+
+    def _num_shared(self, output=None):
+        """How many classes both models begin with; `None` for all."""
+        return shared_class_count(
+            self.student, self.teacher, self.shared_classes, output
+        )
 
     @property
     def heads(self):
@@ -215,7 +240,8 @@ class Distiller(backend.Trainer):
             return
         if value is not None:
             check_model("teacher", value)
-            check_class_counts(self.student, value)
+            shared_class_count(self.student, value, self.shared_classes)
+            preprocessing.check_tokenizers(self.student, value)
             check_sharing(self.student, value, self.save_teacher)
         # Past Keras, which would track it: it would be trained, its
         # regularisation would join the loss and `trainable` would reach it.
@@ -308,8 +334,8 @@ class Distiller(backend.Trainer):
         given = loss if by_output else {None: loss}
         weights = loss_weights or {}
         if by_output:
-            self._check_outputs("loss", given)
-            self._check_outputs("loss_weights", weights)
+            self._check_names("loss", given)
+            self._check_names("loss_weights", weights)
             _check_metrics(given, metrics, weighted_metrics)
         with self._scope():
             found = {
@@ -344,11 +370,11 @@ class Distiller(backend.Trainer):
         """What one output is trained on."""
         if isinstance(loss, losses.DistillationLoss):
             if name is not None:
-                check_class_counts(self.student, self.teacher, name)
+                self._num_shared(name)
             return Head(self, name, loss, self._bins.value, weight)
         return PlainHead(self, name, loss, weight)
 
-    def _check_outputs(self, argument, by_output):
+    def _check_names(self, argument, by_output):
         """Refuses names of outputs that the student is known not to have."""
         names = output_names(self.student)
         unknown = [
@@ -491,9 +517,21 @@ class Distiller(backend.Trainer):
             (x, y, sample_weight), with y a dict.
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        return x, self._with_statistics(x, y), sample_weight
+        inputs, y = preprocessing.inputs_of_teacher(x, y)
+        y = self._with_statistics(inputs, y, lambda name: self._width(x, name))
+        return x, y, sample_weight
 
-    def _with_statistics(self, x, y):
+    def _width(self, x, output):
+        """Number of an output's units, before the student runs."""
+        outputs = getattr(self.student, "outputs", None)
+        if not outputs:
+            inputs = keras.tree.map_structure(
+                lambda t: keras.KerasTensor(t.shape, t.dtype), x
+            )
+            outputs = self.student(inputs)
+        return self.reader("student", output).single(outputs).shape[-1]
+
+    def _with_statistics(self, x, y, width):
         """Adds to the labels what the losses need from the teacher."""
         by_head = {
             head.name: batch.as_dict(part) for head, part in self._parts(y)
@@ -507,7 +545,11 @@ class Distiller(backend.Trainer):
             return outputs[0]
 
         by_head = {
-            head.name: head.with_statistics(by_head[head.name], teacher_outputs)
+            head.name: head.with_statistics(
+                by_head[head.name],
+                teacher_outputs,
+                lambda name=head.name: width(name),
+            )
             for head in self.heads
         }
         return by_head[None] if None in by_head else by_head
@@ -618,7 +660,7 @@ class Distiller(backend.Trainer):
             value
             for _, counts in updates
             for name, value in counts.items()
-            if name != "label"
+            if name not in TOLD
         )
         if training and self.losses:
             # Keras's own sum of the layers' losses, scaled for distribution.
@@ -690,10 +732,20 @@ class Distiller(backend.Trainer):
             weights = None
         return super().compute_metrics(x, labels, outputs, weights)
 
-    def _note_teacher_of(self, x):
+    def _check_outputs(self, y):
+        """Before training on arrays that hold a teacher's outputs."""
+        known = getattr(self.student, "outputs", None)
+        if not isinstance(y, dict) or not known:
+            return
+        for head, part in self._parts(y):
+            if isinstance(part, dict):
+                width = self._width(None, head.name)
+                precomputed.check_outputs(part, width)
+
+    def _note_teacher_of(self, x, y=None):
         """Before training on data that say whose statistics they carry."""
         spec = getattr(x, "element_spec", None)
-        y = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else None
+        y = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else y
         if _names_a_teacher(y):
             self._note_teacher()
 
@@ -735,20 +787,26 @@ class Distiller(backend.Trainer):
         Raises:
             RuntimeError: if another worker is lost.
         """
-        self._build_student(x)
-        self._note_labels(x, y, **kwargs)
-        self._note_teacher_of(x)
+        given = (x, y, batch_size, epochs, verbose, callbacks, *args)
+        given = _by_name(super().fit, *given, **kwargs)
+        prepare = self._preprocessing(with_teacher=True)
+        if prepare.is_needed:
+            given = prepare.fit_arguments(given)
+        self._build_student(given["x"])
+        self._note_labels(**{"y": None, **given})
+        self._note_teacher_of(given["x"], given.get("y"))
+        self._check_outputs(given.get("y"))
         self._note_class_weight(class_weight)
         strategy = distribution.strategy_of(self)
         if not isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = distribution.worker_callbacks(callbacks, strategy)
+            given["callbacks"] = distribution.worker_callbacks(
+                callbacks, strategy
+            )
         with (
             distribution.lost_worker_as_message(strategy),
             data_errors.raised_plainly(),
         ):
-            return super().fit(
-                x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs
-            )
+            return super().fit(**given)
 
     def train_on_batch(
         self,
@@ -762,6 +820,9 @@ class Distiller(backend.Trainer):
         if _names_a_teacher(y) and self._teacher_number is None:
             self._note_teacher()
         self._note_class_weight(class_weight)
+        prepare = self._preprocessing(with_teacher=True)
+        if prepare.is_needed:
+            x, y, sample_weight = prepare.on_batch(x, y, sample_weight)
         return super().train_on_batch(
             x, y, sample_weight, return_dict=return_dict
         )
@@ -799,24 +860,53 @@ class Distiller(backend.Trainer):
 
     def evaluate(self, *args, **kwargs):
         """Plain cross-entropy and metrics; as `keras.Model.evaluate`."""
+        given = _by_name(super().evaluate, *args, **kwargs)
+        prepare = self._preprocessing()
+        # What `fit` evaluates is preprocessed already.
+        if prepare.is_needed and not given.get("_use_cached_eval_dataset"):
+            given = prepare.arguments(given, given.get("batch_size"))
         strategy = distribution.strategy_of(self)
         with (
             self.evaluation(),
             distribution.lost_worker_as_message(strategy),
             data_errors.raised_plainly(),
         ):
-            return super().evaluate(*args, **kwargs)
+            return super().evaluate(**given)
 
     def predict(self, *args, **kwargs):
         """The student's outputs; as `keras.Model.predict`."""
+        given = _by_name(super().predict, *args, **kwargs)
+        prepare = self._preprocessing()
+        if prepare.is_needed:
+            given = prepare.arguments(given, given.get("batch_size"))
         strategy = distribution.strategy_of(self)
         with distribution.lost_worker_as_message(strategy):
-            return super().predict(*args, **kwargs)
+            return super().predict(**given)
 
-    def test_on_batch(self, *args, **kwargs):
+    def predict_on_batch(self, x):
+        """The student's outputs; as `keras.Model.predict_on_batch`."""
+        prepare = self._preprocessing()
+        if prepare.is_needed:
+            x, _, _ = prepare.on_batch(x)
+        return super().predict_on_batch(x)
+
+    def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
         """As `keras.Model.test_on_batch`, of the student alone."""
+        prepare = self._preprocessing()
+        if prepare.is_needed:
+            x, y, sample_weight = prepare.on_batch(x, y, sample_weight)
         with self.evaluation():
-            return super().test_on_batch(*args, **kwargs)
+            return super().test_on_batch(x, y, sample_weight, return_dict)
+
+    def _preprocessing(self, with_teacher=False):
+        """The `Preprocessing` of student and, where it runs, teacher."""
+        teacher = self.teacher if with_teacher else None
+        made = preprocessing.Preprocessing(self.student, teacher)
+        # What is compiled for single batches serves the next ones.
+        kept = self._prepare.value.get(with_teacher)
+        if kept is None or kept.settings != made.settings:
+            self._prepare.value[with_teacher] = kept = made
+        return kept
 
     @contextlib.contextmanager
     def evaluation(self):
@@ -885,6 +975,7 @@ class Distiller(backend.Trainer):
             "save_teacher": self.save_teacher,
             "student_output": self.student_output,
             "teacher_output": self.teacher_output,
+            "shared_classes": self.shared_classes,
             "gradient_scale": serialize(self._bins.value or False),
             "name": self.name,
         }
@@ -916,6 +1007,14 @@ def _check_metrics(loss, *metrics):
                 f"Received: metrics of {list(each)} and losses of "
                 f"{list(loss)}. Leave the others out."
             )
+
+
+def _by_name(method, *args, **kwargs):
+    """The arguments of a method of Keras, by name."""
+    bound = inspect.signature(method).bind(*args, **kwargs)
+    arguments = dict(bound.arguments)
+    others = arguments.pop("kwargs", {})
+    return {**arguments, **others}
 
 
 def _is_distillation(loss):

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd import batch
+from keras_kd import batch, precomputed
 from keras_kd.backend.private import get_keras_mask, set_keras_mask
 from keras_kd.batch import (
     STATISTICS_TEMPERATURE,
@@ -20,6 +20,7 @@ from keras_kd.batch import (
 )
 from keras_kd.logits import (
     class_count_message,
+    first_classes,
     is_binary,
     of_two_classes,
     output_of,
@@ -92,27 +93,31 @@ class Head:
         Returns:
             List of names; empty where the data carry the teacher's outputs.
         """
-        if TEACHER_LOGITS in y:
+        if precomputed.carried(y):
             return []
         return [name for name in self.loss.statistics if name not in y]
 
-    def with_statistics(self, y, teacher_outputs):
+    def with_statistics(self, y, teacher_outputs, width):
         """Adds to the labels what the loss needs from the teacher.
 
         Args:
             y: dict of labels and what comes beside them.
             teacher_outputs: function that returns what the teacher gives for
                 the batch; it is called if the data don't carry it.
+            width: function that returns the number of the output's units.
 
         Returns:
             A dict.
         """
+        y = precomputed.with_statistics(y, self.loss, width)
         carried = TEACHER_LOGITS in y and self.loss.statistics
         if not (carried or self.missing_statistics(y)):
             return y
         if carried:
-            logits = y[TEACHER_LOGITS]
-            if self.student_reader.is_binary:
+            shared = self.student_reader.num_classes
+            logits = first_classes(y[TEACHER_LOGITS], shared)
+            # What a cache keeps is of two classes already.
+            if self._is_binary and TEACHER_FINGERPRINT not in y:
                 logits = of_two_classes(logits)
         else:
             outputs = teacher_outputs()
@@ -123,7 +128,7 @@ class Head:
                 y = {**y, _TEACHER_OUTPUTS: reader.single(outputs)}
         logits = ops.cast(logits, self.loss.dtype)
         self._teacher_classes = logits.shape[-1]
-        settled = self._settled(y, logits, is_binary(self._teacher_kind))
+        settled = self._settled(y, logits, self._is_binary)
         labels = settled.labels
         if settled.is_soft:
             self.loss.check_soft_labels(labels)
@@ -135,6 +140,12 @@ class Head:
             **self.loss.teacher_statistics(labels, logits),
             TEACHER_RIGHT: right,
         }
+
+    @property
+    def _is_binary(self):
+        """Whether units are a sigmoid's, before the student runs."""
+        kind = self._teacher_kind or self.student_reader.kind
+        return is_binary(kind)
 
     # -- a batch -------------------------------------------------------------
 
@@ -173,7 +184,8 @@ class Head:
             class_weight=by_class,
         )
         self.has_soft_labels = settled.is_soft
-        return settled
+        outside = reader.outside(outputs, self.loss.dtype)
+        return dataclasses.replace(settled, outside=outside)
 
     def _settled(self, y, logits, binary, **kwargs):
         return batch.settle(
@@ -216,7 +228,8 @@ class Head:
             self.monitors.update(parts, settled, settled.y.get(TEACHER_RIGHT))
             return parts.loss
         logits = ops.cast(settled.logits, self.loss.dtype)
-        return settled.counted_part(cross_entropy(logits, settled.labels))
+        values = cross_entropy(logits, settled.labels)
+        return settled.counted_part(settled.over_all_classes(values))
 
     def reduced(self, values, settled):
         """The loss of a batch; see `reduce_over_batch`."""
@@ -243,6 +256,12 @@ class Head:
             counts["other_teacher"] = number(
                 _of_other_teacher(settled, teacher_number)
             )
+            fault = settled.y.get(precomputed.OUTPUT_FAULT)
+            if fault is not None:
+                counted = ops.cast(settled.counted, "bool")
+                counts |= precomputed.count_faults(
+                    fault, counted, settled.weights
+                )
         return counts
 
     def outputs_to_check(self, settled, y_pred):
@@ -286,7 +305,9 @@ class Head:
             outputs = ops.copy(outputs)
         outputs = _in_full_precision(outputs)
         set_keras_mask(outputs, mask)
-        return _metric_labels(settled, outputs), outputs, settled.weights
+        kind = self.student_reader.kind_of(outputs)
+        labels = _metric_labels(settled, outputs, kind)
+        return labels, outputs, settled.weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,9 +357,9 @@ class PlainHead:
         del y
         return []
 
-    def with_statistics(self, y, teacher_outputs):
+    def with_statistics(self, y, teacher_outputs, width):
         """The labels as they are; see `Head`."""
-        del teacher_outputs
+        del teacher_outputs, width
         return y
 
     def settle(self, y, y_pred, sample_weight=None, class_weight=None):
@@ -423,13 +444,12 @@ def _worst_label(settled):
     return ops.cast(ops.max(ops.where(bad, given, lowest)), "float32")
 
 
-def _metric_labels(settled, outputs):
+def _metric_labels(settled, outputs, kind):
     """Labels as Keras's metrics read them."""
     given = settled.given_labels
     if not settled.is_soft:
         given = ops.cast(ops.where(settled.is_valid, given, 0), "int32")
-    if tuple(settled.logits.shape) != tuple(outputs.shape):
-        # Units with a sigmoid.
+    if is_binary(kind):
         units = given[..., 1] if settled.is_soft else given
         return ops.reshape(units, ops.shape(outputs))
     return given

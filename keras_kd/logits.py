@@ -60,24 +60,31 @@ class LogitReader:
             model's graph, else to expect logits.
         role: "student" or "teacher", for messages and the argument's name.
         output: name of the output that is read; `None` for the only one.
+        num_classes: optional integer; classes from there on are cut off.
 
     Raises:
-        ValueError: if `kind` is none of `KINDS`, or the model is a KerasHub
-            task that preprocesses images by itself.
+        ValueError: if `kind` is none of `KINDS`.
     """
 
-    def __init__(self, model, kind=None, role="student", output=None):
+    def __init__(
+        self,
+        model,
+        kind=None,
+        role="student",
+        output=None,
+        num_classes=None,
+    ):
         if kind is not None and kind not in KINDS:
             raise ValueError(
                 f"`{role}_output` says what the {role} gives, one of "
                 f"{', '.join(map(repr, KINDS))}. Received: {kind!r}. Leave it "
                 "out to have it read from the model's graph."
             )
-        _refuse_image_preprocessor(role, model)
         self.model = model
         self.declared = kind
         self.role = role
         self.output = output
+        self.num_classes = num_classes
 
     @property
     def kind(self):
@@ -145,7 +152,7 @@ class LogitReader:
         return leaves[0]
 
     def logits(self, outputs):
-        """The logits behind a model's outputs.
+        """The logits behind a model's outputs, of the classes that are kept.
 
         Args:
             outputs: [..., classes], what the model gave.
@@ -159,6 +166,31 @@ class LogitReader:
         Raises:
             ValueError: if there are several outputs, or a single class.
         """
+        logits = self._all_logits(outputs)
+        return first_classes(logits, self.num_classes)
+
+    def outside(self, outputs, dtype):
+        """What the classes that are cut off add to a cross-entropy.
+
+        Args:
+            outputs: [..., classes], what the model gave.
+            dtype: of the result.
+
+        Returns:
+            [...], the negative logarithm of the probability of all classes
+            that are kept; `None` if none is cut off.
+        """
+        if self.num_classes is None:
+            return None
+        logits = ops.cast(self._all_logits(outputs), dtype)
+        if logits.shape[-1] <= self.num_classes:
+            return None
+        kept = logits[..., : self.num_classes]
+        cut = logits[..., self.num_classes :]
+        log_odds = ops.logsumexp(cut, axis=-1) - ops.logsumexp(kept, axis=-1)
+        return ops.logaddexp(log_odds, ops.zeros_like(log_odds))
+
+    def _all_logits(self, outputs):
         outputs = self.single(outputs)
         kind = self.kind_of(outputs)
         kept = self._kept(outputs)
@@ -294,14 +326,22 @@ def model_of_output(model, name):
         A `keras.Model` of the same layers; the model itself where it has no
         graph.
     """
-    tensor = _output_tensor(model, name)
+    tensor = output_tensor(model, name)
     if name is None or tensor is None or len(model.outputs) == 1:
         return model
     return keras.Model(model.inputs, tensor, name=model.name)
 
 
-def _output_tensor(model, name):
-    """The symbolic tensor of an output, or `None` without a graph."""
+def output_tensor(model, name):
+    """The symbolic tensor of an output.
+
+    Args:
+        model: a `keras.Model`.
+        name: of the output; `None` for the first.
+
+    Returns:
+        A `keras.KerasTensor`; `None` without a graph.
+    """
     outputs = getattr(model, "outputs", None)
     if not outputs:
         return None
@@ -378,7 +418,7 @@ def graph_kind(model, output=None):
         unit, "binary_logits"); reshapes, casts and averages may follow. `None`
         where the graph does not tell.
     """
-    tensor = _output_tensor(model, output)
+    tensor = output_tensor(model, output)
     kind = None if tensor is None else _tensor_kind(tensor)
     if kind == "logits" and tensor.shape[-1] == 1:
         return "binary_logits"
@@ -478,32 +518,59 @@ def check_model(role, model):
         )
 
 
-def _refuse_image_preprocessor(role, model):
-    """Refuses a KerasHub task that scales images in its own `predict`."""
-    preprocessor = getattr(model, "preprocessor", None)
-    if getattr(preprocessor, "image_converter", None) is not None:
-        raise ValueError(
-            f"The {role} {model.name!r} preprocesses raw images in methods of "
-            "its own, which do not run here. Received: a model with a "
-            "preprocessor that converts images. Map the data through "
-            "`model.preprocessor`, then set `model.preprocessor = None`."
-        )
+def first_classes(logits, num_classes=None):
+    """[..., num_classes], the first of them; `None` for all."""
+    if num_classes is None or logits.shape[-1] <= num_classes:
+        return logits
+    return logits[..., :num_classes]
 
 
-def check_class_counts(student, teacher, output=None):
-    """Refuses a pair of models with different numbers of classes.
+def shared_class_count(student, teacher, shared=None, output=None):
+    """The number of classes that training compares.
 
     Args:
         student: a `keras.Model`.
         teacher: a `keras.Model`, or `None`.
+        shared: `None` if both have the same classes, the number of classes
+            that both begin with, or `True` for the smaller of their counts.
         output: name of the output; `None` for the only one.
 
+    Returns:
+        An integer, or `None` for all classes.
+
     Raises:
-        ValueError: if both are known and differ.
+        ValueError: if the counts are known and differ while nothing is
+            shared, or if `shared` is not a number of classes of both.
     """
     counts = [_class_count(student, output), _class_count(teacher, output)]
-    if None not in counts and counts[0] != counts[1]:
-        raise ValueError(class_count_message(*counts))
+    known = [count for count in counts if count is not None]
+    if shared is None or shared is False:
+        if len(set(known)) > 1:
+            raise ValueError(class_count_message(*counts))
+        return None
+    if shared is True and counts[0] and (counts[1] or teacher is None):
+        return min(known)
+    if shared is True or shared != int(shared) or shared < 2:
+        raise ValueError(
+            "`shared_classes` is the number of classes, at least 2, that "
+            "student and teacher both begin with; True stands for the smaller "
+            f"of their counts, which must be known. Received: {shared!r} with "
+            f"a student of {_count_text(counts[0])} and a teacher of "
+            f"{_count_text(counts[1])}. Give a number, such as the size of "
+            "the tokenizer's vocabulary."
+        )
+    if known and shared > min(known):
+        raise ValueError(
+            "`shared_classes` are classes that student and teacher both have. "
+            f"Received: {shared} with a student of {_count_text(counts[0])} "
+            f"and a teacher of {_count_text(counts[1])}. Give at most "
+            f"{min(known)}."
+        )
+    return int(shared)
+
+
+def _count_text(count):
+    return f"{'an unknown number of' if count is None else count} classes"
 
 
 def check_several_classes(num_classes, owner="a model"):
@@ -531,12 +598,14 @@ def class_count_message(student_classes, teacher_classes):
         "Student and teacher must have the same classes in the same order. "
         f"Received: a student with {student_classes} classes and a teacher "
         f"with {teacher_classes}. Give the student's last layer "
-        f"{teacher_classes} units, or use a teacher of the same task."
+        f"{teacher_classes} units, use a teacher of the same task, or say "
+        "`shared_classes` if the first classes are the same, as in padded "
+        "vocabularies."
     )
 
 
 def _class_count(model, output):
     if output is None and len(getattr(model, "outputs", None) or ()) != 1:
         return None
-    tensor = _output_tensor(model, output)
+    tensor = output_tensor(model, output)
     return None if tensor is None else tensor.shape[-1]

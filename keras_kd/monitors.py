@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd import distribution
+from keras_kd import distribution, precomputed
 from keras_kd.batch import NOT_WHOLE, UNLABELLED
 from keras_kd.metrics import GradientScale
 
@@ -103,7 +103,9 @@ class Monitors:
 # What `InvalidExamples` counts in a step, in this order: labels that are not
 # class ids and the largest of them, examples whose loss is not finite because
 # of the inputs, the student or the teacher, statistics of another temperature
-# or teacher, and outputs other than those expected of student or teacher.
+# or teacher, outputs other than those expected of student or teacher, and a
+# teacher's outputs in the data that are not valid, with what is wrong with the
+# first and where it is.
 _ROLES = ("student", "teacher")
 _COUNTS = (
     "labels",
@@ -115,7 +117,12 @@ _COUNTS = (
     "other_teacher",
     "student_output",
     "teacher_output",
+    "outputs",
+    "fault",
+    "fault_row",
 )
+# What is told of the first batch that has any, by what is counted.
+TOLD = {"label": "labels", "fault": "outputs", "fault_row": "outputs"}
 
 
 class InvalidExamples(keras.metrics.Metric):
@@ -172,11 +179,9 @@ class InvalidExamples(keras.metrics.Metric):
                 name: count + ops.cast(counts.get(name, 0), self.dtype)
                 for name, count in before.items()
             }
-            # Of several batches the first one's label is told.
-            is_first = ops.equal(before["labels"], 0)
-            after["label"] = ops.where(
-                is_first, after["label"], before["label"]
-            )
+            for name, counted in TOLD.items():
+                is_first = ops.equal(before[counted], 0)
+                after[name] = ops.where(is_first, after[name], before[name])
             rows.append(ops.stack([*seen, *after.values()]))
         self.state.assign(ops.stack(rows))
 
@@ -241,6 +246,13 @@ def _message(counts, distiller, head):
             "The inputs are not finite. Received: NaN or infinity in "
             f"{int(counts['inputs'])} inputs of a batch. Look for missing "
             "values and for divisions by zero in the preprocessing."
+        )
+    if counts["outputs"]:
+        return precomputed.fault_message(
+            counts["outputs"],
+            counts["fault"],
+            counts["fault_row"],
+            head.num_classes,
         )
     if counts["teacher"]:
         return (

@@ -23,6 +23,7 @@ import study.quiet  # noqa: F401
 
 # isort: split
 import dataclasses
+import functools
 
 import click
 import keras
@@ -31,12 +32,9 @@ import numpy as np
 import tensorflow as tf
 from data import batches, text
 from study import language_model, options, strategies
-from study.comparison import compare
+from study.comparison import run_study
 from study.messages import errors_as_messages, first_line
 from study.options import positive, share
-from study.run_folder import open_run
-
-from keras_kd import distribution
 
 ROLES = ("teacher", "student")
 # Of a role's options, those that a preset decides.
@@ -93,35 +91,29 @@ _PRESET_DEFAULTS = {
 )
 @language_model.optimizer_options(5e-3, 2e-3)
 @options.shared_options(("plain", "kd_pt", "kd"))
+@errors_as_messages()
 def main(losses, log_dir, **chosen):
     """Compares distillation losses on a causal language model of KerasHub."""
-    context = click.get_current_context()
-    with errors_as_messages():
-        given = given_options(context)
-        check_options(chosen, given)
-        chosen = with_preset_defaults(chosen, given)
-        strategy = strategies.make_strategy(
-            chosen["strategy"], chosen["replicas"]
-        )
-        documents = read_documents(**chosen)
-        vocabulary = read_vocabulary(documents, chosen)
-        data = read_data(documents, vocabulary, chosen)
-        chosen = options.settled(
-            chosen, losses, data["train"].labels.size, vocabulary.classes
-        )
-        # Losses may be added to a run later; everything else makes it another.
-        run = open_run(
-            "causal_lm", options.run_config(chosen), log_dir, strategy
-        )
-        click.echo(documents.source)
-        for part, sequences in data.items():
-            click.echo(f"{part}: {sequences}")
-        click.echo(
-            f"{vocabulary.classes:,} classes of tokens. Run folder: "
-            f"{run.folder}"
-        )
-        models = CausalLMStudy(data, vocabulary, run, strategy, chosen)
-        compare(models, losses)
+    given = given_options(click.get_current_context())
+    check_options(chosen, given)
+    chosen = with_preset_defaults(chosen, given)
+    strategy = strategies.make_strategy(chosen["strategy"], chosen["replicas"])
+    documents = read_documents(**chosen)
+    vocabulary = read_vocabulary(documents, chosen)
+    data = read_data(documents, vocabulary, chosen)
+    sizes = [f"{part}: {sequences}" for part, sequences in data.items()]
+    classes = f"{vocabulary.classes:,} classes of tokens."
+    run_study(
+        "causal_lm",
+        "\n".join([documents.source, *sizes, classes]),
+        functools.partial(CausalLMStudy, data, vocabulary),
+        strategy,
+        chosen,
+        losses,
+        log_dir,
+        labels=data["train"].labels.size,
+        classes=vocabulary.classes,
+    )
 
 
 # -- options -------------------------------------------------------------------
@@ -154,29 +146,21 @@ def check_options(options, given):
             "them out."
         )
     for role in ROLES:
-        if options[f"{role}_preset"]:
-            decided = {f"{role}_{name}" for name in _ARCHITECTURE}
-            _refuse_beside_preset(role, given & {*decided, "vocabulary"})
-        else:
-            _check_heads(role, **_architecture(options, role))
-
-
-def _refuse_beside_preset(role, names):
-    if names:
-        option = "--" + min(names).replace("_", "-")
-        raise ValueError(
-            "A preset decides on its layers and its vocabulary. Received: "
-            f"{option} and --{role}-preset. Leave one of them out."
-        )
-
-
-def _check_heads(role, hidden, heads, **_):
-    if hidden % heads:
-        raise ValueError(
-            "The heads must share the hidden units evenly. Received: "
-            f"--{role}-hidden {hidden} with --{role}-heads {heads}. Use a "
-            f"multiple of {heads}."
-        )
+        shape = _architecture(options, role)
+        decided = given & {"vocabulary", *(f"{role}_{name}" for name in shape)}
+        if options[f"{role}_preset"] and decided:
+            raise ValueError(
+                "A preset decides on its layers and its vocabulary. Received: "
+                f"--{min(decided).replace('_', '-')} and --{role}-preset. "
+                "Leave one of them out."
+            )
+        heads = shape["heads"]
+        if not options[f"{role}_preset"] and shape["hidden"] % heads:
+            raise ValueError(
+                "The heads must share the hidden units evenly. Received: "
+                f"--{role}-hidden {shape['hidden']} with --{role}-heads "
+                f"{heads}. Use a multiple of {heads}."
+            )
 
 
 def _architecture(options, role):
@@ -500,29 +484,6 @@ def read_data(documents, vocabulary, options):
     return data
 
 
-def training_stream(sequences, batch_size, seed, first_epoch):
-    """Endless shuffled batches.
-
-    Args:
-        sequences: `Sequences`.
-        batch_size: integer, and the following: see `batches.epoch_orders`.
-        seed: integer.
-        first_epoch: integer.
-
-    Returns:
-        A `tf.data.Dataset` of (x, labels, sample_weight).
-    """
-    arrays = tf.nest.map_structure(tf.constant, sequences.arrays)
-    dataset = batches.epoch_orders(
-        len(sequences), batch_size, seed, first_epoch
-    ).map(
-        lambda index, _: tf.nest.map_structure(lambda a: a[index], arrays),
-        num_parallel_calls=tf.data.AUTOTUNE,
-    )
-    dataset = dataset.batch(batch_size, drop_remainder=True)
-    return distribution.shard_by_example(dataset.prefetch(tf.data.AUTOTUNE))
-
-
 def examples(sequences):
     """The sequences one by one, in order, as a `tf.data.Dataset`."""
     return tf.data.Dataset.from_tensor_slices(sequences.arrays)
@@ -551,6 +512,7 @@ class CausalLMStudy(language_model.LanguageModelStudy):
         super().__init__(run, strategy, options)
         self.data = data
         self.vocabulary = vocabulary
+        self.train_size = len(data["train"])
 
     def classes(self):
         """Number of logits."""
@@ -565,8 +527,9 @@ class CausalLMStudy(language_model.LanguageModelStudy):
 
     def training_data(self, role, first_epoch):
         """Shuffled batches of padded sequences."""
-        return training_stream(
-            self.data["train"],
+        return batches.shuffled(
+            self.data["train"].arrays,
+            self.train_size,
             self.options["batch_size"],
             self.options["seed"],
             first_epoch,
@@ -580,30 +543,13 @@ class CausalLMStudy(language_model.LanguageModelStudy):
         """The sequences in order, in batches."""
         return self.cached_data().batch(self.options["batch_size"])
 
-    def cached_stream(self, cache, loss, first_epoch):
-        """The same sequences in another order in each epoch."""
-        return cache.epochs(
-            self.cached_data(),
-            loss,
-            first_epoch,
-            batch_size=self.options["batch_size"],
-            shuffle=len(self.data["train"]),
-            seed=self.options["seed"],
-        )
-
-    def steps_per_epoch(self, role):
-        """Number of full batches."""
-        return len(self.data["train"]) // self.options["batch_size"]
-
     def evaluation_data(self):
         """Validation text, which `fit` reports, and test text."""
         return {
-            part: distribution.shard_by_example(
-                batches.full_batches(
-                    examples(self.data[part]),
-                    len(self.data[part]),
-                    self.options["batch_size"],
-                )
+            part: batches.full_batches(
+                examples(self.data[part]),
+                len(self.data[part]),
+                self.options["batch_size"],
             )
             for part in ("valid", "test")
         }

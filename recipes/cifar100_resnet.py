@@ -16,17 +16,17 @@ is the study at full size, for a machine with GPUs.
 import study.quiet  # noqa: F401
 
 # isort: split
+import functools
+
 import click
 import keras
 import networks
 import tensorflow as tf
 from data import images
-from study import options, strategies
-from study.comparison import compare
+from study import options, strategies, vision
+from study.comparison import run_study
 from study.messages import errors_as_messages
-from study.options import UserPath, positive
-from study.run_folder import open_run
-from study.study import Study, with_weight_decay
+from study.options import positive
 
 # Where the learning rate drops, as shares of all epochs: at 150, 180 and 210
 # of 240.
@@ -52,14 +52,6 @@ LOSS_ARGUMENTS = {
 @click.command(context_settings={"show_default": True})
 @click.option(
     "--dataset", type=click.Choice(("cifar100", "digits")), default="cifar100"
-)
-@click.option(
-    "--data-dir",
-    type=UserPath(exists=True, file_okay=False),
-    help="Folder of TFDS data sets. [default: TFDS's own]",
-)
-@click.option(
-    "--limit-train", type=positive, help="Use this many training images."
 )
 @click.option(
     "--teacher-depth",
@@ -89,35 +81,28 @@ LOSS_ARGUMENTS = {
     "[default: 62.5 %, 75 % and 87.5 % of all epochs: 150, 180, 210 of 240]",
 )
 @click.option("--drop-factor", type=options.share, default=0.1)
-@click.option("--momentum", type=options.share, default=0.9)
-@click.option("--weight-decay", type=float, default=5e-4)
 @click.option(
     "--augment/--no-augment", default=True, help="Random crops and flips."
 )
-@click.option(
-    "--views",
-    type=positive,
-    default=10,
-    help="Crops and flips of each image that --cache keeps; each epoch has "
-    "the next.",
-)
+@vision.image_options(weight_decay=5e-4, views="Crops and flips")
 @options.shared_options(("plain", "label_smoothing", "kd_pt", "kd_sim", "kd"))
+@errors_as_messages()
 def main(losses, log_dir, **chosen):
     """Compares distillation losses on a small image classifier."""
-    with errors_as_messages():
-        _fill_in(chosen)
-        strategy = strategies.make_strategy(
-            chosen["strategy"], chosen["replicas"]
-        )
-        data = load(chosen)
-        available = len(data.train[0])
-        size = min(chosen["limit_train"] or available, available)
-        chosen = options.settled(chosen, losses, size, data.classes)
-        run = open_run(
-            "cifar100_resnet", options.run_config(chosen), log_dir, strategy
-        )
-        click.echo(f"{chosen['dataset']}. Run folder: {run.folder}")
-        compare(ImageStudy(data, size, run, strategy, chosen), losses)
+    _fill_in(chosen)
+    strategy = strategies.make_strategy(chosen["strategy"], chosen["replicas"])
+    data = load(chosen)
+    run_study(
+        "cifar100_resnet",
+        f"{chosen['dataset']}.",
+        functools.partial(ImageStudy, data),
+        strategy,
+        chosen,
+        losses,
+        log_dir,
+        labels=vision.training_size(chosen, len(data.train[0])),
+        classes=data.classes,
+    )
 
 
 def _fill_in(options):
@@ -139,40 +124,29 @@ def load(options):
     return images.cifar100(options["data_dir"])
 
 
-class ImageStudy(Study):
+class ImageStudy(vision.VisionStudy):
     """CIFAR ResNets on images held in memory; see `study.study.Study`.
 
     Args:
         data: `images.Images`.
-        train_size: how many of the training images are used.
         run: a `RunFolder`.
         strategy: a `tf.distribute.Strategy`.
         options: dict of the command's options.
     """
 
     loss_arguments = LOSS_ARGUMENTS
-    columns = (
-        ("top-1 %", "test_accuracy", 100, ".2f"),
-        ("top-5 %", "test_top5_accuracy", 100, ".2f"),
-    )
-    score = "test_accuracy"
 
-    def __init__(self, data, train_size, run, strategy, options):
-        super().__init__(run, strategy, options)
+    def __init__(self, data, run, strategy, options):
         for role in ("teacher", "student"):
             networks.blocks_per_stage(options[f"{role}_depth"])
+        super().__init__(
+            len(data.train[0]), data.shape, data.classes, run, strategy, options
+        )
         self.images = data
-        self.train_size = train_size
-        if self.train_size < options["batch_size"]:
-            raise ValueError(
-                "There must be an image for each place of a batch. Received: "
-                f"{self.train_size} training images and --batch-size "
-                f"{options['batch_size']}. Lower --batch-size."
-            )
 
     def training_data(self, role, first_epoch):
         """Shuffled and augmented batches."""
-        return images.training_stream(
+        dataset = images.training_stream(
             self.images,
             self.train_size,
             self.options["batch_size"],
@@ -180,6 +154,7 @@ class ImageStudy(Study):
             first_epoch,
             self.options["augment"],
         )
+        return self.mixed(dataset, first_epoch)
 
     def cached_data(self):
         """The images in order."""
@@ -199,30 +174,11 @@ class ImageStudy(Study):
         """The crops and flips, which the cache repeats."""
         return images.view_function(self.images, self.options["augment"])
 
-    def cached_stream(self, cache, loss, first_epoch):
-        """The same images in another order in each epoch."""
-        return cache.epochs(
-            self.cached_data(),
-            loss,
-            first_epoch,
-            batch_size=self.options["batch_size"],
-            shuffle=self.train_size,
-            seed=self.options["seed"],
-            augment=self.augment(),
-        )
-
-    def steps_per_epoch(self, role):
-        """Number of full batches."""
-        return self.train_size // self.options["batch_size"]
-
     def evaluation_data(self):
         """The test images; none are held out, as usual on CIFAR."""
         batch_size = 4 * self.options["batch_size"]
-        return {"test": images.evaluation_batches(self.images.test, batch_size)}
-
-    def metrics(self):
-        """Top-1 and top-5 accuracy."""
-        return images.accuracies()
+        dataset = images.evaluation_batches(self.images.test, batch_size)
+        return {"test": self.evaluated(dataset)}
 
     def build(self, role):
         """A CIFAR ResNet."""
@@ -234,7 +190,7 @@ class ImageStudy(Study):
             self.images.deviation,
             name=role,
         )
-        return with_weight_decay(model, self.options["weight_decay"])
+        return vision.with_weight_decay(model, self.options["weight_decay"])
 
     def optimizer(self, role):
         """SGD with momentum, its rate falling in steps."""
@@ -248,16 +204,11 @@ class ImageStudy(Study):
         schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
             [round(epoch * steps) for epoch in sorted(drops)], rates
         )
-        return keras.optimizers.SGD(schedule, momentum=options["momentum"])
+        return self.sgd(schedule)
 
     def class_order(self):
         """Related classes side by side."""
         return self.images.class_order
-
-    def adapted_teacher(self, model):
-        """A teacher of these images, or an error."""
-        images.check_teacher(model, self.images.shape, self.images.classes)
-        return model
 
 
 if __name__ == "__main__":

@@ -13,18 +13,18 @@ needs `imagenet2012` as TFDS prepares it, and GPUs.
 import study.quiet  # noqa: F401
 
 # isort: split
+import functools
+
 import click
 import keras
 import networks
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from data import batches, images
-from study import options, strategies
-from study.comparison import compare
+from study import options, strategies, vision
+from study.comparison import run_study
 from study.messages import errors_as_messages
-from study.options import UserPath, positive
-from study.run_folder import open_run
-from study.study import Study, with_weight_decay
+from study.options import positive
 
 from keras_kd import distribution
 
@@ -38,14 +38,6 @@ network = click.Choice(tuple(networks.NETWORKS))
 
 
 @click.command(context_settings={"show_default": True})
-@click.option(
-    "--data-dir",
-    type=UserPath(exists=True, file_okay=False),
-    help="Folder of TFDS data sets. [default: TFDS's own]",
-)
-@click.option(
-    "--limit-train", type=positive, help="Use this many training images."
-)
 @click.option("--image-size", type=click.IntRange(min=32), default=224)
 @click.option("--teacher-network", type=network, default="ResNet152")
 @click.option("--student-network", type=network, default="ResNet50")
@@ -61,71 +53,60 @@ network = click.Choice(tuple(networks.NETWORKS))
     "--decay", type=click.Choice(("cosine", "step")), default="cosine"
 )
 @click.option("--warmup-epochs", type=click.IntRange(min=0), default=5)
-@click.option("--momentum", type=options.share, default=0.9)
-@click.option("--weight-decay", type=float, default=1e-4)
-@click.option(
-    "--views",
-    type=positive,
-    default=10,
-    help="Crops of each image that --cache keeps; each epoch has the next.",
-)
+@vision.image_options(weight_decay=1e-4, views="Crops")
 @click.option("--shuffle-buffer", type=positive, default=16_384, help="Images.")
 @options.shared_options(
     ("plain", "label_smoothing", "kd_pt", "kd_sim", "kd_pt_sim", "kd_topk")
 )
+@errors_as_messages()
 def main(losses, log_dir, **chosen):
     """Compares distillation losses on ImageNet."""
-    with errors_as_messages():
-        strategy = strategies.make_strategy(
-            chosen["strategy"], chosen["replicas"]
-        )
-        builder = images.prepared_builder(
-            "imagenet2012",
-            chosen["data_dir"],
-            "put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into the "
-            "folder's downloads/manual/ and run this again",
-        )
-        available = builder.info.splits["train"].num_examples
-        size = min(chosen["limit_train"] or available, available)
-        classes = builder.info.features["label"].num_classes
-        chosen = options.settled(chosen, losses, size, classes)
-        run = open_run(
-            "imagenet_resnet", options.run_config(chosen), log_dir, strategy
-        )
-        click.echo(f"imagenet2012. Run folder: {run.folder}")
-        compare(ImageNetStudy(builder, size, run, strategy, chosen), losses)
+    strategy = strategies.make_strategy(chosen["strategy"], chosen["replicas"])
+    builder = images.prepared_builder(
+        "imagenet2012",
+        chosen["data_dir"],
+        "put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into the "
+        "folder's downloads/manual/ and run this again",
+    )
+    available = builder.info.splits["train"].num_examples
+    run_study(
+        "imagenet_resnet",
+        "imagenet2012.",
+        functools.partial(ImageNetStudy, builder),
+        strategy,
+        chosen,
+        losses,
+        log_dir,
+        labels=vision.training_size(chosen, available),
+        classes=builder.info.features["label"].num_classes,
+    )
 
 
-class ImageNetStudy(Study):
+class ImageNetStudy(vision.VisionStudy):
     """Networks of keras.applications on ImageNet; see `study.study.Study`.
 
     Args:
         builder: a TFDS builder with the splits "train" and "validation".
-        train_size: how many of the training images are used.
         run: a `RunFolder`.
         strategy: a `tf.distribute.Strategy`.
         options: dict of the command's options.
     """
 
-    columns = (
-        ("top-1 %", "valid_accuracy", 100, ".2f"),
-        ("top-5 %", "valid_top5_accuracy", 100, ".2f"),
-    )
-    score = "valid_accuracy"
+    part = "valid"
     # The paper keeps half of ImageNet's classes.
     loss_arguments = {"kd_topk": {"k": 0.5}, "kd_sampled": {"k": 0.5}}
 
-    def __init__(self, builder, train_size, run, strategy, options):
-        super().__init__(run, strategy, options)
+    def __init__(self, builder, run, strategy, options):
+        size = options["image_size"]
+        super().__init__(
+            builder.info.splits["train"].num_examples,
+            (size, size, 3),
+            builder.info.features["label"].num_classes,
+            run,
+            strategy,
+            options,
+        )
         self.builder = builder
-        self.classes = builder.info.features["label"].num_classes
-        self.train_size = train_size
-        if self.train_size < options["batch_size"]:
-            raise ValueError(
-                "There must be an image for each place of a batch. Received: "
-                f"{self.train_size} training images and --batch-size "
-                f"{options['batch_size']}. Lower --batch-size."
-            )
 
     def training_data(self, role, first_epoch):
         """Shuffled batches of randomly cropped and flipped images.
@@ -148,7 +129,9 @@ class ImageNetStudy(Study):
 
         dataset = tf.data.Dataset.zip(positions, dataset)
         dataset = dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE)
-        return dataset.batch(options["batch_size"]).prefetch(tf.data.AUTOTUNE)
+        dataset = dataset.batch(options["batch_size"])
+        dataset = dataset.prefetch(tf.data.AUTOTUNE)
+        return self.mixed(dataset, first_epoch)
 
     def cached_data(self):
         """JPEGs and labels in order."""
@@ -168,23 +151,6 @@ class ImageNetStudy(Study):
         size = self.options["image_size"]
         return lambda encoded, seed: random_crop(encoded, size, seed)
 
-    def cached_stream(self, cache, loss, first_epoch):
-        """The same images in another order in each epoch."""
-        options = self.options
-        return cache.epochs(
-            self.cached_data(),
-            loss,
-            first_epoch,
-            batch_size=options["batch_size"],
-            shuffle=min(options["shuffle_buffer"], self.train_size),
-            seed=options["seed"],
-            augment=self.augment(),
-        )
-
-    def steps_per_epoch(self, role):
-        """Number of full batches."""
-        return self.train_size // self.options["batch_size"]
-
     def evaluation_data(self):
         """The validation images, whose centre is used."""
         size = self.options["image_size"]
@@ -197,8 +163,7 @@ class ImageNetStudy(Study):
             self.builder.info.splits["validation"].num_examples,
             self.options["batch_size"],
         )
-        # Else files are dealt out, and the filling once per worker.
-        return {"valid": distribution.shard_by_example(dataset)}
+        return {"valid": self.evaluated(dataset)}
 
     def _encoded(self, split, shuffle):
         """(JPEG bytes, label); a crop need not decode the whole image."""
@@ -217,10 +182,6 @@ class ImageNetStudy(Study):
             )
         )
 
-    def metrics(self):
-        """Top-1 and top-5 accuracy."""
-        return images.accuracies()
-
     def build(self, role):
         """An untrained network."""
         options = self.options
@@ -230,7 +191,7 @@ class ImageNetStudy(Study):
             self.classes,
             name=role,
         )
-        return with_weight_decay(model, options["weight_decay"])
+        return vision.with_weight_decay(model, options["weight_decay"])
 
     def optimizer(self, role):
         """SGD with momentum; the rate rises, then falls."""
@@ -255,7 +216,7 @@ class ImageNetStudy(Study):
             )
         else:
             rate = _step_decay(peak, steps, warmup)
-        return keras.optimizers.SGD(rate, momentum=options["momentum"])
+        return self.sgd(rate)
 
     def teacher(self):
         """The teacher given, or keras.applications' own."""
@@ -267,12 +228,6 @@ class ImageNetStudy(Study):
             )
         self.evaluate_teacher(teacher)
         return teacher
-
-    def adapted_teacher(self, model):
-        """A teacher of these images, or an error."""
-        size = self.options["image_size"]
-        images.check_teacher(model, (size, size, 3), self.classes)
-        return model
 
 
 def _step_decay(peak, steps, warmup):

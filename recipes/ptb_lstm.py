@@ -19,15 +19,16 @@ is the paper's size, for a machine with a GPU.
 import study.quiet  # noqa: F401
 
 # isort: split
+import functools
+
 import click
 import keras
 from data import text
 from keras import layers
 from study import language_model, options, strategies
-from study.comparison import compare
+from study.comparison import run_study
 from study.messages import errors_as_messages
 from study.options import positive, share
-from study.run_folder import open_run
 
 from keras_kd import distribution
 
@@ -53,28 +54,25 @@ from keras_kd import distribution
 @click.option("--time-steps", type=positive, default=35, help="Per segment.")
 @language_model.optimizer_options(1e-2, 1e-2)
 @options.shared_options(("plain", "kd_pt", "kd_pt_sim", "kd"))
+@errors_as_messages()
 def main(losses, log_dir, **chosen):
     """Compares distillation losses on an LSTM language model."""
-    with errors_as_messages():
-        check_backend()
-        corpus = read_corpus(**chosen)
-        chosen = options.settled(
-            chosen, losses, len(corpus.train), len(corpus.vocabulary)
-        )
-        strategy = strategies.make_strategy(
-            chosen["strategy"], chosen["replicas"]
-        )
-        # Losses may be added to a run later; everything else makes it another.
-        run = open_run(
-            "ptb_lstm", options.run_config(chosen), log_dir, strategy
-        )
-        click.echo(corpus.source)
-        click.echo(
-            f"{len(corpus.train):,} training tokens, {len(corpus.test):,} test "
-            f"tokens, {len(corpus.vocabulary):,} words. Run folder: "
-            f"{run.folder}"
-        )
-        compare(LSTMStudy(corpus, run, strategy, chosen), losses)
+    check_backend()
+    corpus = read_corpus(**chosen)
+    strategy = strategies.make_strategy(chosen["strategy"], chosen["replicas"])
+    words = len(corpus.vocabulary)
+    run_study(
+        "ptb_lstm",
+        f"{corpus.source}\n{len(corpus.train):,} training tokens, "
+        f"{len(corpus.test):,} test tokens, {words:,} words.",
+        functools.partial(LSTMStudy, corpus),
+        strategy,
+        chosen,
+        losses,
+        log_dir,
+        labels=len(corpus.train),
+        classes=words,
+    )
 
 
 def check_backend():
@@ -131,6 +129,10 @@ class LSTMStudy(language_model.LanguageModelStudy):
     def cached_data(self):
         """The segments in order, as the carried state asks."""
         return self.data["train"]
+
+    def cached_stream(self, cache, loss, first_epoch):
+        """The segments in order, with what the teacher said of each."""
+        return cache.epochs(self.cached_data(), loss, first_epoch)
 
     def steps_per_epoch(self, role):
         """Number of segments of a stream."""

@@ -26,6 +26,7 @@ from data import synthetic as data
 from keras import ops
 from matplotlib import figure
 from study.messages import errors_as_messages
+from study.methods import CrossEntropy
 from study.options import log_dir, positive
 from study.run_folder import load_model, open_run
 from study.table import print_table
@@ -248,7 +249,7 @@ class SyntheticStudy:
         }
 
     def _train_teachers(self):
-        networks, result = self._fit("teacher", plain_loss(), {})
+        networks, result = self._fit("teacher", CrossEntropy(), {})
         self.run.save(networks, "teacher")
         return result
 
@@ -333,7 +334,7 @@ class SyntheticStudy:
             A `keras_kd.losses.DistillationLoss`.
         """
         if method == "plain":
-            return plain_loss()
+            return CrossEntropy()
         name = _LOSS_OF.get(method, method)
         settings = settings or _SETTINGS.get(method) or _SETTINGS[name]
         if name not in ("kd_sim", "kd_pt_sim"):
@@ -397,11 +398,6 @@ class SyntheticStudy:
             )
         ]
         return np.stack(columns, axis=1)
-
-
-def plain_loss():
-    """The cross-entropy on the labels alone."""
-    return kd.LabelSmoothing(weight=0.0)
 
 
 def make_networks(count, features, units, classes, seed):
@@ -533,11 +529,39 @@ class Claim:
         return "confirmed"
 
 
+# The claims as (method, other method, where, whether a gain is claimed): at the
+# lowest or the highest delta, over all, or of the slope over delta. KD-sim and
+# KD-pt are held against label smoothing: a gain that smoothing without a
+# teacher brings as well is not knowledge of the teacher.
+_CLAIMS = {
+    "With uncorrelated classes KD-pt gains and KD-sim does not": (
+        ("kd_pt", "label_smoothing", "low", True),
+        ("kd_pt", "kd_sim", "low", True),
+        ("kd_sim", "label_smoothing", "low", False),
+    ),
+    "KD-sim's gain grows with delta": (
+        ("kd_sim", "label_smoothing", "slope", True),
+    ),
+    "KD-pt+sim gains more than either at high delta": (
+        ("kd_pt_sim", "kd_pt", "high", True),
+        ("kd_pt_sim", "kd_sim", "high", True),
+    ),
+    "Re-weighting is worth more than class relations, and these more than "
+    "label smoothing": (
+        ("kd_pt", "kd_sim", "all", True),
+        ("kd_sim", "label_smoothing", "all", True),
+    ),
+}
+_WORDS = {
+    "label_smoothing": "label smoothing",
+    "kd_sim": "KD-sim",
+    "kd_pt": "KD-pt",
+    "kd_pt_sim": "KD-pt+sim",
+}
+
+
 def judge(scores, deltas):
     """The paper's four claims, each tested on pairs of methods by seed.
-
-    KD-sim and KD-pt are held against label smoothing: a gain that smoothing
-    without a teacher brings as well is not knowledge of the teacher.
 
     Args:
         scores: dict by method of [deltas, seeds] accuracies.
@@ -548,71 +572,24 @@ def judge(scores, deltas):
     """
     deltas = np.array(deltas)
     low, high = deltas.argmin(), deltas.argmax()
+    centred = deltas - deltas.mean()
+    # Each as weights of the deltas, and in words.
+    places = {
+        "low": (np.eye(len(deltas))[low], "{}, delta " + f"{deltas[low]}"),
+        "high": (np.eye(len(deltas))[high], "{}, delta " + f"{deltas[high]}"),
+        "all": (np.full(len(deltas), 1 / len(deltas)), "{}, all deltas"),
+        "slope": (centred / (centred @ centred), "slope over delta of {}"),
+    }
 
-    def gain(method, baseline, at=None):
-        difference = scores[method] - scores[baseline]
-        return paired_interval(
-            difference.mean(0) if at is None else difference[at]
-        )
+    def test(method, other, place, claimed):
+        weights, words = places[place]
+        gain = paired_interval(weights @ (scores[method] - scores[other]))
+        pair = f"{_WORDS[method]} over {_WORDS[other]}"
+        return Test(words.format(pair), gain, claimed)
 
-    def slope(method, baseline):
-        difference = scores[method] - scores[baseline]
-        centred = deltas - deltas.mean()
-        return paired_interval(centred @ difference / (centred @ centred))
-
-    uncorrelated, correlated = f"delta {deltas[low]}", f"delta {deltas[high]}"
     return [
-        Claim(
-            "With uncorrelated classes KD-pt gains and KD-sim does not",
-            [
-                Test(
-                    f"KD-pt over label smoothing, {uncorrelated}",
-                    gain("kd_pt", "label_smoothing", low),
-                ),
-                Test(
-                    f"KD-pt over KD-sim, {uncorrelated}",
-                    gain("kd_pt", "kd_sim", low),
-                ),
-                Test(
-                    f"KD-sim over label smoothing, {uncorrelated}",
-                    gain("kd_sim", "label_smoothing", low),
-                    claimed=False,
-                ),
-            ],
-        ),
-        Claim(
-            "KD-sim's gain grows with delta",
-            [
-                Test(
-                    "slope over delta of KD-sim over label smoothing",
-                    slope("kd_sim", "label_smoothing"),
-                )
-            ],
-        ),
-        Claim(
-            "KD-pt+sim gains more than either at high delta",
-            [
-                Test(
-                    f"KD-pt+sim over KD-pt, {correlated}",
-                    gain("kd_pt_sim", "kd_pt", high),
-                ),
-                Test(
-                    f"KD-pt+sim over KD-sim, {correlated}",
-                    gain("kd_pt_sim", "kd_sim", high),
-                ),
-            ],
-        ),
-        Claim(
-            "Re-weighting is worth more than class relations, and these more "
-            "than label smoothing",
-            [
-                Test("KD-pt over KD-sim, all deltas", gain("kd_pt", "kd_sim")),
-                Test(
-                    "KD-sim over label smoothing, all deltas",
-                    gain("kd_sim", "label_smoothing"),
-                ),
-            ],
-        ),
+        Claim(words, [test(*each) for each in tests])
+        for words, tests in _CLAIMS.items()
     ]
 
 

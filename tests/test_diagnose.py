@@ -14,6 +14,7 @@ from keras import layers
 from models import CLASSES, FEATURES, data, mlp, weights_of
 
 import keras_kd as kd
+from keras_kd import data as any_data
 from keras_kd.diagnosis import diagnose, measures, survey
 from keras_kd.logits import LogitReader
 
@@ -318,7 +319,8 @@ def surveyed(case, dataset, student):
         LogitReader(case.teacher, role="teacher"),
         student and LogitReader(student),
     )
-    return survey.Survey(*readers, loss(), (None, CLASSES)).run(dataset)
+    sums = survey.Survey(*readers, loss(), (None, CLASSES))
+    return sums.run(any_data.of(dataset))
 
 
 def test_a_vocabulary_is_sampled_evenly(case, monkeypatch):
@@ -820,7 +822,7 @@ def test_bad_data_sets_are_refused():
     unknown = good.filter(lambda x, y: False)
     refused(ValueError, "empty", dataset=unknown)
     refused(ValueError, "batch(128)", dataset=good.unbatch())
-    refused(TypeError, "tf.data.Dataset", dataset=(x, labels))
+    refused(TypeError, "tf.data.Dataset", dataset=[(x, labels)])
     refused(ValueError, "weight 0", dataset=batched(x, labels, 0.0 * labels))
     one_hot = reference.one_hot(labels, CLASSES).astype("float32")
     refused(ValueError, "argmax", dataset=batched(x, one_hot))

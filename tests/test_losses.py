@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+import readme
 import reference
 from gradients import seeds, value_and_gradient
 from keras.src.backend import set_keras_mask
@@ -382,34 +383,13 @@ def test_config_round_trip_keeps_changed_values(name):
         )
 
 
-@keras.saving.register_keras_serializable("keras_kd_tests")
-class KDTop1(kd.losses.DistillationLoss):
-    """The example of the docstring: the teacher's favourite class."""
-
-    statistics = ("top_class", "top_probability")
-
-    def teacher_statistics(self, labels, teacher_logits):
-        p = keras.ops.softmax(teacher_logits / self.temperature)
-        return {
-            "top_class": keras.ops.argmax(p, axis=-1),
-            "top_probability": keras.ops.max(p, axis=-1),
-        }
-
-    def target(self, labels, statistics, num_classes):
-        mass = statistics["top_probability"]
-        return kd.losses.SparseTarget(
-            classes=statistics["top_class"][..., None],
-            masses=mass[..., None],
-            rest=1 - mass,
-        )
-
-
-def test_a_users_own_method_is_one_small_class():
+def test_the_readmes_own_method_is_one_small_class():
+    """The teacher's favourite class."""
     case = Case("kd_topk", seed=9)
     case.k = 1
     arguments = {**case.arguments()}
     del arguments["k"]
-    loss = KDTop1(**arguments)
+    loss = readme.class_of("KDTop1")(**arguments)
     y_true = targets(loss, case.labels, case.teacher_logits)
     np.testing.assert_allclose(
         loss(y_true, case.logits),

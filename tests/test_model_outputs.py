@@ -223,33 +223,6 @@ def test_what_was_said_is_saved(tmp_path):
     assert again.teacher_output == "logits"
 
 
-def test_an_image_task_with_a_preprocessor_of_its_own_is_refused():
-    """KerasHub's `fit` would scale raw images; a Distiller's does not."""
-    import keras_hub
-
-    task = keras_hub.models.ResNetImageClassifier(
-        keras_hub.models.ResNetBackbone(
-            input_conv_filters=[64],
-            input_conv_kernel_sizes=[3],
-            stackwise_num_filters=[64],
-            stackwise_num_blocks=[1],
-            stackwise_num_strides=[1],
-            block_type="basic_block",
-            image_shape=(8, 8, 3),
-        ),
-        num_classes=CLASSES,
-        preprocessor=keras_hub.models.ResNetImageClassifierPreprocessor(
-            keras_hub.layers.ResNetImageConverter(image_size=(8, 8))
-        ),
-    )
-    with pytest.raises(ValueError, match="student .*preprocessor = None"):
-        kd.Distiller(task)
-    with pytest.raises(ValueError, match="teacher .*preprocessor = None"):
-        kd.diagnose(task, None)
-    task.preprocessor = None
-    kd.Distiller(task)
-
-
 # -- a loss in a plain model ---------------------------------------------------
 
 

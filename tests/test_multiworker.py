@@ -84,7 +84,6 @@ def workers(tmp_path_factory):
     return Workers(
         tmp_path_factory.mktemp("workers"),
         "train",
-        "steps",
         "half",
         *LOGGED,
         "interrupted",
@@ -142,11 +141,6 @@ def test_only_the_chief_writes_and_what_it_writes_is_whole(workers, alone):
     assert_same_weights(loaded.student.get_weights(), alone["weights"])
 
 
-def test_two_workers_run_several_steps_in_a_call(alone, workers):
-    for result in workers.results("steps"):
-        assert_same(result, alone)
-
-
 def test_overflow_on_one_worker_skips_the_step_on_both(workers, tmp_path):
     one = trainings.train_in_half_precision(
         tf.distribute.get_strategy(), tmp_path
@@ -168,7 +162,7 @@ def test_two_workers_log_what_one_process_does(case, workers):
 
 
 def test_a_killed_worker_ends_the_other_and_both_resume_later(alone, workers):
-    """SIGKILL in the middle of the third epoch."""
+    """SIGKILL in the middle of the third epoch; two steps run in a call."""
     chief, other = workers.codes
     assert other == -signal.SIGKILL and chief not in (0, -signal.SIGKILL)
     assert "Another worker does not answer" in workers.output(0)

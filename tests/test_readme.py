@@ -1,14 +1,10 @@
 """The README's Python, block after block, as a reader would type it."""
 
-import pathlib
-import re
-
 import keras
 import numpy as np
+import readme
 import tensorflow as tf
 from models import data, mlp
-
-README = pathlib.Path(__file__).parents[1] / "README.md"
 
 
 def batches(seed):
@@ -18,7 +14,7 @@ def batches(seed):
 
 def test_every_block_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    code = readme.blocks()
     trained = []
 
     def train_student(method, seed):
@@ -52,4 +48,4 @@ def test_every_block_runs(tmp_path, monkeypatch):
 
 
 def test_it_is_no_longer_than_a_newcomer_reads():
-    assert len(README.read_text().splitlines()) <= 200
+    assert len(readme.PATH.read_text().splitlines()) <= 200

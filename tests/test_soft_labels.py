@@ -16,24 +16,18 @@ from models import (
     mlp,
     weights_of,
 )
-from test_distiller_correctness import get_loss
 from test_losses import Case
 
 import keras_kd as kd
 from keras_kd.batch import settle
 
+# DKD reads the label, and takes class ids alone.
+SOFT = [name for name in kd.losses.NAMES if name != "dkd"]
+every_soft_loss = pytest.mark.parametrize("name", SOFT)
 LABEL_FREE = [
     name for name in kd.losses.NAMES if not kd.losses.get(name).reads_labels
 ]
 label_free_loss = pytest.mark.parametrize("name", LABEL_FREE)
-soft_loss = pytest.mark.parametrize(
-    "name",
-    [
-        name
-        for name in kd.losses.NAMES
-        if name in LABEL_FREE or kd.losses.get(name).takes_soft_labels
-    ],
-)
 
 
 class SoftCase(Case):
@@ -112,7 +106,7 @@ def soft_targets(loss, labels, teacher_logits):
     }
 
 
-@soft_loss
+@every_soft_loss
 @pytest.mark.parametrize("seed", seeds(6))
 def test_a_soft_label_is_a_bag_of_class_ids(name, seed, float64):
     case = SoftCase(name, seed, dtype="float64")
@@ -131,7 +125,7 @@ def test_a_soft_label_is_a_bag_of_class_ids(name, seed, float64):
     )
 
 
-@soft_loss
+@every_soft_loss
 @pytest.mark.parametrize("scale", [1.0, 8.0, 50.0])
 @pytest.mark.parametrize("dtype", ["float32", "int32"])
 def test_a_one_hot_label_is_its_class_id(name, scale, dtype):
@@ -223,7 +217,7 @@ def trained(student, loss, labels, data=x, **options):
     return distiller, history
 
 
-@soft_loss
+@every_soft_loss
 def test_one_hot_labels_train_as_class_ids(name):
     options = {
         "sample_weight": weights,
@@ -231,10 +225,10 @@ def test_one_hot_labels_train_as_class_ids(name):
     }
     expected, student = mlp(seed=1), mlp(seed=1)
     by_ids, their_logs = trained(
-        expected, get_loss(name, ignore_class=1), ids, **options
+        expected, kd.losses.get(name, ignore_class=1), ids, **options
     )
     by_shares, logs = trained(
-        student, get_loss(name, ignore_class=1), hot, **options
+        student, kd.losses.get(name, ignore_class=1), hot, **options
     )
     assert_same(student, expected)
     assert logs.keys() == their_logs.keys()
@@ -314,13 +308,13 @@ def test_histograms_count_the_classes_of_a_soft_label_by_their_shares():
 def test_a_data_set_without_labels(name, form):
     """As a data set with any labels, where these have no weight."""
     student, expected = mlp(seed=1), mlp(seed=1)
-    trained(expected, get_loss(name, weight=1.0), ids)
+    trained(expected, kd.losses.get(name, weight=1.0), ids)
     labels, data = None, x
     if form == "marked":
         labels = np.full_like(ids, -1)
     elif form == "zeros":
         labels = np.zeros_like(hot)
-    loss = get_loss(name, weight=1.0)
+    loss = kd.losses.get(name, weight=1.0)
     if form == "data set":
         import tensorflow as tf
 
@@ -340,14 +334,14 @@ def test_a_data_set_without_labels(name, form):
 def test_labelled_and_unlabelled_examples_mix(name):
     some = np.where(np.arange(EXAMPLES) % 3 == 0, -1, ids)
     student = mlp(seed=1)
-    distiller, logs = trained(student, get_loss(name), some)
+    distiller, logs = trained(student, kd.losses.get(name), some)
     summary = distiller.gradient_scales["all"].summary()
     assert summary["unlabelled"] == EXAMPLES / 3
     assert summary["count"] == EXAMPLES * 2 / 3
     # The mean over the examples that have a label.
     rows_of_zeros = np.where((some == -1)[:, None], 0, hot)
     other = mlp(seed=1)
-    _, of_shares = trained(other, get_loss(name), rows_of_zeros)
+    _, of_shares = trained(other, kd.losses.get(name), rows_of_zeros)
     assert_same(student, other)
     for key, values in of_shares.items():
         np.testing.assert_allclose(logs[key], values, rtol=1e-4, err_msg=key)
@@ -374,15 +368,13 @@ def test_logs_of_mixed_examples_are_means_over_the_labelled():
     "name", [n for n in kd.losses.NAMES if n not in LABEL_FREE]
 )
 def test_losses_that_read_labels_refuse_their_absence(name):
-    loss = get_loss(name)
+    loss = kd.losses.get(name)
     with pytest.raises(ValueError, match=f"{type(loss).__name__} reads the"):
         trained(mlp(), loss, None)
     with pytest.raises(ValueError, match=f"{type(loss).__name__} reads the"):
-        trained(mlp(), get_loss(name), np.full_like(ids, -1))
-    # Others refuse every label of this shape.
-    words = "reads the" if loss.takes_soft_labels else "reads class ids"
-    with pytest.raises(ValueError, match=f"{type(loss).__name__} {words}"):
-        trained(mlp(), get_loss(name), np.zeros_like(hot))
+        trained(mlp(), kd.losses.get(name), np.full_like(ids, -1))
+    with pytest.raises(ValueError, match=f"{type(loss).__name__} reads the"):
+        trained(mlp(), kd.losses.get(name), np.zeros_like(hot))
 
 
 @pytest.mark.parametrize(
@@ -421,6 +413,7 @@ class OfClassIds(kd.losses.DistillationLoss):
         return kd.losses.SparseTarget(labels[..., None], mass[..., None], 0.0)
 
 
-def test_a_loss_of_ones_own_that_reads_class_ids_says_so():
-    with pytest.raises(ValueError, match="OfClassIds reads class ids"):
-        trained(mlp(), OfClassIds(), shares)
+@pytest.mark.parametrize("make", [OfClassIds, kd.DKD])
+def test_a_loss_that_reads_class_ids_says_so(make):
+    with pytest.raises(ValueError, match=f"{make.__name__} reads class ids"):
+        trained(mlp(), make(), shares)

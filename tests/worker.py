@@ -33,11 +33,9 @@ def main(folder, *names):
             if index == 1 and self.model.optimizer.iterations == DIES_AT_STEP:
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    several_steps = {"unknown_length": True, "steps_per_execution": 2}
     by_name = {
         "train": trainings.train,
-        "steps": lambda strategy, folder: trainings.train(
-            strategy, folder, unknown_length=True, steps_per_execution=2
-        ),
         "half": trainings.train_in_half_precision,
         **{
             case: lambda strategy, folder, case=case: trainings.log(
@@ -46,10 +44,10 @@ def main(folder, *names):
             for case in trainings.LOGGED
         },
         "interrupted": lambda strategy, folder: trainings.train(
-            strategy, folder, callbacks=[Die()]
+            strategy, folder, callbacks=[Die()], **several_steps
         ),
         "resumed": lambda strategy, folder: trainings.train(
-            strategy, folder.parent / "interrupted"
+            strategy, folder.parent / "interrupted", **several_steps
         ),
     }
     for name in names:

@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import pathlib
+import platform
 import statistics
 import subprocess
 import sys
@@ -160,10 +161,16 @@ def peak_arrays(name, num_classes, count):
 
 def process_status(name):
     """A number of this process's status on Linux."""
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+    path = pathlib.Path("/proc/self/status")
+    lines = path.read_text().splitlines() if path.exists() else []
+    for line in lines:
         if line.startswith(f"{name}:"):
             return int(line.split()[1])
-    raise ValueError(f"This system does not tell {name}; Linux does.")
+    raise click.ClickException(
+        "Peak memory is measured as Linux reports it. Received: "
+        f"{platform.system()}, whose {path} has no {name}. Run this on Linux, "
+        "or tools/measure_memory_jax.py anywhere."
+    )
 
 
 def memory_in_process(name, num_classes, count):

@@ -26,7 +26,9 @@ def main(arrays, model):
     """Writes the network in the file ARRAYS to the new file MODEL."""
     if pathlib.Path(model).exists():
         raise click.ClickException(
-            f"{model} is there already. Remove it, or choose another name."
+            "The model must be a new file. Received: "
+            f"{model}, which is there already. Remove it, or choose another "
+            "name."
         )
     try:
         teacher = import_teacher(np.load(arrays))
@@ -78,7 +80,8 @@ def import_teacher(arrays):
     if unused:
         raise ValueError(
             "The file must hold a CIFAR ResNet-56 and nothing else. Received: "
-            f"{len(unused)} arrays too many, such as {min(unused)!r}."
+            f"{len(unused)} arrays too many, such as {min(unused)!r}. Leave "
+            "them out of the file."
         )
     return model
 

@@ -55,8 +55,9 @@ def compare(folder, expected):
     found = without_seconds(results(folder))
     if found != expected:
         raise click.ClickException(
-            f"The results differ. Received: {found} in {folder} for "
-            f"{expected}. See its logs."
+            "A killed run must end with the results of a whole one. Received: "
+            f"{found} in {folder} for {expected}. Compare its logs with those "
+            "of the whole run, beside it."
         )
     click.echo(f"{folder.name}: the same results.")
 
@@ -88,7 +89,11 @@ def run(command, folder, seconds=None):
         process.communicate()
         return False
     if process.returncode:
-        raise click.ClickException(f"It failed:\n{output[-3000:]}")
+        raise click.ClickException(
+            f"A run must end well or be killed. Received: exit code "
+            f"{process.returncode} of {' '.join(command)}. Put right what its "
+            f"output says:\n{output[-3000:]}"
+        )
     return True
 
 

@@ -28,8 +28,12 @@ def main(recipe, seeds, log_dir, options):
         folder = pathlib.Path(log_dir) / f"seed-{seed}"
         arguments = ["--seed", str(seed), "--log-dir", str(folder)]
         command = [sys.executable, recipe, *options, *arguments]
-        if subprocess.run(command).returncode:
-            raise click.ClickException(f"Seed {seed} failed; see above.")
+        if code := subprocess.run(command).returncode:
+            raise click.ClickException(
+                "A recipe must end well with every seed. Received: exit code "
+                f"{code} of {' '.join(command)}. Its own message is above; the "
+                "same command resumes after what is done."
+            )
         runs.append(json.loads((folder / "results.json").read_text()))
     click.echo(markdown_table(runs))
 

@@ -27,8 +27,9 @@ def main(run, picture):
     histograms = read_histograms(pathlib.Path(run))
     if not histograms:
         raise click.ClickException(
-            f"{run} has no histograms of gradient scales. Give the run folder "
-            "of a recipe."
+            "The run must have logged gradient scales. Received: "
+            f"{run}, in which there are no histograms of them. Give the run "
+            "folder of a recipe with a distilled student."
         )
     plot(histograms).savefig(picture, dpi=110)
     click.echo(picture)

@@ -1,12 +1,21 @@
-"""A data set as the teacher sees it: views, class ids, checksums."""
+"""A data set as the teacher sees it: views, class ids, checksums.
+
+All of it is on the host, in NumPy: a cache has the same checksums whatever
+library reads the data. TensorFlow makes the views of a `tf.data.Dataset`, and
+is not needed otherwise.
+"""
 
 import dataclasses
+import itertools
+import zlib
 
 import keras
 import numpy as np
 
-from keras_kd.batch import LABELS
+from keras_kd import data as any_data
+from keras_kd.batch import LABELS, UNLABELLED
 from keras_kd.data_errors import DataError
+from keras_kd.logits import output_tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,22 +69,44 @@ class Views:
 
 
 @dataclasses.dataclass(frozen=True)
+class Examples:
+    """A batch of examples, as NumPy arrays.
+
+    Attributes:
+        x: the input, an array or a structure of them.
+        ids: [batch, *label_shape] int64 class ids; of soft labels those of
+            the largest shares, and -1 where there are no labels.
+        weight: sample weights, or `None`.
+        y: what the data give as labels, a dict where something is beside them.
+        checksums: [batch] int32.
+        position: of the first one in the data set.
+    """
+
+    x: object
+    ids: np.ndarray
+    weight: object
+    y: object
+    checksums: np.ndarray
+    position: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
     """A data set as the teacher sees it.
 
     Attributes:
-        dataset: `tf.data.Dataset` of (x, labels[, sample_weight]).
+        data: `keras_kd.data.Data` of (x, labels[, sample_weight]).
         views: `Views`.
-        batched: whether its elements are batches.
         batch_size: integer.
         label_shape: tuple, of one example's labels.
+        output: name of the output whose labels they are, of several.
     """
 
-    dataset: object
+    data: object
     views: Views
-    batched: bool
     batch_size: int
     label_shape: tuple
+    output: object = None
 
     def batches(self, view=0, skipped=0):
         """Batches of one view of the data set.
@@ -85,37 +116,53 @@ class Source:
             skipped: integer, how many of the first batches are left out.
 
         Returns:
-            A `tf.data.Dataset` of ((x, ids[, sample_weight]), checksums),
-            with ids the int64 class ids, [batch, *label_shape].
+            An iterator of `Examples`.
         """
+        if any_data.is_tf_data(getattr(self.data, "dataset", None)):
+            batches = self._batches_of_tf(view, skipped)
+        else:
+            batches = itertools.islice(
+                self.data.batches(self.batch_size), skipped, None
+            )
+        for number, batch in enumerate(batches, skipped):
+            yield self._examples(batch, number * self.batch_size)
+
+    def _batches_of_tf(self, view, skipped):
+        """Those of a `tf.data.Dataset`, which makes views in parallel."""
         import tensorflow as tf
 
-        step = self.batch_size if self.batched else 1
-        first = skipped if self.batched else skipped * self.batch_size
+        batched = self.data.batched
+        step = self.batch_size if batched else 1
+        first = skipped if batched else skipped * self.batch_size
         dataset = tf.data.Dataset.zip(
-            tf.data.Dataset.counter(0, step), self.dataset
+            tf.data.Dataset.counter(0, step), self.data.dataset
         ).skip(first)
 
         def view_of(position, element):
             x, *rest = element
             if self.views.augment is not None:
-                x = self.views.of(x, view, position, self.batched)
+                x = self.views.of(x, view, position, batched)
             return (x, *rest)
 
-        def with_checksums(x, labels, *weight):
-            ids = class_ids(labels, self.label_shape)
-            return (x, ids, *weight), example_checksums(x, ids)
-
         dataset = dataset.map(view_of, num_parallel_calls=tf.data.AUTOTUNE)
-        if not self.batched:
+        if not batched:
             dataset = dataset.batch(self.batch_size)
-        return dataset.map(
-            with_checksums, num_parallel_calls=tf.data.AUTOTUNE
-        ).prefetch(2)
+        return dataset.prefetch(2).as_numpy_iterator()
+
+    def _examples(self, element, position):
+        x, y, *weight = element
+        y = part_of(y, self.output)
+        weight = [part_of(each, self.output) for each in weight]
+        ids = class_ids(y, self.label_shape)
+        if labels_of(y) is None:
+            ids = np.repeat(ids, any_data.num_rows(x), axis=0)
+        (weight,) = weight or (None,)
+        checksums = example_checksums(x, kept_labels(y, self.label_shape))
+        return Examples(x, ids, weight, y, checksums, position)
 
 
-def is_batched(dataset, teacher):
-    """Whether a data set's elements are batches for a teacher.
+def is_batched(dataset, teacher, output=None):
+    """Whether the elements of a `tf.data.Dataset` are batches for a teacher.
 
     Of a subclassed one, which does not tell the shape of its outputs, batches
     are assumed.
@@ -136,11 +183,18 @@ def is_batched(dataset, teacher):
             f"sample_weight). Received: a data set of {spec}. Map it to such "
             "tuples."
         )
-    labels = _labels(spec[1]).shape
-    outputs = getattr(teacher, "outputs", None)
-    if not outputs or labels.rank is None:
-        return True
-    rank = len(outputs[0].shape)
+    labels = labels_of(part_of(spec[1], output))
+    tensor = None if teacher is None else output_tensor(teacher, output)
+    if labels is None:
+        return tensor is None or _inputs_are_batched(spec[0], teacher)
+    labels = labels.shape
+    if tensor is None or labels.rank is None:
+        return labels.rank != 0
+    rank, classes = len(tensor.shape), tensor.shape[-1]
+    if labels.rank and labels[-1] == classes != 1:
+        # Perhaps soft labels, with an axis more.
+        if labels.rank in (rank, rank - 1) and _inputs_tell(spec[0], teacher):
+            return _inputs_are_batched(spec[0], teacher)
 
     def fits(wanted):
         return labels.rank == wanted or (
@@ -150,92 +204,149 @@ def is_batched(dataset, teacher):
     batched, single = fits(rank - 1), fits(rank - 2)
     if batched and single:
         # One label of a batch of one, or of one example: the inputs tell.
-        pairs = zip(
-            keras.tree.flatten(spec[0]),
-            keras.tree.flatten(teacher.inputs),
-            strict=False,
-        )
-        return all(x.shape.rank == len(model.shape) for x, model in pairs)
+        return _inputs_are_batched(spec[0], teacher)
     if not (batched or single):
         raise ValueError(
             "Labels must be class ids, one for each vector of logits. "
             f"Received: labels of shape {labels} for logits of shape "
-            f"{tuple(outputs[0].shape)}. Pass class ids, of a batch or of one "
+            f"{tuple(tensor.shape)}. Pass class ids, of a batch or of one "
             "example."
         )
     return batched
 
 
-def class_ids(labels, label_shape):
+def part_of(y, output):
+    """What is of one output, of labels or weights given by output."""
+    if output is None or not isinstance(y, dict):
+        return y
+    return y.get(output, {})
+
+
+def _inputs_are_batched(x, teacher):
+    """Whether inputs have the batch's axis that the teacher's have."""
+    pairs = zip(
+        keras.tree.flatten(x), keras.tree.flatten(teacher.inputs), strict=False
+    )
+    return all(x.shape.rank == len(model.shape) for x, model in pairs)
+
+
+def _inputs_tell(x, teacher):
+    """Whether the number of the inputs' axes says if they are batched."""
+    pairs = zip(
+        keras.tree.flatten(x), keras.tree.flatten(teacher.inputs), strict=False
+    )
+    return all(len(model.shape) - x.shape.rank in (0, 1) for x, model in pairs)
+
+
+def labels_of(y):
+    """The labels among what the data give as y, `None` without any."""
+    return y.get(LABELS) if isinstance(y, dict) else y
+
+
+def are_soft(labels, label_shape):
+    """Whether labels have a share for each class.
+
+    Args:
+        labels: array of a batch.
+        label_shape: tuple, of one example's class ids.
+    """
+    shape = np.shape(labels)[1:]
+    return len(shape) == len(label_shape) + 1 and shape[-1] != 1
+
+
+def kept_labels(y, label_shape):
+    """What a checksum holds of an example's labels.
+
+    Args:
+        y: as for `class_ids`.
+        label_shape: likewise.
+
+    Returns:
+        [batch, ...] array: class ids or shares; `None` without labels.
+    """
+    labels = labels_of(y)
+    if labels is None:
+        return None
+    if are_soft(labels, label_shape):
+        return np.asarray(labels)
+    return class_ids(y, label_shape)
+
+
+def class_ids(y, label_shape):
     """Labels as int64 class ids.
 
     Args:
-        labels: [batch, ...] or [batch, ..., 1], whole numbers of any dtype; or
-            a dict with these as "labels".
+        y: labels, [batch, ...] or [batch, ..., 1], whole numbers of any dtype,
+            or soft ones, [batch, ..., classes], a NumPy array; or a dict with
+            these as "labels", or without any.
         label_shape: tuple, of one example's ids.
 
     Returns:
-        [batch, *label_shape].
+        [batch, *label_shape]; of soft labels the class with the largest
+        share; -1 (of one example, which stands for all) without labels.
 
     Raises:
-        DataError: if they are not whole numbers, when the data are read.
+        DataError: if they are not whole numbers.
     """
-    import tensorflow as tf
-
-    labels = _labels(labels)
-    ids = tf.cast(labels, tf.int64)
-    if labels.dtype.is_floating:
-        whole = tf.reduce_all(tf.equal(tf.cast(ids, labels.dtype), labels))
-        ids = refused_unless(whole, ids, _not_whole, labels)
-    return tf.reshape(ids, (-1, *label_shape))
-
-
-def _labels(labels):
-    return labels[LABELS] if isinstance(labels, dict) else labels
-
-
-def _not_whole(labels):
-    found = labels[labels != np.trunc(labels)].flat[0]
-    raise DataError(
-        "Labels must be class ids, which are whole numbers. Received: "
-        f"{found}. Pass class ids."
-    )
+    labels = labels_of(y)
+    if labels is None:
+        return np.full((1, *label_shape), UNLABELLED)
+    labels = np.asarray(labels)
+    if are_soft(labels, label_shape):
+        return labels.argmax(axis=-1)
+    if labels.dtype.kind == "f" and (labels != np.trunc(labels)).any():
+        found = labels[labels != np.trunc(labels)].flat[0]
+        raise DataError(
+            "Labels must be class ids, which are whole numbers. Received: "
+            f"{found}. Pass class ids."
+        )
+    return labels.astype("int64").reshape(-1, *label_shape)
 
 
 def example_checksums(x, ids):
     """A checksum of each example's input and labels.
 
     Args:
-        x: input of a batch, a tensor or a structure of them.
-        ids: [batch, ...] int64.
+        x: input of a batch, an array or a structure of them.
+        ids: [batch, ...] class ids or shares, or `None`.
 
     Returns:
         [batch] int32.
+
+    Raises:
+        DataError: if they are of different lengths.
     """
-    import tensorflow as tf
+    arrays = [*keras.tree.flatten(x), *([] if ids is None else [ids])]
+    parts = [_row_bytes(part) for part in arrays]
+    lengths = [len(part) for part in parts]
+    if len(set(lengths)) > 1:
+        raise DataError(
+            "A batch must have a row of labels for each of input. Received: "
+            f"inputs of {lengths[:-1]} rows and labels of {lengths[-1]}. Check "
+            "the shape of the labels."
+        )
+    found = np.empty(lengths[0], "uint32")
+    for row, (first, *others) in enumerate(zip(*parts, strict=True)):
+        value = zlib.crc32(first)
+        for part in others:
+            value = zlib.crc32(part, value)
+        found[row] = value
+    return found.view("int32")
 
-    # Fingerprint64 of FarmHash: the same on every platform, and it costs less
-    # than a copy of the data.
-    parts = [tf.fingerprint(part) for part in [*keras.tree.flatten(x), ids]]
-    if len(parts) > 1:
-        parts = [tf.fingerprint(tf.concat(parts, axis=1))]
-    return tf.bitcast(parts[0][:, :4], tf.int32)
+
+def _row_bytes(values):
+    """What each row of an array holds, as a list of bytes or buffers."""
+    values = np.asarray(values)
+    if not len(values):
+        return []
+    if values.dtype.kind in "OSU":
+        # Text: with the lengths, so that "ab", "c" is not "a", "bc".
+        rows = values.reshape(len(values), -1).tolist()
+        return ["\0".join(map(_text, row)).encode() for row in rows]
+    rows = np.ascontiguousarray(values).reshape(len(values), -1)
+    return list(rows.view("uint8"))
 
 
-def refused_unless(condition, value, refuse, *arguments):
-    """A tensor, once a function has had the chance to refuse the data.
-
-    Args:
-        condition: boolean scalar tensor.
-        value: a tensor.
-        refuse: function that raises a `DataError`, called if not `condition`.
-        *arguments: tensors, which it gets as NumPy arrays.
-    """
-    import tensorflow as tf
-
-    def refused():
-        tf.numpy_function(refuse, arguments, [])
-        return False
-
-    with tf.control_dependencies([tf.cond(condition, lambda: True, refused)]):
-        return tf.identity(value)
+def _text(value):
+    text = value.decode(errors="replace") if type(value) is bytes else value
+    return f"{len(text)} {text}"

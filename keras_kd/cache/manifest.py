@@ -6,7 +6,7 @@ import json
 from keras_kd.cache import stores
 from keras_kd.cache.storage import GROUP, Field
 
-FORMAT = 2
+FORMAT = 3
 CHECKSUM = "example_checksum"
 # Files of the formats before this one.
 _FORMER = {"manifest.json", "progress.json"}
@@ -33,6 +33,7 @@ class Manifest:
         label_shape: list, of one example's labels.
         chunk: integer, examples in a chunk.
         elements: how many the data set has; `None` while it is not known.
+        output: name of the teacher's output, of several; else `None`.
         order: what tells one shuffled control from another; `None` for the
             teacher's own cache.
         examples: integer; `None` as long as the cache is not whole.
@@ -54,6 +55,7 @@ class Manifest:
     label_shape: list
     chunk: int
     elements: int | None = None
+    output: str | None = None
     order: str | None = None
     examples: int | None = None
     teacher_accuracy: float | None = None

@@ -1,4 +1,8 @@
-"""A data set beside what a cache keeps of it, compared example by example."""
+"""A data set beside what a cache keeps of it, compared example by example.
+
+Of a `tf.data.Dataset` this is another one; of other data, batch after batch of
+NumPy arrays.
+"""
 
 import dataclasses
 
@@ -15,11 +19,14 @@ from keras_kd.cache.data import (
     Views,
     class_ids,
     example_checksums,
-    refused_unless,
+    kept_labels,
+    labels_of,
+    part_of,
 )
 from keras_kd.cache.manifest import CHECKSUM, Manifest
 from keras_kd.cache.storage import Table
 from keras_kd.cache.stores import OwnStore, Store
+from keras_kd.data import num_rows
 from keras_kd.data_errors import DataError
 from keras_kd.fingerprint import teacher_number
 
@@ -113,7 +120,9 @@ class Reading:
 
     def _read(self, view, start, stop):
         """Dict of NumPy arrays, decoded."""
-        arrays = self.table.read(view, start, stop, self._names)
+        return self._decoded(self.table.read(view, start, stop, self._names))
+
+    def _decoded(self, arrays):
         found = {CHECKSUM: arrays[CHECKSUM]}
         if self.store is not None:
             found.update(self.store.decode(arrays, self.wanted))
@@ -157,49 +166,131 @@ class Reading:
     def _merge(self, element, kept):
         import tensorflow as tf
 
-        x, labels, *weight = element
+        x, given, *weight = element
+        labels = part_of(given, self.manifest.output)
         if self.check:
-            x = self.compared(x, labels, kept[CHECKSUM], kept[_POSITION])
+            x = self._compared(x, labels, kept)
         y = labels if isinstance(labels, dict) else {LABELS: labels}
         y = {**y, **{k: v for k, v in kept.items() if k not in _OWN}}
         rows = tf.shape(kept[CHECKSUM])
-        number = np.int32(teacher_number(self.manifest.teacher))
-        y[TEACHER_FINGERPRINT] = tf.fill(rows, number)
+        for name, value in self.marks.items():
+            y[name] = tf.fill(rows, value)
+        if TEACHER_RIGHT not in y and "top_classes" in y:
+            best = y["top_classes"][..., 0]
+            ids = self._ids_of(y, best)
+            if ids is not None:
+                y[TEACHER_RIGHT] = tf.cast(best, tf.int64) == ids
+        return (x, self._of_all_outputs(given, y), *weight)
+
+    def _of_all_outputs(self, given, y):
+        """Labels by output, with what is kept of one of them."""
+        output = self.manifest.output
+        return y if output is None else {**given, output: y}
+
+    def _ids_of(self, y, like):
+        """[batch, *label_shape] int64 class ids, or `None` without labels."""
+        import tensorflow as tf
+
+        labels = y.get(LABELS)
+        if labels is None:
+            return None
+        if labels.shape.rank == like.shape.rank + 1 and labels.shape[-1] != 1:
+            return tf.argmax(labels, axis=-1)
+        return tf.cast(tf.reshape(labels, tf.shape(like)), tf.int64)
+
+    def _compared(self, x, labels, kept):
+        """The input, once the host has compared it with what is kept."""
+        import tensorflow as tf
+
+        labels = labels_of(labels)
+        labels = [] if labels is None else [labels]
+        flat = keras.tree.flatten(x)
+
+        def compare(wanted, positions, *arrays):
+            given, inputs = arrays[: len(labels)], arrays[len(labels) :]
+            y = given[0] if given else {}
+            self.compare(list(inputs), y, wanted, positions)
+            return np.bool_(True)
+
+        arguments = [kept[CHECKSUM], kept[_POSITION], *labels, *flat]
+        compared = tf.numpy_function(compare, arguments, tf.bool)
+        with tf.control_dependencies([compared]):
+            flat[0] = tf.identity(flat[0])
+        return keras.tree.pack_sequence_as(x, flat)
+
+    @property
+    def marks(self):
+        """What is the same for all examples: whose statistics, and of what."""
+        number = teacher_number(self.manifest.teacher)
+        marks = {TEACHER_FINGERPRINT: np.int32(number)}
         if self.wanted is not None and self.wanted.temperature is not None:
             temperature = np.float32(self.wanted.temperature)
-            y[STATISTICS_TEMPERATURE] = tf.fill(rows, temperature)
-        if TEACHER_RIGHT not in y and "top_classes" in y:
-            ids = class_ids(labels, self.manifest.label_shape)
-            best = tf.cast(y["top_classes"][..., 0], tf.int64)
-            y[TEACHER_RIGHT] = best == ids
-        return (x, y, *weight)
+            marks[STATISTICS_TEMPERATURE] = temperature
+        return marks
 
-    def compared(self, x, labels, wanted, positions):
-        """The input of a batch, refused if it is not what the teacher saw.
+    def statistics(self, view, positions):
+        """What is kept of some examples, as entries of y.
 
         Args:
-            x: input of a batch.
+            view: integer.
+            positions: [n] integers in [0, examples).
+
+        Returns:
+            Dict of [n, ...] NumPy arrays.
+        """
+        kept = self._decoded(self.table.read_at(view, positions, self._names))
+        return self._entries(kept)
+
+    def joined(self, element, view, positions):
+        """A batch with what is kept of its examples.
+
+        Args:
+            element: (x, labels[, sample_weight]), NumPy arrays.
+            view: integer.
+            positions: [n] integers, of the batch's examples.
+
+        Returns:
+            (x, y[, sample_weight]), y a dict.
+
+        Raises:
+            DataError: if the batch is not what the teacher saw.
+        """
+        x, given, *weight = element
+        labels = part_of(given, self.manifest.output)
+        inside = positions[positions < self.manifest.examples]
+        kept = self._decoded(self.table.read_at(view, inside, self._names))
+        if self.check or len(inside) < num_rows(x):
+            self.compare(x, labels, kept[CHECKSUM], positions)
+        y = labels if isinstance(labels, dict) else {LABELS: labels}
+        y = {**y, **self._entries(kept)}
+        known = TEACHER_RIGHT in y or LABELS not in y
+        if not known and "top_classes" in y:
+            ids = class_ids(labels, tuple(self.manifest.label_shape))
+            y[TEACHER_RIGHT] = y["top_classes"][..., 0] == ids
+        return (x, self._of_all_outputs(given, y), *weight)
+
+    def _entries(self, kept):
+        y = {k: v for k, v in kept.items() if k not in _OWN}
+        rows = kept[CHECKSUM].shape
+        return y | {k: np.full(rows, v) for k, v in self.marks.items()}
+
+    def compare(self, x, labels, wanted, positions):
+        """Refuses a batch that is not what the teacher saw.
+
+        Args:
+            x: input of a batch, NumPy arrays.
             labels: its labels.
             wanted: checksums of what the teacher saw.
             positions: of these examples in the data set.
 
         Raises:
-            DataError: when the data are read.
+            DataError: naming the first example that differs.
         """
-        import tensorflow as tf
-
-        ids = class_ids(labels, self.manifest.label_shape)
-        found = example_checksums(x, ids)
-        rows = tf.minimum(tf.size(found), tf.size(wanted))
-        same = tf.logical_and(
-            tf.equal(tf.size(found), tf.size(wanted)),
-            tf.reduce_all(tf.equal(found[:rows], wanted[:rows])),
+        found = example_checksums(
+            x, kept_labels(labels, tuple(self.manifest.label_shape))
         )
-        flat = keras.tree.flatten(x)
-        flat[0] = refused_unless(
-            same, flat[0], self._refuse, found, wanted, positions
-        )
-        return keras.tree.pack_sequence_as(x, flat)
+        if not np.array_equal(found, wanted):
+            self._refuse(found, wanted, positions)
 
     def _refuse(self, found, wanted, positions):
         rows = min(len(found), len(wanted))

@@ -23,6 +23,11 @@ from keras_kd.data_errors import DataError
 GROUP = "zarr.json"
 # Paths such as memory:// are the same in the whole process.
 _CONTEXT = ts.Context()
+# Chunks that are read at single positions are kept up to this size.
+_KEPT_BYTES = 256 * 2**20
+_KEEPING = ts.Context(
+    {"cache_pool": {"total_bytes_limit": _KEPT_BYTES}}, parent=_CONTEXT
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +151,7 @@ class Folder:
         with self.writing():
             self._store.write(name, None).result()
 
-    def open_array(self, field, chunk, create):
+    def open_array(self, field, chunk, create, context=_CONTEXT):
         """A field's `tensorstore.TensorStore`; see `Table`."""
         store = self._store.spec().to_json()
         shape = [1, chunk, *field.shape]
@@ -170,11 +175,11 @@ class Folder:
         }
         # An array that is there has grown beyond the shape it was made with.
         with contextlib.suppress(ValueError) if create else self.reading():
-            return ts.open(spec, context=_CONTEXT, open=True).result()
+            return ts.open(spec, context=context, open=True).result()
         spec["metadata"]["shape"] = [field.views, 0, *field.shape]
         with self.writing():
             return ts.open(
-                spec, context=_CONTEXT, open=True, create=True
+                spec, context=context, open=True, create=True
             ).result()
 
     def damaged(self, received):
@@ -232,6 +237,7 @@ class Table:
             field.name: folder.open_array(field, chunk, create)
             for field in fields
         }
+        self._kept = {}
 
     def write(self, view, start, arrays):
         """Writes examples; the arrays grow as needed.
@@ -288,6 +294,40 @@ class Table:
             for name in names:
                 array = self._arrays[name][view % self._fields[name].views]
                 reads[name] = array[start:stop].read()
+            return {name: read.result() for name, read in reads.items()}
+
+    def read_at(self, view, positions, names):
+        """Reads examples at any positions.
+
+        Chunks that were read stay in memory, up to `_KEPT_BYTES` of all
+        caches, as examples in a random order would have each of them read
+        again and again.
+
+        Args:
+            view: integer.
+            positions: [n] integers, in any order.
+            names: of the fields.
+
+        Returns:
+            Dict by field name of [n, ...] NumPy arrays.
+
+        Raises:
+            DataError: naming a chunk that is damaged or missing.
+        """
+        positions = np.asarray(positions, "int64")
+        first = positions[0] if len(positions) else 0
+        if np.array_equal(positions, np.arange(first, first + len(positions))):
+            positions = slice(int(first), int(first) + len(positions))
+        with self._folder.reading():
+            reads = {}
+            for name in names:
+                field = self._fields[name]
+                if name not in self._kept:
+                    self._kept[name] = self._folder.open_array(
+                        field, self._chunk, False, _KEEPING
+                    )
+                array = self._kept[name][view % field.views]
+                reads[name] = array[positions].read()
             return {name: read.result() for name, read in reads.items()}
 
     def check(self, examples):

@@ -154,6 +154,18 @@ class Store(abc.ABC):
         """Prepares `encode` for a batch of a view; see `seek` above."""
         del view, batch
 
+    def encode_list(self, labels, top):
+        """Arrays by field name from labels and a `TopList`.
+
+        Raises:
+            ValueError: if they can't be made of a list.
+        """
+        raise ValueError(
+            "What this loss needs can't be made of a list of the largest "
+            f"log-probabilities. Received: a loss that needs {self.kind}. Use "
+            "KDTopK or KDPt, or give all log-probabilities."
+        )
+
     @abc.abstractmethod
     def decode(self, arrays, wanted):
         """Entries of y by name, from NumPy arrays as they were kept.
@@ -241,12 +253,24 @@ class TopStore(Store):
             loss.teacher_statistics(labels, logits) for loss in self._losses
         ]
         classes = found[0]["top_classes"]
+        gaps = ops.take_along_axis(_gaps(logits), classes, axis=-1)
+        return self._arrays(classes, gaps, found)
+
+    def encode_list(self, labels, top):
+        """See `Store`."""
+        found = [top.largest(self.k, t) for t in self.temperatures]
+        # At temperature 1 the gaps are those of the logits.
+        masses = top.largest(self.k, 1.0)["top_probabilities"]
+        logs = ops.log(ops.where(masses < 1e-37, 1e-37, masses))
+        return self._arrays(found[0]["top_classes"], _gaps(logs), found)
+
+    def _arrays(self, classes, gaps, found):
         # The mass of the tail in units of the largest class's.
         tails = [
-            each["tail_probability"] / each["top_probabilities"][..., 0]
+            each["tail_probability"]
+            / ops.max(each["top_probabilities"], axis=-1)
             for each in found
         ]
-        gaps = ops.take_along_axis(_gaps(logits), classes, axis=-1)
         return {
             "top_classes": ops.cast(classes, self._id_dtype),
             "top_gaps": _to_dtype(gaps, self.dtype),
@@ -366,6 +390,11 @@ class LogOddsStore(Store):
     def encode(self, labels, logits):
         """See `Store`."""
         (odds,) = self._loss.teacher_statistics(labels, logits).values()
+        return {self._name: _to_dtype(odds, self.dtype)}
+
+    def encode_list(self, labels, top):
+        """See `Store`."""
+        odds = top.log_odds(labels, self.temperature)
         return {self._name: _to_dtype(odds, self.dtype)}
 
     def decode(self, arrays, wanted):

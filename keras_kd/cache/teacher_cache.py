@@ -12,9 +12,9 @@ import hashlib
 import keras
 import numpy as np
 
-from keras_kd import fingerprint
-from keras_kd.batch import LABELS
-from keras_kd.cache import stores, verification, writer
+from keras_kd import data as any_data
+from keras_kd import fingerprint, preprocessing
+from keras_kd.cache import attached, stores, verification, writer
 from keras_kd.cache.data import Source, Views
 from keras_kd.cache.manifest import CHECKSUM, read_manifest
 from keras_kd.cache.reading import Reading
@@ -63,6 +63,7 @@ class TeacherCache:
         self._manifest = manifest
         self._stores = manifest.read_stores
         self._augment = None
+        self._own_reading = None  # Of statistics by index.
         self._table = Table(self._folder, manifest.arrays, manifest.chunk)
         if check_files:
             self._table.check(manifest.examples)
@@ -99,8 +100,8 @@ class TeacherCache:
         cls,
         path,
         dataset,
-        teacher,
-        losses,
+        teacher=None,
+        losses=(),
         augment=None,
         views=1,
         seed=0,
@@ -110,22 +111,36 @@ class TeacherCache:
         checkpoint_seconds=30,
         verbose=1,
         teacher_output=None,
+        num_classes=None,
+        output=None,
     ):
         """Runs a teacher over a data set and keeps what losses need.
+
+        Without a teacher it keeps what losses need of a teacher's outputs that
+        the data carry beside the labels; see `keras_kd.precomputed`. The data
+        that are trained on later need not carry them any more.
 
         Writing that was cut short resumes where it stopped; a whole cache that
         fits is used as it is, and one that does not is refused, never
         overwritten. Two processes that write the same cache at once both end
         with it.
 
+        A teacher that is a KerasHub task gets raw strings or images by its
+        own preprocessor, whatever that of the student is. Attach the cache to
+        the raw data; of a language model, whose labels are tokens, to
+        `dataset.map(preprocessor)`.
+
         Args:
             path: folder of the cache; see `TeacherCache`.
-            dataset: a finite `tf.data.Dataset` of (x, labels[,
-                sample_weight]) in an order that is the same every time, of
-                examples or of batches, all but the last of one size. Shuffle
-                after `attach`, or by `epochs`.
+            dataset: (x, labels[, sample_weight]) in an order that is the
+                same every time: a tuple of arrays, a finite
+                `tf.data.Dataset` of examples or of batches, a
+                `keras.utils.PyDataset`, or a PyTorch `DataLoader` that does
+                not shuffle. All batches but the last must be of one size.
+                Shuffle after `attach`, by `epochs`, or by `cache[indices]`.
             teacher: a `keras.Model`; under its strategy, if it was made in
                 the scope of one. A stateful one starts from the state zero.
+                `None` where the data carry its outputs.
             losses: a `DistillationLoss` or a list of them.
             augment: optional function of (x, seed) to the teacher's and the
                 student's input, made of stateless random ops; x is one
@@ -134,7 +149,8 @@ class TeacherCache:
             seed: integer, of the views.
             dtype: "float16", exact enough for training (the loss keeps three
                 digits), or "float32".
-            batch_size: for the teacher, where `dataset` is of examples.
+            batch_size: for the teacher, where `dataset` is of examples, as
+                arrays are.
             teacher_right: whether to keep also, in one byte, if the teacher's
                 largest logit is the label's, for the histograms of w by group.
             checkpoint_seconds: after how many seconds at most what was
@@ -142,20 +158,36 @@ class TeacherCache:
             verbose: 0 for no progress bar.
             teacher_output: "logits", "probabilities" or "log_probabilities",
                 where the teacher's graph does not tell.
+            num_classes: integer, needed where the data carry lists of the
+                largest log-probabilities.
+            output: of a teacher with several outputs, the name of the one
+                that is kept. Labels are then a dict by output; a cache for
+                each is attached one after the other.
 
         Returns:
             A `TeacherCache`.
 
         Raises:
+            TypeError: for data that can't be read twice in one order.
             OSError: if the disk is full or the folder can't be written.
             ValueError: for an infinite or empty data set, one of batches of
                 several sizes, teacher logits that are not finite (naming the
-                batch), or a cache of something else at `path`, naming the
-                difference.
+                batch), outputs in the data that are not valid (naming the
+                row) or that a loss can't be made of, or a cache of something
+                else at `path`, naming the difference.
+
+        Example:
+        >>> cache = kd.TeacherCache.write(
+        ...     "cache", (images, labels), teacher, kd.KDPt()
+        ... )
+        >>> y = {"labels": labels, **cache[:]}
+        >>> distiller.fit(images, y, batch_size=64)
         """
         folder = Folder(path)
         begun = read_manifest(folder)
         losses = keras.tree.flatten(losses)
+        if teacher is not None:
+            dataset = preprocessing.labelled(teacher, dataset)
         plan = writer.plan(
             dataset,
             teacher,
@@ -165,6 +197,8 @@ class TeacherCache:
             dtype,
             batch_size,
             teacher_right,
+            num_classes,
+            output,
         )
         if begun is None:
             plan.manifest.save(folder, only_new=True)
@@ -207,17 +241,33 @@ class TeacherCache:
                     order=None,
                 )
             )
-        if dataset is not None:
-            differences += self._size_differences(dataset)
+        data = None if dataset is None else self._data(dataset)
+        if data is not None:
+            differences += self._size_differences(data)
         _refuse(self.path, differences)
-        if dataset is not None:
-            self._compare_first(dataset)
+        if data is not None:
+            self._compare_first(data)
 
-    def _size_differences(self, dataset):
-        size, kept = int(dataset.cardinality()), self._manifest.elements
-        if size in (kept, -2):  # -2 is unknown.
+    def _size_differences(self, data):
+        kept = self._manifest
+        if getattr(data, "is_infinite", False):
+            return [
+                f"a data set of {kept.elements} elements in the cache, an "
+                "endless one now"
+            ]
+        if data.elements is None:
             return []
-        return [f"a data set of {kept} elements in the cache, {size} now"]
+        if any_data.is_tf_data(getattr(data, "dataset", None)):
+            size, wanted, unit = data.elements, kept.elements, "elements"
+        elif data.batched:
+            rows = any_data.num_rows(data.first()[0])
+            size, wanted = data.elements, -(-kept.examples // rows)
+            unit = f"batches of {rows}"
+        else:
+            size, wanted, unit = data.elements, kept.examples, "examples"
+        if size == wanted:
+            return []
+        return [f"a data set of {wanted} {unit} in the cache, {size} now"]
 
     def _loss_differences(self, losses):
         return [
@@ -228,14 +278,16 @@ class TeacherCache:
             and not any(store.serves(wanted) for store in self._stores)
         ]
 
-    def _compare_first(self, dataset):
+    def _compare_first(self, data):
         """Compares the first batch with what the teacher saw."""
         reading = self._reading()
         with raised_plainly():
-            for (x, ids, *_), _ in self._source(dataset).batches().take(1):
-                rows = min(len(ids), self.examples)
+            for batch in self._source(data).batches():
+                rows = min(len(batch.ids), self.examples)
                 kept = self._table.read(0, 0, rows, [CHECKSUM])
-                reading.compared(x, ids, kept[CHECKSUM], np.arange(rows))
+                reading.compare(
+                    batch.x, batch.y, kept[CHECKSUM], np.arange(rows)
+                )
                 return
         raise reading.not_these_data("a data set without examples")
 
@@ -243,14 +295,28 @@ class TeacherCache:
         kept = self._manifest
         return Views(kept.views, kept.seed, self._augment)
 
-    def _source(self, dataset):
+    def _data(self, dataset, batch_size=None):
+        """The data set as `keras_kd.data.Data`, as it was written."""
+        data = any_data.of(dataset, batch_size, "The data of a cache")
+        if any_data.is_tf_data(dataset):
+            return any_data.TfData(dataset, self._manifest.batched)
+        if self._augment is not None:
+            raise ValueError(
+                "Augmented views are made by a tf.data.Dataset. Received: a "
+                f"{type(dataset).__name__} for the cache at {self.path}, which "
+                "was written with views. Pass the data set that `write` was "
+                "given."
+            )
+        return data
+
+    def _source(self, data):
         kept = self._manifest
         return Source(
-            dataset,
+            data,
             self._views(),
-            kept.batched,
             kept.batch_size,
             tuple(kept.label_shape),
+            kept.output,
         )
 
     def _take_augment(self, augment):
@@ -270,11 +336,21 @@ class TeacherCache:
 
     # -- reading ---------------------------------------------------------------
 
-    def attach(self, dataset, loss=None, epoch=0, augment=None, check=True):
+    def attach(
+        self,
+        dataset,
+        loss=None,
+        epoch=0,
+        augment=None,
+        check=True,
+        batch_size=None,
+        shuffle=False,
+    ):
         """One pass over the data set, with the statistics.
 
         Args:
-            dataset: as given to `write`.
+            dataset: as given to `write`. It may also be of another kind, with
+                the same examples in the same order.
             loss: the `DistillationLoss` to train with; may be left out where
                 the cache keeps the statistics of one.
             epoch: integer; which view, `epoch % views`.
@@ -283,19 +359,114 @@ class TeacherCache:
                 and every example when it is read. Inputs are compared bit for
                 bit; where they are decoded by another version of a library,
                 the last bits may differ.
+            batch_size: of arrays; 32 by default, as in `fit`.
+            shuffle: of arrays, whether each epoch has the examples in another
+                order, which depends on the number of the epoch alone.
 
         Returns:
-            A `tf.data.Dataset` of (x, y[, sample_weight]), y a dict of the
-            labels and the statistics, in batches if `dataset` is.
+            Data for `fit` of (x, y[, sample_weight]), y a dict of the labels
+            and the statistics: of a `tf.data.Dataset` another one, in batches
+            if `dataset` is; of a PyTorch `DataLoader` another one; of arrays
+            or of a `keras.utils.PyDataset` a PyDataset.
 
         Raises:
+            TypeError: if `dataset` is not data that `write` takes.
             ValueError: if the data set or the loss is not the cache's.
         """
         self._take_augment(augment)
         reading = self._reading(check, *self._store_for(loss))
+        data = self._data(dataset, batch_size)
+        if isinstance(data, any_data.ArrayData):
+            batch_size, shuffle_arrays = None, shuffle
+        else:
+            shuffle_arrays = False
+        if batch_size is not None or shuffle and not shuffle_arrays:
+            raise ValueError(
+                "`batch_size` and `shuffle` make batches of arrays. Received: "
+                f"batch_size={batch_size}, shuffle={shuffle} with "
+                f"{type(dataset).__name__}. Leave them out, or use `epochs`."
+            )
         if check:
             self.check(dataset)
-        return shard_by_example(self._attached(dataset, epoch, reading))
+        if any_data.is_tf_data(dataset):
+            return shard_by_example(self._attached(dataset, epoch, reading))
+        return attached.of(data, reading, epoch % self.views, shuffle)
+
+    def __getitem__(self, indices):
+        """The statistics of some examples; see `statistics`."""
+        return self.statistics(indices)
+
+    def __len__(self):
+        """Number of examples."""
+        return self.examples
+
+    def statistics(self, indices, loss=None, view=0):
+        """The statistics of some examples, for data in an order of their own.
+
+        They are what `attach` adds to the labels. Nothing is compared here:
+        the caller sees to it that index and example belong together.
+        `cache[indices]` is the short form. It is faster to ask for the
+        examples of a batch together.
+
+        Args:
+            indices: what NumPy takes as an index of one axis: an integer,
+                negative ones counting from the end, a slice, an array of
+                integers of any shape, or one boolean for each example.
+            loss: see `attach`.
+            view: integer; which view, `view % views`.
+
+        Returns:
+            Dict by name of NumPy arrays, the axes of the indices first (none
+            for an integer): what the loss names in `statistics`, whether the
+            teacher is right where that is kept, and, for the Distiller to
+            compare, "statistics_temperature" and "teacher_fingerprint".
+
+        Raises:
+            IndexError: for an index out of bounds.
+            ValueError: if the loss is not the cache's, or must be said.
+
+        Example:
+        A PyTorch `Dataset` with labels and statistics:
+
+        ```python
+        class Joined(torch.utils.data.Dataset):
+            def __len__(self):
+                return len(labels)
+
+            def __getitem__(self, i):
+                return images[i], {"labels": labels[i], **cache[i]}
+
+
+        loader = torch.utils.data.DataLoader(Joined(), 64, shuffle=True)
+        distiller.fit(loader)
+        ```
+        """
+        reading = self._own_reading
+        if reading is None or loss is not None:
+            reading = self._reading(False, *self._store_for(loss))
+        if loss is None:
+            self._own_reading = reading
+        positions = self._positions_of(indices)
+        found = reading.statistics(view % self.views, positions.ravel())
+        return {
+            name: values.reshape(positions.shape + values.shape[1:])
+            for name, values in found.items()
+        }
+
+    def _positions_of(self, indices):
+        """[...] integers in [0, examples), as NumPy reads an index."""
+        is_axis = not isinstance(indices, tuple) and indices is not None
+        try:
+            if is_axis and indices is not Ellipsis:
+                return np.asarray(np.arange(self.examples)[indices])
+            received = f"{indices!r}, an index of several axes"
+        except (IndexError, TypeError) as error:
+            received = str(error)
+        raise IndexError(
+            f"The cache at {self.path} has the statistics of {self.examples} "
+            f"examples, numbered from 0. Received: {received}. Give positions "
+            "in the data that it was written with."
+        )
 
     def _reading(self, check=True, store=None, wanted=None):
         return Reading(
@@ -312,6 +483,7 @@ class TeacherCache:
         import tensorflow as tf
 
         view = tf.cast(epoch, tf.int64) % self.views
+        dataset = self._data(dataset).dataset
         passed = reading.augmented(reading.one_pass(dataset, view))
         passed = reading.merged(passed, self._manifest.batched)
         size = int(dataset.cardinality())
@@ -355,6 +527,14 @@ class TeacherCache:
         """
         import tensorflow as tf
 
+        if not any_data.is_tf_data(dataset):
+            raise TypeError(
+                "`epochs` makes a stream of a tf.data.Dataset. Received: "
+                f"{type(dataset).__name__}. Use attach(dataset), which other "
+                "data can pass over again and again, or make it one with "
+                "tf.data.Dataset.from_tensor_slices((x, labels))."
+            )
+        dataset = self._data(dataset).dataset
         self._take_augment(augment)
         self._check_batch_size(batch_size)
         reading = self._reading(check, *self._store_for(loss))
@@ -426,6 +606,7 @@ class TeacherCache:
         Raises:
             ValueError: if the data set is not the cache's.
         """
+        dataset = preprocessing.labelled(teacher, dataset)
         self.check(dataset, augment=augment)
         manifest = self._manifest
         computable = verification.computable_stores(
@@ -433,13 +614,17 @@ class TeacherCache:
         )
         teacher_pass = TeacherPass(
             teacher,
-            LogitReader(teacher, teacher_output, role="teacher"),
+            LogitReader(teacher, teacher_output, "teacher", manifest.output),
             computable,
             manifest.classes,
             manifest.batch_size,
         )
         return verification.verify(
-            self._table, manifest, self._source(dataset), teacher_pass, batches
+            self._table,
+            manifest,
+            self._source(self._data(dataset, manifest.batch_size)),
+            teacher_pass,
+            batches,
         )
 
     # -- a control -------------------------------------------------------------
@@ -489,13 +674,16 @@ class TeacherCache:
 
     def _labels(self, dataset):
         """[examples, ...] labels of the data set, which is compared."""
-        passed = self._attached(dataset, 0, self._reading())
-        shape = (-1, *self._manifest.label_shape)
+        reading, found = self._reading(), []
         with raised_plainly():
-            found = [
-                np.reshape(y[LABELS], shape).astype("int64")
-                for _, y, *_ in passed
-            ]
+            for batch in self._source(self._data(dataset)).batches():
+                stop = batch.position + len(batch.ids)
+                kept = self._table.read(
+                    0, batch.position, min(stop, self.examples), [CHECKSUM]
+                )
+                positions = np.arange(batch.position, stop)
+                reading.compare(batch.x, batch.ids, kept[CHECKSUM], positions)
+                found.append(batch.ids)
         return np.concatenate(found)
 
     def _write_shuffled(self, folder, sources):

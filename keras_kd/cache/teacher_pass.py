@@ -6,6 +6,8 @@ from keras import ops
 
 from keras_kd import backend, distribution
 from keras_kd.batch import TEACHER_RIGHT
+from keras_kd.data import take
+from keras_kd.preprocessing import Preprocessing
 from keras_kd.states import all_variables, assign_states, read_states
 
 
@@ -22,20 +24,21 @@ class TeacherPass:
 
     def __init__(self, teacher, reader, stores, classes, batch_size):
         self.teacher = teacher
+        self.name = f"teacher {teacher.name!r}"
         self.stores = stores
         self.classes = classes
         self.batch_size = batch_size
         self._reader = reader
+        self._prepare = Preprocessing(teacher)
         self._checked = False
         self._strategy = distribution.strategy_of(teacher)
         self._step = self._compile_step()
 
-    def run(self, x, ids):
+    def run(self, examples):
         """What the stores keep of a batch.
 
         Args:
-            x: the teacher's input, a batch.
-            ids: [batch, ...] int64 class ids.
+            examples: `keras_kd.cache.data.Examples`.
 
         Returns:
             A dict of NumPy arrays by field name, with "teacher_right" (whether
@@ -46,21 +49,16 @@ class TeacherPass:
             ValueError: if the first batch contradicts what the teacher is
                 taken to give.
         """
-        import tensorflow as tf
-
-        # What is outside is right for no teacher; -1 is inside every int32.
-        inside = tf.logical_and(ids >= 0, ids < self.classes)
-        ids = tf.cast(tf.where(inside, ids, -1), tf.int32)
-        rows = int(ids.shape[0])
+        x, ids = examples.x, inside(examples.ids, self.classes)
+        rows = len(ids)
         # A last batch is filled up: a stateful teacher takes no other size,
         # and replicas must share it.
         replicas = distribution.num_replicas(self._strategy)
         share = -(-self.batch_size // replicas)
         if rows < share * replicas:
-            index = tf.range(share * replicas) % rows
-            x, ids = keras.tree.map_structure(
-                lambda values: tf.gather(values, index), (x, ids)
-            )
+            x, ids = take((x, ids), np.arange(share * replicas) % rows)
+        if self._prepare.is_needed:
+            x, _, _ = self._prepare.on_batch(x)
         if replicas == 1:
             x, ids = backend.from_tf_data((x, ids))
             arrays, *flags = self._step(x, ids)
@@ -71,9 +69,11 @@ class TeacherPass:
             def part_of(value):
                 return (
                     self._strategy.experimental_distribute_values_from_function(
-                        lambda context: value[
-                            context.replica_id_in_sync_group * share :
-                        ][:share]
+                        lambda context: ops.convert_to_tensor(
+                            value[context.replica_id_in_sync_group * share :][
+                                :share
+                            ]
+                        )
                     )
                 )
 
@@ -114,13 +114,25 @@ class TeacherPass:
         )
 
 
+def inside(ids, classes):
+    """Class ids as int32, -1 for those outside of the classes.
+
+    What is outside is right for no teacher; -1 is inside every int32.
+
+    Args:
+        ids: [batch, ...] int64.
+        classes: integer.
+    """
+    return np.where((ids >= 0) & (ids < classes), ids, -1).astype("int32")
+
+
 def logits_shape(teacher, reader, x):
     """The shape of a teacher's logits; an unbuilt one is built.
 
     Args:
         teacher: a `keras.Model`.
         reader: the teacher's `LogitReader`.
-        x: input of a batch, TensorFlow's tensors.
+        x: input of a batch, NumPy arrays.
 
     Returns:
         A tuple, [batch, ..., classes].
@@ -157,12 +169,21 @@ def count_right(right, sample_weight=None):
     Returns:
         Two floats.
     """
-    counted = np.ones(right.shape)
-    if sample_weight is not None:
-        weighted = np.asarray(sample_weight) != 0
-        if weighted.ndim > right.ndim:
-            weighted = weighted.squeeze(-1)
-        counted *= weighted.reshape(
-            weighted.shape + (1,) * (right.ndim - weighted.ndim)
-        )
+    counted = weighted(right.shape, sample_weight)
     return float((right * counted).sum()), float(counted.sum())
+
+
+def weighted(shape, sample_weight=None):
+    """[...] booleans: which labels have a weight other than 0.
+
+    Args:
+        shape: tuple, of the labels.
+        sample_weight: see `count_right`.
+    """
+    if sample_weight is None:
+        return np.ones(shape, bool)
+    counted = np.asarray(sample_weight) != 0
+    if counted.ndim > len(shape):
+        counted = counted.squeeze(-1)
+    missing = (1,) * (len(shape) - counted.ndim)
+    return np.broadcast_to(counted.reshape(counted.shape + missing), shape)

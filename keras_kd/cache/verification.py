@@ -74,16 +74,16 @@ def verify(table, manifest, source, teacher_pass, batches):
     examples, right, labels = 0, 0.0, 0.0
     for view in sorted({0, manifest.views - 1}):
         reset_states(teacher)
-        for number, (element, _) in enumerate(source.batches(view)):
+        for number, batch in enumerate(source.batches(view)):
             if number not in chosen:
                 if number > max(chosen):
                     break
                 continue
             seek(teacher_pass.stores, view, number)
-            arrays, _ = teacher_pass.run(*element[:2])
+            arrays, _ = teacher_pass.run(batch)
             found = arrays[TEACHER_RIGHT]
             examples += len(found)
-            counts = count_right(found, *element[2:])
+            counts = count_right(found, batch.weight)
             right, labels = right + counts[0], labels + counts[1]
             start = number * size
             kept = table.read(view, start, start + len(found), list(errors))

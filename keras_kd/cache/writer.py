@@ -8,16 +8,29 @@ import time
 import keras
 import numpy as np
 
+from keras_kd import data as any_data
 from keras_kd import distribution, fingerprint
-from keras_kd.batch import TEACHER_RIGHT
+from keras_kd.batch import TEACHER_RIGHT, refuse_missing_labels
 from keras_kd.cache import stores
-from keras_kd.cache.data import Source, class_ids, is_batched
+from keras_kd.cache.data import (
+    Source,
+    class_ids,
+    is_batched,
+    labels_of,
+    part_of,
+)
 from keras_kd.cache.manifest import CHECKSUM, Manifest
+from keras_kd.cache.precomputed_pass import (
+    PrecomputedPass,
+    outputs_fingerprint,
+    precomputed_shape,
+)
 from keras_kd.cache.storage import Field, Table
 from keras_kd.cache.teacher_pass import TeacherPass, count_right, logits_shape
-from keras_kd.data_errors import raised_plainly
+from keras_kd.data import num_rows
 from keras_kd.logits import LogitReader
-from keras_kd.losses import KDSampled
+from keras_kd.losses import KD, KDSampled
+from keras_kd.precomputed import carried
 from keras_kd.states import assign_states, read_states, reset_states
 
 PROGRESS = "writing.json"
@@ -30,12 +43,12 @@ class Plan:
 
     Attributes:
         source: `Source`.
-        teacher_pass: `TeacherPass`.
+        teacher_pass: `TeacherPass`, or `PrecomputedPass` without a teacher.
         manifest: `Manifest`, not whole yet.
     """
 
     source: Source
-    teacher_pass: TeacherPass
+    teacher_pass: object
     manifest: Manifest
 
 
@@ -48,27 +61,39 @@ def plan(
     dtype,
     batch_size,
     teacher_right,
+    num_classes=None,
+    output=None,
 ):
     """The `Plan` of a cache; for arguments see `TeacherCache.write`."""
-    _check_arguments(dataset, views, dtype, teacher, batch_size, losses)
-    batched = is_batched(dataset, teacher)
-    x, labels = _first_batch(dataset, batched)
-    reader = LogitReader(teacher, teacher_output, role="teacher")
-    *rest, classes = logits_shape(teacher, reader, x)
-    label_shape = _label_shape(labels, len(rest) - 1)
-    with raised_plainly():
-        class_ids(labels, label_shape)
-    if batched:
-        batch_size = int(labels.shape[0])
+    _check_arguments(views, dtype, teacher, batch_size, losses)
+    data = as_data(dataset, teacher, views, batch_size, output)
+    x, y = _first_batch(data)
+    y = part_of(y, output)
+    if teacher is None:
+        *rest, classes = precomputed_shape(y, num_classes)
+        kind, which = carried(y), outputs_fingerprint(y)
+    else:
+        reader = LogitReader(teacher, teacher_output, "teacher", output)
+        *rest, classes = logits_shape(teacher, reader, x)
+        kind, which = reader.kind, fingerprint.teacher_fingerprint(teacher)
+    label_shape = _label_shape(labels_of(y), (*rest, classes), losses)
+    class_ids(y, label_shape)
+    if data.batched:
+        batch_size = num_rows(x)
     kept = stores.plan(losses, classes, dtype)
+    if teacher is None:
+        teacher_pass = PrecomputedPass(kept, losses, y, classes)
+    else:
+        teacher_pass = TeacherPass(teacher, reader, kept, classes, batch_size)
     fields = [each for store in kept for each in store.fields(label_shape)]
     if teacher_right:
         fields.append(Field(TEACHER_RIGHT, "uint8", label_shape))
-    elements = int(dataset.cardinality())
-    examples = elements * batch_size if batched else elements
+    examples = -1
+    if data.elements is not None:
+        examples = data.elements * (batch_size if data.batched else 1)
     manifest = Manifest(
-        teacher=fingerprint.teacher_fingerprint(teacher),
-        teacher_output=reader.kind,
+        teacher=which,
+        teacher_output=kind,
         stores=[store.describe() for store in kept],
         fields=[[each.name, each.dtype, each.shape] for each in fields],
         classes=classes,
@@ -76,31 +101,40 @@ def plan(
         views=views.count,
         seed=views.seed,
         augmented=views.augment is not None,
-        batched=batched,
+        batched=data.batched,
         batch_size=batch_size,
         label_shape=label_shape,
         chunk=_chunk(fields, examples),
-        elements=elements if elements >= 0 else None,
+        elements=data.elements,
+        output=output,
     )
-    source = Source(dataset, views, batched, batch_size, label_shape)
-    teacher_pass = TeacherPass(teacher, reader, kept, classes, batch_size)
+    source = Source(data, views, batch_size, label_shape, output)
     return Plan(source, teacher_pass, manifest)
 
 
-def _check_arguments(dataset, views, dtype, teacher, batch_size, losses):
-    import tensorflow as tf
+def as_data(dataset, teacher, views, batch_size, output=None):
+    """The data set as `keras_kd.data.Data`, refused where it can't be kept."""
+    data = any_data.of(dataset, batch_size, "The data of a cache")
+    if any_data.is_tf_data(dataset):
+        if data.is_infinite:
+            raise ValueError(
+                "A cache is written of one pass over a data set. Received: an "
+                "infinite one. Give it before `repeat`, and use `epochs` to "
+                "train."
+            )
+        dataset = data.dataset
+        return any_data.TfData(dataset, is_batched(dataset, teacher, output))
+    if views.augment is not None:
+        raise ValueError(
+            "Augmented views are made by a tf.data.Dataset. Received: "
+            f"`augment` with {type(dataset).__name__}. Pass "
+            "tf.data.Dataset.from_tensor_slices((x, labels)), or leave "
+            "`augment` out."
+        )
+    return data
 
-    if not isinstance(dataset, tf.data.Dataset):
-        raise ValueError(
-            "A cache is written of a tf.data.Dataset, whose order it keeps. "
-            f"Received: {type(dataset)}. Make one, as with "
-            "tf.data.Dataset.from_tensor_slices((x, labels))."
-        )
-    if int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
-        raise ValueError(
-            "A cache is written of one pass over a data set. Received: an "
-            "infinite one. Give it before `repeat`, and use `epochs` to train."
-        )
+
+def _check_arguments(views, dtype, teacher, batch_size, losses):
     drawn = any(isinstance(loss, KDSampled) for loss in losses)
     differ = views.augment is not None or drawn
     if views.count < 1 or (views.count > 1 and not differ):
@@ -120,7 +154,9 @@ def _check_arguments(dataset, views, dtype, teacher, batch_size, losses):
             "The teacher runs on batches of at least one example. Received: "
             f"batch_size={batch_size}. Leave it out for 256."
         )
-    if distribution.spans_workers(distribution.strategy_of(teacher)):
+    if teacher is not None and distribution.spans_workers(
+        distribution.strategy_of(teacher)
+    ):
         raise ValueError(
             "A cache is written by one process. Received: a teacher of a "
             "strategy that spans several. Load the teacher outside the scope "
@@ -128,20 +164,64 @@ def _check_arguments(dataset, views, dtype, teacher, batch_size, losses):
         )
 
 
-def _first_batch(dataset, batched):
+def _first_batch(data):
     """Input and labels of the first batch, or of a batch of one example."""
-    for x, labels, *_ in dataset.take(1) if batched else dataset.batch(1):
-        return x, labels["labels"] if isinstance(labels, dict) else labels
-    raise ValueError(
-        "A cache is written of the examples of a data set. Received: an "
-        "empty one. Check its files and its filters."
-    )
+    first = data.first()
+    if first is None:
+        raise ValueError(
+            "A cache is written of the examples of a data set. Received: an "
+            "empty one. Check its files and its filters."
+        )
+    if len(first) < 2:
+        raise ValueError(
+            "A teacher cache is written of dense (x, labels) or (x, labels, "
+            "sample_weight). Received: data without labels. Map them to such "
+            "tuples."
+        )
+    return first[:2]
 
 
-def _label_shape(labels, rank):
-    """The shape of an example's class ids; a last axis of 1 may be added."""
+def _label_shape(labels, logits_shape, losses):
+    """The shape of an example's class ids; a last axis of 1 may be added.
+
+    Soft labels have one of the number of classes.
+    """
+    rank = len(logits_shape) - 2
+    for loss in losses:
+        if labels is None and loss.label_reader is not None:
+            refuse_missing_labels(loss.label_reader)
+    if labels is None:
+        return tuple(int(size) for size in logits_shape[1:-1])
     shape = tuple(int(size) for size in labels.shape[1:])
-    return shape[:-1] if shape[-1:] == (1,) and len(shape) > rank else shape
+    if len(shape) == rank + 1 and shape[-1] == logits_shape[-1] != 1:
+        _check_soft(losses)
+        return shape[:-1]
+    if shape[-1:] == (1,) and len(shape) > rank:
+        shape = shape[:-1]
+    if len(shape) != rank:
+        raise ValueError(
+            "Labels must be class ids, one for each vector of logits. "
+            f"Received: labels of shape {tuple(labels.shape)} for logits of "
+            f"shape {tuple(logits_shape)}. Pass class ids."
+        )
+    return shape
+
+
+def _check_soft(losses):
+    """Refuses losses that need a number for each class of a soft label."""
+    for loss in losses:
+        if loss.statistics and loss.reads_labels and not _keeps_logits(loss):
+            name = type(loss).__name__
+            raise ValueError(
+                f"{name} needs a number for each class of a soft label, as KD "
+                "does. Received: soft labels and a cache for "
+                f"{name}. Write it for KD, whose statistics serve every loss, "
+                "or pass class ids."
+            )
+
+
+def _keeps_logits(loss):
+    return loss.statistics == KD.statistics
 
 
 def _chunk(fields, examples):
@@ -174,7 +254,7 @@ def write(folder, plan, checkpoint_seconds, verbose):
     table = Table(folder, manifest.arrays, manifest.chunk, create=True)
     progress = _Progress(**(folder.read_json(PROGRESS) or {}))
     bar = _progress_bar(manifest, verbose)
-    kept = read_states(teacher)
+    kept = _states_of(teacher)
     try:
         while progress.view < manifest.views:
             _restore_states(teacher, progress)
@@ -184,7 +264,8 @@ def write(folder, plan, checkpoint_seconds, verbose):
             progress = progress.of_next_view()
             folder.write_json(PROGRESS, vars(progress))
     finally:
-        assign_states(teacher, kept)
+        if kept:
+            assign_states(teacher, kept)
     if verbose and bar.target is None:
         print()  # A bar of unknown length does not end its line.
     _finish(folder, manifest, progress)
@@ -235,14 +316,15 @@ class _ViewWriter:
     def write(self, checkpoint_seconds, bar):
         progress, manifest = self._progress, self._plan.manifest
         saved = time.monotonic()
-        for element, checksums in self._plan.source.batches(
+        for examples in self._plan.source.batches(
             progress.view, progress.elements
         ):
-            self._check_size(len(checksums))
-            arrays = self._run(*element)
-            self._waiting.append({**arrays, CHECKSUM: checksums.numpy()})
+            rows = len(examples.ids)
+            self._check_size(rows)
+            arrays = self._run(examples)
+            self._waiting.append({**arrays, CHECKSUM: examples.checksums})
             progress.elements += 1
-            progress.examples += len(checksums)
+            progress.examples += rows
             bar.add(1)
             if (
                 progress.examples - self._written >= manifest.chunk
@@ -263,20 +345,20 @@ class _ViewWriter:
                 f"a batch of {rows}. Batch the data set once, at the end."
             )
 
-    def _run(self, x, ids, weight=None):
+    def _run(self, examples):
         """What the teacher gives for a batch."""
         progress, teacher = self._progress, self._plan.teacher_pass
         stores.seek(teacher.stores, progress.view, progress.elements)
-        arrays, finite = teacher.run(x, ids)
+        arrays, finite = teacher.run(examples)
         if not finite:
             raise ValueError(
                 "The teacher's logits are not finite. Received: NaN or "
-                f"infinite logits from teacher {teacher.teacher.name!r} in "
+                f"infinite logits from {teacher.name} in "
                 f"batch {progress.elements} of the data set. Check its "
                 "weights, its input's preprocessing and its dtype (float16 "
                 "overflows at 65504)."
             )
-        right, labels = count_right(arrays[TEACHER_RIGHT], weight)
+        right, labels = count_right(arrays[TEACHER_RIGHT], examples.weight)
         progress.right += right
         progress.labels += labels
         return arrays
@@ -289,7 +371,7 @@ class _ViewWriter:
         }
         self._table.write(progress.view, self._written, arrays)
         self._waiting, self._written = [], progress.examples
-        states = read_states(self._plan.teacher_pass.teacher)
+        states = _states_of(self._plan.teacher_pass.teacher)
         if states:
             buffer = io.BytesIO()
             np.savez(buffer, *[a for arrays in states for a in arrays])
@@ -297,8 +379,14 @@ class _ViewWriter:
         self._folder.write_json(PROGRESS, vars(progress))
 
 
+def _states_of(teacher):
+    return [] if teacher is None else read_states(teacher)
+
+
 def _restore_states(teacher, progress):
     """The teacher's carried state as it was after what is written."""
+    if teacher is None:
+        return
     reset_states(teacher)
     if progress.states:
         loaded = np.load(io.BytesIO(base64.b64decode(progress.states)))

@@ -7,7 +7,8 @@ import textwrap
 import keras
 import numpy as np
 
-from keras_kd import losses
+from keras_kd import data as any_data
+from keras_kd import losses, preprocessing
 from keras_kd.batch import LABELS
 from keras_kd.diagnosis import measures
 from keras_kd.diagnosis.finding import PROBLEM, Finding
@@ -139,6 +140,7 @@ def diagnose(
     logit_layer=None,
     teacher_output=None,
     student_output=None,
+    batch_size=None,
 ):
     """Tells what a teacher has to offer on some data, before training.
 
@@ -150,10 +152,13 @@ def diagnose(
 
     Args:
         teacher: a `keras.Model` with one output, [..., classes].
-        dataset: a finite, batched `tf.data.Dataset` of (x, labels) or (x,
-            labels, sample_weight). Labels are class ids of shape [batch] or
-            [batch, time], which a last axis of 1 may follow, as integers or
-            integer-valued floats. Examples with weight 0 do not count.
+        dataset: (x, labels) or (x, labels, sample_weight): a tuple of arrays,
+            a finite, batched `tf.data.Dataset`, a `keras.utils.PyDataset`, or
+            a PyTorch `DataLoader` that does not shuffle. Labels are class ids
+            of shape [batch] or [batch, time], which a last axis of 1 may
+            follow, as integers or integer-valued floats. Examples with weight
+            0 do not count. Of a KerasHub task with a preprocessor, raw
+            strings or images.
         student: optional `keras.Model` with the same classes. Without one, w
             is that of a student halfway through training: with probability
             1/2 on each label and the rest spread evenly. An untrained
@@ -168,13 +173,14 @@ def diagnose(
             "log_probabilities". `None` reads it from the teacher's graph; a
             model without one is taken to give logits.
         student_output: the same of the student.
+        batch_size: of arrays; 32 by default, as in `fit`.
 
     Returns:
         A `Diagnosis`.
 
     Raises:
         TypeError: if `teacher` or `student` is not a `keras.Model`, or
-            `dataset` not a `tf.data.Dataset`.
+            `dataset` not such data.
         ValueError: if the data set is infinite or empty, not batched or has
             no labels; if labels are not class ids; if the first outputs of a
             model are not what it is taken to give; if the student's outputs
@@ -194,9 +200,10 @@ def diagnose(
     if student is not None:
         check_model("student", student)
         student_reader = LogitReader(student, student_output)
-    _check_dataset(dataset)
+    dataset = preprocessing.dataset_of(teacher, dataset, student)
+    data = _data(dataset, batch_size)
     # Builds the models, whose weights are read next.
-    logits_shape = _logits_shape(teacher_reader, student_reader, dataset)
+    logits_shape = _logits_shape(teacher_reader, student_reader, data)
     num_classes = logits_shape[-1]
     loss = losses.get("kd" if loss is None else loss)
     loss.bind_teacher(teacher)
@@ -204,7 +211,7 @@ def diagnose(
     rows = _logit_rows(teacher, logit_layer, num_classes)
 
     survey = Survey(teacher_reader, student_reader, loss, logits_shape)
-    totals = survey.run(dataset)
+    totals = survey.run(data)
     if not totals["batches"]:
         raise ValueError(_EMPTY)
     tokens = len(logits_shape) == 3
@@ -255,17 +262,32 @@ def diagnose(
     return Diagnosis(numbers, find(numbers))
 
 
-def _check_dataset(dataset):
-    """Refuses data sets that can't be diagnosed."""
+def _data(dataset, batch_size):
+    """The data as `keras_kd.data.Data`, refused if they can't be diagnosed."""
+    data = any_data.of(dataset, batch_size, "`dataset`")
+    if batch_size is not None and data.batched:
+        raise ValueError(
+            "`batch_size` makes batches of arrays. Received: batch_size="
+            f"{batch_size} with a {type(dataset).__name__}, which has its own. "
+            "Leave it out."
+        )
+    if any_data.is_tf_data(dataset):
+        _check_tf_data(dataset)
+    elif (first := data.first()) is None:
+        raise ValueError(_EMPTY)
+    elif len(first) < 2:
+        raise ValueError(
+            "`dataset` has no labels to compare the teacher with. Received: "
+            "batches of an input alone. Give (x, labels) or (x, labels, "
+            "sample_weight)."
+        )
+    return data
+
+
+def _check_tf_data(dataset):
+    """Refuses a `tf.data.Dataset` that can't be diagnosed."""
     import tensorflow as tf
 
-    if not isinstance(dataset, tf.data.Dataset):
-        raise TypeError(
-            "`dataset` must be a batched tf.data.Dataset of (x, labels) or (x, "
-            f"labels, sample_weight). Received: {type(dataset).__name__}. Make "
-            "one with tf.data.Dataset.from_tensor_slices((x, labels))."
-            "batch(128)."
-        )
     spec = dataset.element_spec
     labels = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else None
     labels = labels.get(LABELS) if isinstance(labels, dict) else labels
@@ -296,9 +318,9 @@ _EMPTY = (
 )
 
 
-def _logits_shape(teacher, student, dataset):
+def _logits_shape(teacher, student, data):
     """Shape of the logits, learned without running the models; builds them."""
-    shape = _output_shape(teacher, dataset)
+    shape = _output_shape(teacher, data)
     if len(shape) < 2 or shape[-1] is None or shape[-1] < 2:
         raise ValueError(
             "The teacher must give [..., classes] logits, of a known number "
@@ -306,7 +328,7 @@ def _logits_shape(teacher, student, dataset):
             + (_ONE_UNIT if shape[-1:] == (1,) else " Check its last layer.")
         )
     if student is not None:
-        own = _output_shape(student, dataset)
+        own = _output_shape(student, data)
         if own[-1:] != shape[-1:]:
             raise ValueError(class_count_message(own[-1], shape[-1]))
         if len(own) != len(shape):
@@ -326,13 +348,10 @@ _ONE_UNIT = (
 )
 
 
-def _output_shape(reader, dataset):
+def _output_shape(reader, data):
     outputs = getattr(reader.model, "outputs", None)
     if not outputs:
-        x = keras.tree.map_structure(
-            lambda spec: keras.KerasTensor(spec.shape, spec.dtype.name),
-            dataset.element_spec[0],
-        )
+        x = data.input_specs(reader.model)
         outputs = reader.model(x, training=False)
     return tuple(reader.single(outputs).shape)
 

@@ -18,6 +18,7 @@ from keras import ops
 from keras_kd import backend, metrics
 from keras_kd.backend import private
 from keras_kd.batch import LABELS
+from keras_kd.data import TfData
 from keras_kd.diagnosis import examples
 from keras_kd.diagnosis.bins import (
     CONFIDENCE_BINS,
@@ -63,11 +64,11 @@ class Survey:
             else None
         )
 
-    def run(self, dataset):
+    def run(self, data):
         """Goes over the data once.
 
         Args:
-            dataset: a finite batched `tf.data.Dataset`.
+            data: finite batches, `keras_kd.data.Data`.
 
         Returns:
             Dict of float64 NumPy arrays: sums by name, and "batches", and
@@ -79,12 +80,14 @@ class Survey:
                 whose outputs are not finite.
         """
         step = backend.compiled(
-            self.batch_sums, self._variables(), _signature(dataset)
+            self.batch_sums,
+            self._variables(),
+            _signature(data, self.teacher.model),
         )
         random = np.random.default_rng(0)
         totals, first_bad_batch, batch = {}, -1, -1
         outputs_checked = False
-        for batch, element in enumerate(dataset):
+        for batch, element in enumerate(data.as_read()):
             settled = examples.settle(
                 element, self.logits_shape, self.loss.ignore_class
             )
@@ -383,13 +386,25 @@ def _halfway_logits(labels, classes):
     return others * ops.one_hot(labels, classes, dtype="float32")
 
 
-def _signature(dataset):
-    """The specs of what a step takes; see `Survey.batch_sums`."""
+def _signature(data, model):
+    """The specs of what a step takes; see `Survey.batch_sums`.
+
+    Only TensorFlow compiles by them.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return None
     import tensorflow as tf
 
+    if isinstance(data, TfData):
+        x = data.dataset.element_spec[0]
+    else:
+        x = keras.tree.map_structure(
+            lambda spec: tf.TensorSpec(spec.shape, spec.dtype),
+            data.input_specs(model),
+        )
     places = tf.TensorSpec((None,), "int32")
     counted = tf.TensorSpec((None,), "bool")
-    return [dataset.element_spec[0], places, counted, places, places]
+    return [x, places, counted, places, places]
 
 
 def not_finite_weights(model):

@@ -452,7 +452,8 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
                 if isinstance(target, DenseTarget)
             ],
         )
-        hard = batch.of_labelled(_cross_entropy(plain, labels))
+        hard = batch.over_all_classes(_cross_entropy(plain, labels))
+        hard = batch.of_labelled(hard)
         terms = {k: term(t, tempered) for k, t in targets.items()}
         factor = self._term_factor()
         loss = self._hard_weight() * hard

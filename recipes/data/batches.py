@@ -3,6 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
+from keras_kd import distribution
+
 
 def epoch_orders(size, batch_size, seed, first_epoch):
     """Endless epochs, each a new order of the examples.
@@ -32,6 +34,35 @@ def epoch_orders(size, batch_size, seed, first_epoch):
     return epochs.flat_map(order_of_epoch)
 
 
+def shuffled(arrays, size, batch_size, seed, first_epoch, view=None):
+    """Endless shuffled batches of examples that are in memory.
+
+    Args:
+        arrays: nested tuple or dict of arrays.
+        size: how many of the examples to use, and the following: see
+            `epoch_orders`.
+        batch_size: integer.
+        seed: integer.
+        first_epoch: integer.
+        view: optional function of (position in the stream, an example) to what
+            is trained on.
+
+    Returns:
+        A `tf.data.Dataset`, shared by several workers by example.
+    """
+    arrays = tf.nest.map_structure(lambda a: tf.constant(a[:size]), arrays)
+
+    def example(index, position):
+        chosen = tf.nest.map_structure(lambda a: a[index], arrays)
+        return chosen if view is None else view(position, chosen)
+
+    dataset = epoch_orders(size, batch_size, seed, first_epoch)
+    dataset = dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.batch(batch_size, drop_remainder=True)
+    dataset = dataset.prefetch(tf.data.AUTOTUNE)
+    return distribution.shard_by_example(dataset)
+
+
 def full_batches(dataset, size, batch_size):
     """Batches that are all full, so that no replica has an empty share.
 
@@ -46,7 +77,7 @@ def full_batches(dataset, size, batch_size):
     Returns:
         A `tf.data.Dataset` of (x, labels, sample_weight), with weight 0 for
         what fills up the last batch; for other examples it is their own, or
-        1.
+        1. Several workers share it by example.
     """
 
     def weighted(factor):
@@ -54,7 +85,9 @@ def full_batches(dataset, size, batch_size):
 
     filling = dataset.take(1).repeat(-size % batch_size).map(weighted(0.0))
     dataset = dataset.map(weighted(1.0)).concatenate(filling)
-    return dataset.batch(batch_size, drop_remainder=True).prefetch(2)
+    dataset = dataset.batch(batch_size, drop_remainder=True).prefetch(2)
+    # Else files are dealt out, and the filling once per worker.
+    return distribution.shard_by_example(dataset)
 
 
 def untuned(dataset):

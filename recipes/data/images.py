@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import keras
 import numpy as np
 import sklearn.datasets
 import tensorflow as tf
@@ -10,7 +9,6 @@ import tensorflow_datasets as tfds
 from study.messages import first_line
 
 from data import batches
-from keras_kd import distribution
 
 # Of the channels of CIFAR-100's training images.
 CIFAR100_MEAN = 255 * np.array([0.5070, 0.4865, 0.4409])
@@ -170,21 +168,18 @@ def training_stream(images, size, batch_size, seed, first_epoch, augment):
         A `tf.data.Dataset` of (x, labels), float32 [batch_size, height,
         width, channels] in [0, 255] and int32 [batch_size].
     """
-    pixels, labels = (tf.constant(array[:size]) for array in images.train)
     view = view_function(images, augment)
     # Of the seed's two parts the second is the position, so that no two
     # images of any epoch get the same.
     order_seed, image_seed = np.random.default_rng(seed).integers(2**31, size=2)
 
-    def example(index, position):
-        seed = tf.stack([image_seed, position])
-        return view(pixels[index], seed), labels[index]
+    def seen(position, example):
+        image, label = example
+        return view(image, tf.stack([image_seed, position])), label
 
-    dataset = batches.epoch_orders(size, batch_size, order_seed, first_epoch)
-    dataset = dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE)
-    dataset = dataset.batch(batch_size, drop_remainder=True)
-    dataset = dataset.prefetch(tf.data.AUTOTUNE)
-    return distribution.shard_by_example(dataset)
+    return batches.shuffled(
+        images.train, size, batch_size, order_seed, first_epoch, seen
+    )
 
 
 def view_function(images, augment):
@@ -228,34 +223,39 @@ def evaluation_batches(arrays, batch_size):
         return tf.cast(image, tf.float32), label
 
     dataset = tf.data.Dataset.from_tensor_slices(arrays).map(example)
-    dataset = batches.full_batches(dataset, len(arrays[0]), batch_size)
-    return distribution.shard_by_example(dataset)
+    return batches.full_batches(dataset, len(arrays[0]), batch_size)
 
 
-def accuracies():
-    """Top-1 and top-5 accuracy as Keras metrics."""
-    return [
-        keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
-        keras.metrics.SparseTopKCategoricalAccuracy(k=5, name="top5_accuracy"),
-    ]
-
-
-def check_teacher(model, shape, classes):
-    """Refuses a teacher of other images or classes.
+def with_shares(dataset, classes):
+    """The data with labels as shares of the classes.
 
     Args:
-        model: a `keras.Model`.
-        shape: (height, width, channels).
+        dataset: `tf.data.Dataset` of (x, labels, ...), int [batch_size].
         classes: number of classes.
 
-    Raises:
-        ValueError: with both shapes and numbers of classes.
+    Returns:
+        A `tf.data.Dataset` of (x, labels, ...), float32 [batch_size, classes].
     """
-    found = tuple(model.input_shape[1:]), model.output_shape[-1]
-    if found != (tuple(shape), classes):
-        raise ValueError(
-            "The teacher must take these images and know these classes. "
-            f"Received: a teacher of images {found[0]} and {found[1]} classes "
-            f"for images {tuple(shape)} and {classes} classes. Choose another "
-            "--teacher."
-        )
+    return dataset.map(
+        lambda x, labels, *others: (x, tf.one_hot(labels, classes), *others)
+    )
+
+
+def mixed(dataset, classes, layer):
+    """Batches in which a layer of Keras mixes images and labels.
+
+    Args:
+        dataset: `tf.data.Dataset` of (x, labels), int [batch_size].
+        classes: number of classes.
+        layer: `keras.layers.MixUp` or `keras.layers.CutMix`.
+
+    Returns:
+        A `tf.data.Dataset` of (x, labels), float32 [batch_size, classes].
+    """
+
+    def mix(x, labels):
+        both = layer({"images": x, "labels": labels}, training=True)
+        return both["images"], both["labels"]
+
+    # One batch after the other, as the layer's random numbers come in turn.
+    return with_shares(dataset, classes).map(mix).prefetch(2)

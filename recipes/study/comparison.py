@@ -3,8 +3,29 @@
 import click
 
 from keras_kd.attribution import write_hparams
-from study import attribution
+from study import attribution, options
+from study.run_folder import open_run
 from study.table import print_table, result_rows
+
+
+def run_study(recipe, about, make, strategy, chosen, losses, log_dir, **size):
+    """Opens a recipe's run folder and compares the losses in it.
+
+    Args:
+        recipe: name of the recipe.
+        about: line of text that says what the data are.
+        make: function of (run, strategy, options) that makes the study.
+        strategy: a `tf.distribute.Strategy`, or `None`.
+        chosen: dict of the command's options.
+        losses: names out of `methods.METHODS`.
+        log_dir: path of the run folder, or `None`.
+        **size: "labels" and "classes" of the training data; see
+            `options.settled`.
+    """
+    chosen = options.settled(chosen, losses, **size)
+    run = open_run(recipe, options.run_config(chosen), log_dir, strategy)
+    click.echo(f"{about} Run folder: {run.folder}")
+    compare(make(run, strategy, chosen), losses)
 
 
 def compare(study, losses):

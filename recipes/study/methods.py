@@ -24,6 +24,27 @@ LEVELS = {TCKD: {"beta": 0.0}, NCKD: {"alpha": 0.0}}
 METHODS = (*LOSSES, *LEVELS, *CONTROLS)
 
 
+class CrossEntropy(kd.losses.DistillationLoss):
+    """The cross-entropy on the labels alone: a loss without a teacher's term.
+
+    A plain student is trained by the Distiller as well, since Keras's own `fit`
+    can't train on several workers, weighs uneven replicas alike, and carries
+    no state of recurrent layers on JAX.
+
+    Args:
+        **kwargs: as in `keras_kd.losses.DistillationLoss`.
+    """
+
+    takes_soft_labels = True
+
+    def __init__(self, **kwargs):
+        super().__init__(weight={}, **kwargs)
+
+    def targets(self, labels, statistics, num_classes):
+        """None."""
+        return {}
+
+
 def make_loss(
     name, arguments=None, weight=None, temperature=None, teacher=None, k=None
 ):
@@ -48,7 +69,7 @@ def make_loss(
     # What fills up a last batch has weight 0 and must not count in the mean.
     reduction = "mean_with_sample_weight"
     if name == PLAIN:
-        return kd.LabelSmoothing(weight=0.0, reduction=reduction)
+        return CrossEntropy(reduction=reduction)
     own_name = "dkd" if name in LEVELS else CONTROLS.get(name, name)
     chosen = dict((arguments or {}).get(own_name, {}))
     chosen.update(LEVELS.get(name, {}))

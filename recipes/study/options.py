@@ -185,9 +185,16 @@ def settled(options, losses, labels, classes):
             f"{needing[0]} needs the teacher cache. Received: {needing[0]} "
             "with --no-cache. Leave one of them out."
         )
+    mixing = [name for name in ("mixup", "cutmix") if options.get(name)]
+    if mixing and needing:
+        raise ValueError(
+            "A teacher cache keeps what the teacher says of each image, not of "
+            f"mixtures. Received: {needing[0]} with --{mixing[0]}. Leave one "
+            "of them out: without a cache the teacher sees every mixture."
+        )
     largest = 2 * labels * classes * (options.get("views") or 1)
     small = largest <= _LARGEST_CACHE
-    cached = bool(needing) or (small and not options["no_cache"])
+    cached = bool(needing) or (small and not mixing and not options["no_cache"])
     return {**options, "cached": cached}
 
 

@@ -38,6 +38,8 @@ class Study:
     columns = ()
     # Which result tells how good a student is, and whether more is better.
     score, higher_is_better = None, True
+    # How many training examples there are.
+    train_size = None
 
     def __init__(self, run, strategy, options):
         strategies.check_batch_size(options["batch_size"], strategy)
@@ -66,16 +68,26 @@ class Study:
         raise NotImplementedError
 
     def steps_per_epoch(self, role):
-        """Number of batches in an epoch."""
-        raise NotImplementedError
+        """Number of full batches in an epoch."""
+        return self.train_size // self.options["batch_size"]
 
     def cached_data(self):
         """What a teacher cache is written of: one pass, in order."""
         raise NotImplementedError
 
     def cached_stream(self, cache, loss, first_epoch):
-        """What `fit` takes as `x` where there is a cache, from an epoch on."""
-        return cache.epochs(self.cached_data(), loss, first_epoch)
+        """The same where there is a cache: another order in each epoch."""
+        options = self.options
+        buffer = options.get("shuffle_buffer") or self.train_size
+        return cache.epochs(
+            self.cached_data(),
+            loss,
+            first_epoch,
+            batch_size=options["batch_size"],
+            shuffle=min(buffer, self.train_size),
+            seed=options["seed"],
+            augment=self.augment(),
+        )
 
     def augment(self):
         """What makes a view of an example for the cache, or `None`."""
@@ -250,7 +262,7 @@ class Study:
         """What trains and evaluates a model, compiled."""
         with distribution.scope(self.strategy):
             if loss_name == PLAIN:
-                trainer = LabelTrainer(model, gradient_scale=False)
+                trainer = kd.Distiller(model, gradient_scale=False)
             else:
                 trainer = kd.Distiller(model, teacher)
             trainer.compile(
@@ -301,8 +313,8 @@ class Study:
 
     def _board(self, trainer, path):
         """TensorBoard; with what distillation does, where there is any."""
-        if isinstance(trainer, LabelTrainer):
-            return PlainBoard(path)
+        if not trainer.gradient_scales:
+            return keras.callbacks.TensorBoard(path)
         order = self.class_order()
         return kd.callbacks.KDTensorBoard(
             path, **({} if order is None else {"similarity_classes": order})
@@ -346,50 +358,6 @@ class Study:
         keras.utils.set_random_seed(self.options["seed"])
         with distribution.scope(self.strategy):
             yield
-
-
-class LabelTrainer(kd.Distiller):
-    """Trains on the labels alone, and reports no parts of a loss.
-
-    Keras's own `fit` would do for one device. It can't train on several
-    workers, weighs each replica's mean alike, carries no state on JAX, and
-    adds the layers' penalties to the loss that it evaluates.
-    """
-
-    def get_metrics_result(self):
-        """The loss and the user's metrics."""
-        parts = {"cross_entropy", *self.loss.term_names}
-        results = super().get_metrics_result()
-        return {k: v for k, v in results.items() if k not in parts}
-
-
-class PlainBoard(kd.callbacks.KDTensorBoard):
-    """TensorBoard of the loss and metrics, written by the chief alone."""
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Writes what Keras's own callback does."""
-        keras.callbacks.TensorBoard.on_epoch_end(self, epoch, logs)
-
-
-def with_weight_decay(model, weight_decay):
-    """Adds weight decay to a model that is to be trained.
-
-    It is the L2 penalty of SGD's classical form, whose gradient passes through
-    the momentum; Keras's optimizers' own `weight_decay` does not. The
-    regularisers are not saved with the model.
-
-    Args:
-        model: a built `keras.Model`.
-        weight_decay: float; its half times the sum of squares of every
-            trainable weight joins the loss.
-
-    Returns:
-        The model.
-    """
-    if weight_decay:
-        for variable in model.trainable_variables:
-            variable.regularizer = keras.regularizers.L2(weight_decay / 2)
-    return model
 
 
 class StepTimer(keras.callbacks.Callback):

@@ -11,7 +11,7 @@ from data import text as text_data
 from processes import losses, results
 from study import methods
 
-METHODS = ("label_smoothing", "kd_pt", "kd_sim", *methods.CONTROLS)
+METHODS = ("kd_pt", "kd_sim", *methods.CONTROLS)
 ARGUMENTS = (
     *"--vocabulary 60 --teacher-units 8 --student-units 4 --epochs 1".split(),
     *"--teacher-epochs 2 --batch-size 8 --time-steps 10 --seed 3".split(),

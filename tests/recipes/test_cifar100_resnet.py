@@ -9,7 +9,7 @@ import processes
 import pytest
 from data import images
 from processes import losses, results
-from study.study import with_weight_decay
+from study.vision import with_weight_decay
 
 SMALL = (
     "--dataset digits --limit-train 128 --epochs 2 --teacher-depth 8 "
@@ -91,7 +91,7 @@ def test_every_other_option_runs_on_two_replicas(finished, tmp_path, mirrored):
         *("--steps-per-execution", 2, "--validate-every", 2, "--no-augment"),
         *("--drop-at", 1, "--drop-factor", 0.2, "--momentum", 0.8),
         *("--weight-decay", 0, "--learning-rate", 0.02),
-        *("--weight", 0.3, "--temperature", 3, "--seed", 4),
+        *("--weight", 0.3, "--temperature", 3, "--seed", 4, "--mixup", 0.4),
     )
     found = results(tmp_path / "run")
     expected = results(finished[0])["teacher"]
@@ -144,6 +144,14 @@ def test_weight_decay_is_the_classical_one():
         (["--data-dir", "absent"], "absent"),
         (["--dataset", "digits", "--student-depth", "9"], "depth of 9"),
         (["--dataset", "digits", "--limit-train", "9"], "--batch-size 64"),
+        (
+            "--dataset digits --mixup 0.2 --attribute".split(),
+            "--attribute with --mixup",
+        ),
+        (
+            "--dataset digits --mixup 0.2 --cutmix 1".split(),
+            "--mixup 0.2 and --cutmix 1.0",
+        ),
         (
             [*"--dataset digits --strategy multiworker".split()],
             "neither TF_CONFIG",

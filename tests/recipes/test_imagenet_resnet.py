@@ -197,7 +197,12 @@ def test_training_data_and_the_cache_see_the_same_kind_of_pictures(data_dir):
     study.builder = tfds.builder("imagenet2012", data_dir=data_dir)
     study.train_size = 48
     study.options = dict(
-        image_size=32, batch_size=16, shuffle_buffer=16, seed=2
+        image_size=32,
+        batch_size=16,
+        shuffle_buffer=16,
+        seed=2,
+        mixup=None,
+        cutmix=None,
     )
     labels = []
     for x, y in study.training_data("student", 0).take(6):

@@ -5,8 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_datasets as tfds
 from data import images
+from study import vision
 
 
 def numbered(count, size=8):
@@ -172,3 +174,37 @@ def test_a_failed_download_names_three_ways_to_continue(tmp_path, monkeypatch):
     for way in ("--data-dir", "tfds build cifar100", "--dataset digits"):
         assert way in str(caught.value)
     assert "long trace" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+def test_pixels_are_mixed_as_the_labels_say(name):
+    """Images of one shade a class: the pixels tell the shares."""
+    shades = np.array([0.0, 64, 128, 192])
+    labels = np.arange(64, dtype="int32") % 4
+    pixels = np.ones((64, 32, 32, 3), "float32")
+    pixels *= shades[labels][:, None, None, None]
+    study = object.__new__(vision.VisionStudy)
+    study.classes = 4
+    study.options = {"seed": 1, "mixup": None, "cutmix": None, name: 1.0}
+    dataset = tf.data.Dataset.from_tensor_slices((pixels, labels)).batch(16)
+    mixed, shares = (
+        np.concatenate(parts)
+        for parts in zip(*study.mixed(dataset, 0), strict=True)
+    )
+    assert mixed.dtype == shares.dtype == np.float32
+    np.testing.assert_allclose(shares.sum(-1), 1, rtol=1e-5)
+    assert ((shares > 0).sum(-1) == 2).mean() > 0.5
+    # A rectangle's edges are between pixels: at most a row and a column.
+    tolerance = 1e-3 if name == "mixup" else 192 * 2 / 32
+    np.testing.assert_allclose(
+        mixed.mean((1, 2, 3)), shares @ shades, atol=tolerance
+    )
+    spread = mixed.std((1, 2, 3))
+    assert spread.max() < 1e-3 if name == "mixup" else spread.max() > 10
+    # Batches, and the epoch to resume from, have mixtures of their own.
+    first, second = shares[:16], shares[16:32]
+    assert not np.allclose(first, second)
+    (_, later), *_ = study.mixed(dataset, 1)
+    assert not np.allclose(first, later)
+    (_, again), *_ = study.mixed(dataset, 0)
+    np.testing.assert_array_equal(first, again)

@@ -9,7 +9,7 @@ from study.language_model import LOSS_ARGUMENTS
 import keras_kd as kd
 
 CLASSES = {
-    "plain": kd.LabelSmoothing,
+    "plain": methods.CrossEntropy,
     "label_smoothing": kd.LabelSmoothing,
     "kd_pt": kd.KDPt,
     "kd_sim": kd.KDSim,
@@ -35,8 +35,6 @@ def test_a_method_is_its_loss_with_the_settings_of_its_own(name):
     for key, value in settings.items():
         found = loss.tunables.get(key, getattr(loss, key, None))
         assert found == pytest.approx(value), key
-    if name == "plain":
-        assert loss.weights == {"weight": 0}
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
@@ -45,7 +43,7 @@ def test_a_weight_is_shared_and_a_temperature_given_to_those_that_have_one(
 ):
     loss = methods.make_loss(name, LOSS_ARGUMENTS, weight=0.3, temperature=7)
     if name == "plain":
-        assert loss.weights == {"weight": 0}
+        assert loss.weights == {}
         return
     assert sum(loss.weights.values()) == pytest.approx(0.3)
     if name == "kd_pt_sim":
@@ -63,3 +61,17 @@ def test_the_permuted_control_has_the_rows_of_other_classes():
     np.testing.assert_allclose(
         loss.class_similarity.weights, expected, rtol=1e-6
     )
+
+
+def test_a_plain_student_has_the_cross_entropy_on_the_labels_alone():
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(6, 5)).astype("float32")
+    labels = random.integers(0, 5, 6)
+    exp = np.exp(logits.astype("float64"))
+    expected = -np.log(exp / exp.sum(-1, keepdims=True))[range(6), labels]
+    loss = methods.make_loss("plain")
+    parts = loss.parts(labels, logits)
+    np.testing.assert_allclose(parts.loss, expected, rtol=1e-5)
+    assert not parts.terms and not loss.term_names and not loss.statistics
+    shares = np.eye(5, dtype="float32")[labels]
+    np.testing.assert_allclose(loss(shares, logits), expected.mean(), rtol=1e-5)

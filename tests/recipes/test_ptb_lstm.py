@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing import event_accumulator
 RECIPE = "ptb_lstm.py"
 SMALL = (
     "--vocabulary 60 --teacher-units 8 --student-units 4 --teacher-epochs 2 "
-    "--epochs 2 --batch-size 8 --time-steps 10"
+    "--teacher-dropout 0 --epochs 2 --batch-size 8 --time-steps 10"
 ).split()
 LOSSES = ("plain", "kd_pt", "kd_topk", "kd")
 finish = functools.partial(processes.finish, ptb_lstm)
@@ -63,7 +63,7 @@ def test_the_output_has_a_line_an_epoch_and_no_parts_of_a_plain_loss(finished):
     )
     # "Epoch 1/2" and its numbers.
     assert len(plain) == len(distilled) == 4
-    for words in ("cross_entropy", "distillation", "gradient_scale"):
+    for words in ("distillation", "gradient_scale"):
         assert words in distilled[1]
         assert words not in "".join(plain)
     folder = finished[0] / "tensorboard"
@@ -170,9 +170,12 @@ def test_two_replicas_without_a_cache_give_the_perplexities_of_one_with(
 
 
 def test_two_workers_give_the_perplexities_of_one(finished, text, tmp_path):
-    """Two processes of one command, as on two machines, with one cache."""
+    """Two processes of one command, as on two machines, with one cache.
+
+    Its teacher is trained as a plain student is.
+    """
     arguments = ["--data-dir", text, "--log-dir", "run", *SMALL]
-    arguments += losses("kd_pt", "plain")
+    arguments += losses("kd_pt")
     ports = []
     for _ in range(2):
         with socket.socket() as probe:
@@ -202,12 +205,10 @@ def test_two_workers_give_the_perplexities_of_one(finished, text, tmp_path):
         assert process.returncode == 0, output[-3000:]
         assert "│ kd_pt" in output
     two, one = results(tmp_path / "run"), results(finished[0])
-    assert set(two) == {"teacher", "student-kd_pt", "student-plain"}
+    assert set(two) == {"teacher", "student-kd_pt"}
     for name in two:
-        # The teacher's dropout draws other numbers.
         assert two[name]["test_perplexity"] == pytest.approx(
-            one[name]["test_perplexity"],
-            rel=1e-3 if name == "student-plain" else 0.1,
+            one[name]["test_perplexity"], rel=2e-3
         )
 
 

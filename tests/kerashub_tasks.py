@@ -1,0 +1,127 @@
+"""Small KerasHub tasks of random weights, and raw data for them."""
+
+import keras
+import keras_hub
+import numpy as np
+
+WORDS = "the a quick slow red blue fox dog jumps sleeps over under".split()
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+LENGTH, CLASSES = 8, 3
+
+
+def texts(rows, seed=0):
+    """A list of sentences of 2 to 6 words."""
+    rng = np.random.default_rng(seed)
+    return [
+        " ".join(rng.choice(WORDS, rng.integers(2, 7))) for _ in range(rows)
+    ]
+
+
+def labels(rows, seed=0):
+    """[rows] int32 class ids."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, CLASSES, rows).astype("int32")
+
+
+def images(rows, seed=0):
+    """[rows, 12, 12, 3] uint8."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (rows, 12, 12, 3)).astype("uint8")
+
+
+def causal_lm(hidden=8, tokens=None, classes=None, length=24):
+    """A GPT-2 that reads letters, with its preprocessor."""
+    tokens = tokens or ["<|endoftext|>", *LETTERS, "Ġ", "th", "the"]
+    tokenizer = keras_hub.models.GPT2Tokenizer(
+        vocabulary={token: index for index, token in enumerate(tokens)},
+        merges=["t h", "th e"],
+    )
+    backbone = keras_hub.models.GPT2Backbone(
+        vocabulary_size=classes or len(tokens),
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=hidden,
+        intermediate_dim=8,
+        dropout=0.0,
+        max_sequence_length=length,
+    )
+    preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(
+        tokenizer, sequence_length=length
+    )
+    return noisy(keras_hub.models.GPT2CausalLM(backbone, preprocessor))
+
+
+def bert(hidden=8, words=WORDS, length=LENGTH):
+    """A BERT classifier of words, with its preprocessor."""
+    tokenizer = keras_hub.models.BertTokenizer([*SPECIAL, *words])
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=len(SPECIAL) + len(words),
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=hidden,
+        intermediate_dim=8,
+        dropout=0.0,
+        max_sequence_length=length,
+    )
+    preprocessor = keras_hub.models.BertTextClassifierPreprocessor(
+        tokenizer, sequence_length=length
+    )
+    task = keras_hub.models.BertTextClassifier(
+        backbone, CLASSES, preprocessor, dropout=0.0
+    )
+    return noisy(task)
+
+
+def distilbert(hidden=8, words=WORDS, length=LENGTH):
+    """A DistilBERT classifier, which takes no segment ids."""
+    tokenizer = keras_hub.models.DistilBertTokenizer([*SPECIAL, *words])
+    backbone = keras_hub.models.DistilBertBackbone(
+        vocabulary_size=len(SPECIAL) + len(words),
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=hidden,
+        intermediate_dim=8,
+        dropout=0.0,
+        max_sequence_length=length,
+    )
+    preprocessor = keras_hub.models.DistilBertTextClassifierPreprocessor(
+        tokenizer, sequence_length=length
+    )
+    task = keras_hub.models.DistilBertTextClassifier(
+        backbone, CLASSES, preprocessor, dropout=0.0
+    )
+    return noisy(task)
+
+
+def resnet(size=8, scale=1 / 255, offset=0.0):
+    """A ResNet classifier, with a preprocessor that resizes and scales."""
+    backbone = keras_hub.models.ResNetBackbone(
+        input_conv_filters=[64],
+        input_conv_kernel_sizes=[3],
+        stackwise_num_filters=[64],
+        stackwise_num_blocks=[1],
+        stackwise_num_strides=[1],
+        block_type="basic_block",
+        image_shape=(size, size, 3),
+    )
+    converter = keras_hub.layers.ResNetImageConverter(
+        image_size=(size, size), scale=scale, offset=offset
+    )
+    return noisy(
+        keras_hub.models.ResNetImageClassifier(
+            backbone,
+            num_classes=CLASSES,
+            preprocessor=keras_hub.models.ResNetImageClassifierPreprocessor(
+                converter
+            ),
+        )
+    )
+
+
+def noisy(model):
+    """The model with weights that tell one input from another."""
+    for variable in model.trainable_variables:
+        noise = keras.random.normal(variable.shape, stddev=0.3)
+        variable.assign_add(noise)
+    return model

@@ -1,0 +1,190 @@
+"""Caches of soft labels, of no labels, and of one output of several.
+
+Training from a cache gives the weights of training with the teacher.
+"""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from models import CLASSES, FEATURES, assert_same_weights, mlp, weights_of
+
+import keras_kd as kd
+
+EXAMPLES, BATCH = 24, 8
+random = np.random.default_rng(0)
+x = random.normal(size=(EXAMPLES, FEATURES)).astype("float32")
+ids = random.integers(0, CLASSES, EXAMPLES).astype("int32")
+shares = random.dirichlet(np.ones(CLASSES), EXAMPLES).astype("float32")
+
+
+def teacher():
+    return mlp(seed=9)
+
+
+def trained(data, loss, with_teacher):
+    student = mlp(seed=1)
+    distiller = kd.Distiller(student, teacher() if with_teacher else None)
+    distiller.compile(keras.optimizers.SGD(0.1), loss)
+    distiller.fit(data, epochs=2, verbose=0, shuffle=False)
+    return student
+
+
+def of_kind(kind, *arrays):
+    """(x, y) or x alone as data of a kind."""
+    if kind == "arrays":
+        return arrays
+    arrays = arrays if len(arrays) > 1 else arrays[0]
+    dataset = tf.data.Dataset.from_tensor_slices(arrays)
+    return dataset.batch(BATCH) if kind == "batches" else dataset
+
+
+def online(*arrays):
+    return of_kind("batches", *arrays)
+
+
+def attached(cache, data, kind, loss):
+    if kind == "arrays":
+        return cache.attach(data, loss, batch_size=BATCH)
+    dataset = cache.attach(data, loss)
+    return dataset if kind == "batches" else dataset.batch(BATCH)
+
+
+kinds = pytest.mark.parametrize("kind", ["arrays", "batches", "examples"])
+
+
+@kinds
+@pytest.mark.parametrize("name", ["kd", "kd_topk", "kd_pt"])
+def test_soft_labels(tmp_path, kind, name):
+    """KD-pt of soft labels is made of what is kept for KD."""
+    kept = kd.losses.get("kd_topk" if name == "kd_topk" else "kd")
+    data = of_kind(kind, x, shares)
+    cache = kd.TeacherCache.write(
+        tmp_path / "cache", data, teacher(), kept, dtype="float32", verbose=0
+    )
+    loss = kd.losses.get(name)
+    student = trained(attached(cache, data, kind, loss), loss, False)
+    expected = trained(online(x, shares), kd.losses.get(name), True)
+    assert_same_weights(weights_of(student), weights_of(expected), 1e-5)
+
+
+def test_other_shares_are_noticed(tmp_path):
+    cache = kd.TeacherCache.write(
+        tmp_path / "cache", (x, shares), teacher(), kd.KD(), verbose=0
+    )
+    with pytest.raises(ValueError, match="what the teacher saw"):
+        cache.attach((x, shares[::-1].copy()), kd.KD())
+
+
+@kinds
+@pytest.mark.parametrize("name", ["kd", "kd_topk"])
+def test_no_labels(tmp_path, kind, name):
+    data = of_kind(kind, x)
+    cache = kd.TeacherCache.write(
+        tmp_path / "cache",
+        data,
+        teacher(),
+        kd.losses.get(name),
+        dtype="float32",
+        verbose=0,
+    )
+    loss = kd.losses.get(name)
+    student = trained(attached(cache, data, kind, loss), loss, False)
+    expected = trained(online(x), kd.losses.get(name), True)
+    assert_same_weights(weights_of(student), weights_of(expected), 1e-5)
+
+
+def test_losses_that_need_labels_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="KDPt reads the label"):
+        kd.TeacherCache.write(
+            tmp_path / "a", (x,), teacher(), kd.KDPt(), verbose=0
+        )
+    with pytest.raises(ValueError, match="KDPt needs a number for each class"):
+        kd.TeacherCache.write(
+            tmp_path / "b", (x, shares), teacher(), kd.KDPt(), verbose=0
+        )
+
+
+def of_two(seed):
+    inputs = keras.Input((FEATURES,))
+    hidden = layers.Dense(
+        6, "tanh", kernel_initializer=keras.initializers.GlorotUniform(seed)
+    )(inputs)
+    return keras.Model(
+        inputs,
+        {
+            name: layers.Dense(
+                units,
+                name=name,
+                kernel_initializer=keras.initializers.GlorotUniform(seed + 1),
+            )(hidden)
+            for name, units in (("species", CLASSES), ("colour", 3))
+        },
+    )
+
+
+@kinds
+def test_a_cache_for_each_output(tmp_path, kind):
+    y = {"species": ids, "colour": ids % 3}
+    losses = {"species": kd.KDPt(), "colour": kd.KD()}
+    data = of_kind(kind, x, y)
+    joined = data
+    for name, loss in losses.items():
+        cache = kd.TeacherCache.write(
+            tmp_path / name,
+            data,
+            of_two(5),
+            loss,
+            dtype="float32",
+            verbose=0,
+            output=name,
+        )
+        if kind != "arrays":
+            joined = cache.attach(joined, loss)
+        else:
+            statistics = {"labels": y[name], **cache[:]}
+            joined = (x, {**joined[1], name: statistics})
+    if kind == "examples":
+        joined = joined.batch(BATCH)
+    students = of_two(1), of_two(1)
+    cached = kd.Distiller(students[0])
+    cached.compile(keras.optimizers.SGD(0.1), losses)
+    if kind == "arrays":
+        cached.fit(
+            *joined, batch_size=BATCH, epochs=2, shuffle=False, verbose=0
+        )
+    else:
+        cached.fit(joined, epochs=2, verbose=0)
+    distiller = kd.Distiller(students[1], of_two(5))
+    distiller.compile(
+        keras.optimizers.SGD(0.1), {"species": kd.KDPt(), "colour": kd.KD()}
+    )
+    distiller.fit(online(x, y), epochs=2, verbose=0)
+    assert_same_weights(*map(weights_of, students), 1e-5)
+
+
+@pytest.mark.parametrize("units", [1, 3])
+def test_sigmoid_outputs(tmp_path, units):
+    def model(seed):
+        inputs = keras.Input((FEATURES,))
+        start = keras.initializers.GlorotUniform(seed)
+        outputs = layers.Dense(units, "sigmoid", kernel_initializer=start)
+        return keras.Model(inputs, outputs(inputs))
+
+    labels = random.integers(0, 2, (EXAMPLES, units)).astype("int32")
+    data = of_kind("batches", x, labels)
+    for name in ("kd_pt", "kd"):
+        loss = kd.losses.get(name)
+        cache = kd.TeacherCache.write(
+            tmp_path / name, data, model(5), loss, dtype="float32", verbose=0
+        )
+        students = model(1), model(1)
+        for student, source, given in (
+            (students[0], None, cache.attach(data, loss)),
+            (students[1], model(5), data),
+        ):
+            distiller = kd.Distiller(student, source)
+            distiller.compile(keras.optimizers.SGD(0.1), kd.losses.get(name))
+            distiller.fit(given, epochs=2, verbose=0)
+        assert_same_weights(*map(weights_of, students), 1e-5)

@@ -1,0 +1,146 @@
+"""The same script with keras.distillation and with keras_kd.
+
+Where the mathematics of keras.distillation is right, which takes a KLDivergence
+object, no sample weights and no regularisation, both train the same student.
+"""
+
+import keras
+import numpy as np
+import pytest
+from models import (
+    CLASSES,
+    FEATURES,
+    assert_same_weights,
+    assert_weights_differ,
+    data,
+    mlp,
+    uniform,
+)
+
+import keras_kd as kd
+
+LAMBDA, TEMPERATURE = 0.7, 3.0
+# Several steps, at a rate at which they move the student.
+GIVEN = {"batch_size": 8, "epochs": 3, "shuffle": False, "verbose": 0}
+
+
+def optimizer():
+    return keras.optimizers.SGD(0.3, momentum=0.9)
+
+
+def by_keras(student, teacher, x, y, label_loss):
+    distiller = keras.distillation.Distiller(
+        teacher=teacher,
+        student=student,
+        distillation_losses=keras.distillation.LogitsDistillation(
+            temperature=TEMPERATURE, loss=keras.losses.KLDivergence()
+        ),
+        student_loss_weight=1 - LAMBDA,
+    )
+    distiller.compile(optimizer=optimizer(), loss=label_loss)
+    distiller.fit(x, y, **GIVEN)
+    return distiller.student
+
+
+def by_keras_kd(student, teacher, x, y):
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(optimizer(), kd.KD(LAMBDA, TEMPERATURE))
+    distiller.fit(x, y, **GIVEN)
+    return distiller.student
+
+
+SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+DENSE = keras.losses.CategoricalCrossentropy(from_logits=True)
+
+
+@pytest.mark.parametrize("labels", ("class ids", "one-hot", "none"))
+def test_both_train_the_same_student(labels):
+    x, y, _ = data(32)
+    label_loss = SPARSE
+    if labels == "one-hot":
+        y, label_loss = np.eye(CLASSES, dtype="float32")[y], DENSE
+    elif labels == "none":
+        y = None
+    teacher = mlp(units=12, seed=5)
+    start = mlp().get_weights()
+    theirs = by_keras(mlp(), teacher, x, y, label_loss).get_weights()
+    ours = by_keras_kd(mlp(), teacher, x, y).get_weights()
+    assert_same_weights(ours, theirs)
+    assert_weights_differ(ours, start)
+
+
+def test_the_default_of_keras_compares_no_distributions():
+    """Why the script names a KLDivergence object."""
+    x, y, _ = data(32)
+    teacher = mlp(units=12, seed=5)
+    distiller = keras.distillation.Distiller(
+        teacher=teacher,
+        student=mlp(),
+        distillation_losses=keras.distillation.LogitsDistillation(
+            temperature=TEMPERATURE
+        ),
+        student_loss_weight=1 - LAMBDA,
+    )
+    distiller.compile(optimizer=optimizer(), loss=SPARSE)
+    distiller.fit(x, y, **GIVEN)
+    ours = by_keras_kd(mlp(), teacher, x, y).get_weights()
+    assert_weights_differ(ours, distiller.student.get_weights())
+
+
+# -- several outputs -----------------------------------------------------------
+
+
+def two_heads(seed, units=6, named=True):
+    """Classes, and a number; as a dict or as a tuple."""
+    inputs = keras.Input((FEATURES,))
+    features = keras.layers.Dense(
+        units, "tanh", kernel_initializer=uniform(seed)
+    )(inputs)
+    species = keras.layers.Dense(
+        CLASSES, kernel_initializer=uniform(seed + 1), name="species"
+    )(features)
+    age = keras.layers.Dense(
+        1, kernel_initializer=uniform(seed + 2), name="age"
+    )(features)
+    outputs = {"species": species, "age": age}
+    return keras.Model(inputs, outputs if named else tuple(outputs.values()))
+
+
+def test_both_train_the_same_student_of_two_outputs():
+    """One output is distilled, the other learns from its label alone.
+
+    keras.distillation takes no dict of losses in `compile`, of Keras 3.15.
+    """
+    x, species, _ = data(32)
+    age = np.random.default_rng(1).normal(size=(32, 1)).astype("float32")
+    theirs = keras.distillation.Distiller(
+        teacher=two_heads(5, units=12, named=False),
+        student=two_heads(0, named=False),
+        distillation_losses=keras.distillation.LogitsDistillation(
+            temperature=TEMPERATURE,
+            loss=(keras.losses.KLDivergence(), None),
+        ),
+        student_loss_weight=1 - LAMBDA,
+    )
+    theirs.compile(
+        optimizer=optimizer(),
+        loss=(SPARSE, keras.losses.MeanSquaredError()),
+    )
+    theirs.fit(x, (species, age), **GIVEN)
+    ours = kd.Distiller(two_heads(0), two_heads(5, units=12))
+    # Theirs weighs the label of every output, ours that of a distilled one.
+    ours.compile(
+        optimizer(),
+        {"species": kd.KD(LAMBDA, TEMPERATURE), "age": "mse"},
+        loss_weights={"species": 1.0, "age": 1 - LAMBDA},
+    )
+    ours.fit(x, {"species": species, "age": age}, **GIVEN)
+    assert_same_weights(
+        *(
+            sorted(each.student.get_weights(), key=lambda w: w.shape)
+            for each in (ours, theirs)
+        )
+    )
+    assert_weights_differ(
+        ours.student.get_weights(), two_heads(0).get_weights()
+    )
