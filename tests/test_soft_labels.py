@@ -16,6 +16,7 @@ from models import (
     mlp,
     weights_of,
 )
+from test_distiller_correctness import get_loss
 from test_losses import Case
 
 import keras_kd as kd
@@ -225,10 +226,10 @@ def test_one_hot_labels_train_as_class_ids(name):
     }
     expected, student = mlp(seed=1), mlp(seed=1)
     by_ids, their_logs = trained(
-        expected, kd.losses.get(name, ignore_class=1), ids, **options
+        expected, get_loss(name, ignore_class=1), ids, **options
     )
     by_shares, logs = trained(
-        student, kd.losses.get(name, ignore_class=1), hot, **options
+        student, get_loss(name, ignore_class=1), hot, **options
     )
     assert_same(student, expected)
     assert logs.keys() == their_logs.keys()
@@ -308,13 +309,13 @@ def test_histograms_count_the_classes_of_a_soft_label_by_their_shares():
 def test_a_data_set_without_labels(name, form):
     """As a data set with any labels, where these have no weight."""
     student, expected = mlp(seed=1), mlp(seed=1)
-    trained(expected, kd.losses.get(name, weight=1.0), ids)
+    trained(expected, get_loss(name, weight=1.0), ids)
     labels, data = None, x
     if form == "marked":
         labels = np.full_like(ids, -1)
     elif form == "zeros":
         labels = np.zeros_like(hot)
-    loss = kd.losses.get(name, weight=1.0)
+    loss = get_loss(name, weight=1.0)
     if form == "data set":
         import tensorflow as tf
 
@@ -334,14 +335,14 @@ def test_a_data_set_without_labels(name, form):
 def test_labelled_and_unlabelled_examples_mix(name):
     some = np.where(np.arange(EXAMPLES) % 3 == 0, -1, ids)
     student = mlp(seed=1)
-    distiller, logs = trained(student, kd.losses.get(name), some)
+    distiller, logs = trained(student, get_loss(name), some)
     summary = distiller.gradient_scales["all"].summary()
     assert summary["unlabelled"] == EXAMPLES / 3
     assert summary["count"] == EXAMPLES * 2 / 3
     # The mean over the examples that have a label.
     rows_of_zeros = np.where((some == -1)[:, None], 0, hot)
     other = mlp(seed=1)
-    _, of_shares = trained(other, kd.losses.get(name), rows_of_zeros)
+    _, of_shares = trained(other, get_loss(name), rows_of_zeros)
     assert_same(student, other)
     for key, values in of_shares.items():
         np.testing.assert_allclose(logs[key], values, rtol=1e-4, err_msg=key)
@@ -368,13 +369,13 @@ def test_logs_of_mixed_examples_are_means_over_the_labelled():
     "name", [n for n in kd.losses.NAMES if n not in LABEL_FREE]
 )
 def test_losses_that_read_labels_refuse_their_absence(name):
-    loss = kd.losses.get(name)
+    loss = get_loss(name)
     with pytest.raises(ValueError, match=f"{type(loss).__name__} reads the"):
         trained(mlp(), loss, None)
     with pytest.raises(ValueError, match=f"{type(loss).__name__} reads the"):
-        trained(mlp(), kd.losses.get(name), np.full_like(ids, -1))
+        trained(mlp(), get_loss(name), np.full_like(ids, -1))
     with pytest.raises(ValueError, match=f"{type(loss).__name__} reads the"):
-        trained(mlp(), kd.losses.get(name), np.zeros_like(hot))
+        trained(mlp(), get_loss(name), np.zeros_like(hot))
 
 
 @pytest.mark.parametrize(
