@@ -9,9 +9,12 @@ import numpy as np
 
 from keras_kd import losses
 from keras_kd.batch import LABELS
-from keras_kd.diagnosis import measures
+from keras_kd.diagnosis import faults, measures
+from keras_kd.diagnosis.agreement import agreement_numbers
 from keras_kd.diagnosis.finding import PROBLEM, Finding
 from keras_kd.diagnosis.findings import find
+from keras_kd.diagnosis.initialised import untrained_layers
+from keras_kd.diagnosis.inputs import input_numbers
 from keras_kd.diagnosis.survey import Survey, not_finite_weights
 from keras_kd.logits import LogitReader, check_model, class_count_message
 from keras_kd.similarity import logit_weights
@@ -243,7 +246,14 @@ def diagnose(
                 None if student is None else _logit_rows(student, None),
                 superclasses,
             ),
+            "agreement": agreement_numbers(survey.agreement, totals),
         }
+        numbers |= {"inputs": None, "weights": None}
+        if faults.is_suspect(numbers):
+            numbers |= {
+                "inputs": input_numbers(survey),
+                "weights": untrained_layers(teacher),
+            }
     elif not totals["not_finite"]:
         raise ValueError(
             "At least one example of the data set must count. Received: "
