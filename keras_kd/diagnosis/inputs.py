@@ -10,47 +10,60 @@ from keras_kd.states import state_variables
 _ROWS = 64
 
 
-def input_numbers(survey):
-    """Numbers about the inputs of a teacher that gets few labels right.
+class Inputs:
+    """A few inputs of a data set, and what a teacher makes of them.
 
     Args:
         survey: a `Survey` that has run.
-
-    Returns:
-        A dict: "looks", a summary of the values; "normalisers", what the
-        teacher's first normalisation layers meet and expect; and "form", a
-        form of the inputs in which it gets more right. `None` for models that
-        take several inputs.
     """
-    rows = survey.samples.rows()
-    if rows is None:
-        return None
-    x, labels, counted = rows
-    numbers = {"looks": _looks(x), "normalisers": [], "form": None}
-    # To run a teacher that carries a state would change it.
-    if state_variables(survey.teacher.model):
-        return numbers
-    size = survey.batch_size
-    if size is None:
-        numbers["normalisers"] = normalisers.compare(
-            survey.teacher.model,
-            keras.tree.pack_sequence_as(survey.input_spec, [x[:_ROWS]]),
-        )
 
-    def right(changed):
-        n = len(changed)
-        if size is None:
-            return survey.right(changed, labels[:n], counted[:n])
-        # A fixed number of rows: the last one is repeated to fill them.
+    def __init__(self, survey):
+        self._survey = survey
+        self._rows = survey.samples.rows()
+        self._numbers = None
+        # To run a teacher that carries a state would change it.
+        self._runs = not state_variables(survey.teacher.model)
+
+    def numbers(self, with_forms=False):
+        """Numbers about the inputs.
+
+        Args:
+            with_forms: whether to try them in other forms, which takes the
+                time of some batches.
+
+        Returns:
+            A dict: "looks", a summary of the values; "normalisers", what the
+            teacher's first normalisation layers meet and expect; and "form",
+            one in which it gets more right, or `None`. `None` for models that
+            take several inputs.
+        """
+        if self._rows is None:
+            return None
+        x = self._rows[0]
+        if self._numbers is None:
+            self._numbers = {"looks": _looks(x), "form": None}
+            self._numbers["normalisers"] = self._normalisers(x[:_ROWS])
+        if with_forms and self._runs:
+            self._numbers["form"] = trials.best_form(x, self._right)
+        return self._numbers
+
+    def _normalisers(self, x):
+        if not self._runs or self._survey.batch_size is not None:
+            return []
+        nested = keras.tree.pack_sequence_as(self._survey.input_spec, [x])
+        return normalisers.compare(self._survey.teacher.model, nested)
+
+    def _right(self, x):
+        """Whether the teacher is right on other forms of the first rows."""
+        _, labels, counted = self._rows
+        n, size = len(x), self._survey.batch_size or len(x)
         parts = []
         for start in range(0, n, size):
+            # Where batches have a fixed size, the last row fills them.
             take = np.minimum(np.arange(start, start + size), n - 1)
-            hits = survey.right(changed[take], labels[take], counted[take])
+            hits = self._survey.right(x[take], labels[take], counted[take])
             parts.append(hits[: n - start])
         return np.concatenate(parts)
-
-    numbers["form"] = trials.best_form(x, right)
-    return numbers
 
 
 def _looks(x):

@@ -26,7 +26,9 @@ def compare(model, x):
         from the expected one, in expected standard deviations; and "scale",
         the median ratio of standard deviations.
     """
-    layers = [each for each in flatten_layers(model) if isinstance(each, _KINDS)]
+    layers = [
+        each for each in flatten_layers(model) if isinstance(each, _KINDS)
+    ]
     if not layers:
         return []
     seen = {}
@@ -61,7 +63,8 @@ def _compared(layer, values):
     own_mean = values.mean(others, keepdims=True).reshape(-1)
     own_deviation = values.std(others, keepdims=True).reshape(-1)
     mean, deviation = (
-        np.broadcast_to(v.reshape(-1), own_mean.shape) for v in (mean, deviation)
+        np.broadcast_to(v.reshape(-1), own_mean.shape)
+        for v in (mean, deviation)
     )
     used = deviation > 0
     mean, deviation = mean[used], deviation[used]

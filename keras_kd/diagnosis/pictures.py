@@ -21,6 +21,11 @@ def page(diagnosis):
         A `keras_kd.reports.page.Page`.
     """
     report = Page("What the teacher has to offer")
+    for sentence in diagnosis.verdict:
+        report.add_text(sentence)
+    pictures = draw(diagnosis.numbers)
+    if pictures:
+        report.add_figure(*pictures.pop("overview"))
     report.add_text(str(diagnosis).split("\n\n", 1)[0])
     report.add_heading("Findings")
     for finding in diagnosis.findings:
@@ -31,7 +36,6 @@ def page(diagnosis):
             [finding.consequence, f"Try: {finding.remedy}"],
             finding.evidence,
         )
-    pictures = draw(diagnosis.numbers)
     if pictures:
         report.add_heading("Pictures")
     for figure, caption in pictures.values():
@@ -59,6 +63,7 @@ def draw(numbers):
     if "teacher" not in numbers:
         return {}
     drawn = {
+        "overview": _overview(numbers),
         "gradient_scale": _gradient_scale(numbers["gradient_scale"]),
         "difficulty": _difficulty(numbers["gradient_scale"]),
         "confidence": _confidence(numbers["teacher"]),
@@ -71,6 +76,33 @@ def draw(numbers):
     if numbers["similarity"] is not None:
         drawn["class_similarity"] = _similarity(numbers["similarity"])
     return drawn
+
+
+def _overview(numbers):
+    """What is predicted for which label, and what soft targets say."""
+    teacher, table = numbers["teacher"], numbers["agreement"]["table"]
+    temperature = numbers["temperature"]
+    figure = figures.overview(
+        table and table["shares"],
+        {
+            "right": teacher["accuracy"],
+            "by chance": numbers["agreement"]["chance"],
+            "believed right": teacher["confidence"],
+        },
+        (temperature["grid"], temperature["nats_beyond_label_smoothing"]),
+        temperature["suggested"],
+    )
+    caption = (
+        "Left: what the teacher predicts for each label; one that is used as "
+        "it was trained has a dark diagonal. "
+        if table
+        else ""
+    )
+    return figure, caption + (
+        "Above: the share of labels that it gets right, that chance would, and "
+        "that it believes it does. Below: what its soft targets say beyond "
+        "label smoothing, by temperature; try those in the band first."
+    )
 
 
 def _gradient_scale(scale):

@@ -47,7 +47,11 @@ class Samples:
         if any(len(each) != 1 for each in arrays):
             return None
         parts = [
-            (x, batch.labels.reshape(len(x), -1), batch.counted.reshape(len(x), -1))
+            (
+                x,
+                batch.labels.reshape(len(x), -1),
+                batch.counted.reshape(len(x), -1),
+            )
             for (x,), batch in zip(arrays, self._batches, strict=True)
         ]
         order = None

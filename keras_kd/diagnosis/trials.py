@@ -68,51 +68,51 @@ def forms(x):
 
 
 def _ranges(x):
-    """The usual ranges of floats; what is in one of them already is left out."""
+    """Other scales of floats that are in common use."""
     finite = x[np.isfinite(x)].astype("float64")
     low, high = finite.min(), finite.max()
     if high <= low:
         return []
     mean, deviation = finite.mean(), finite.std()
-    found = []
+    scales = []
     # Pixels keep their zero: an image may have no white in it.
-    whole = 255.0 if high > 2 else 1.0
-    for unit, name in (
-        (255.0, "[0, 255]"),
-        (1.0, "[0, 1]"),
-    ):
-        if low >= 0 and whole != unit and high <= 255:
-            found.append((name, unit / whole, 0.0))
     if low >= 0:
-        found.append(("[-1, 1]", 2 / whole, -1.0))
+        white = 255.0 if high > 2 else 1.0
+        scales += [(1 / 255 if high > 2 else 255.0, 0.0), (2 / white, -1.0)]
     elif low >= -1 and high <= 1:
-        found += [("[0, 1]", 0.5, 0.5), ("[0, 255]", 127.5, 127.5)]
-    wide = high - low
+        scales += [(0.5, 0.5), (127.5, 127.5)]
     for bottom, top in ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)):
-        name = f"[{bottom:g}, {top:g}]"
-        factor = (top - bottom) / wide
-        found.append((name, factor, bottom - low * factor))
-    if abs(mean) > 0.1 or not 0.8 < deviation < 1.25:
-        found.append(("mean 0, deviation 1", 1 / deviation, -mean / deviation))
-    seen, kept = [(1.0, 0.0)], []
-    for name, factor, added in found:
-        near = [
-            np.isclose(factor, f, rtol=0.05)
-            and abs(added - a) < 0.05 * abs(f) * deviation
-            for f, a in seen
-        ]
+        factor = (top - bottom) / (high - low)
+        scales.append((factor, bottom - low * factor))
+    scales.append((1 / deviation, -mean / deviation))
+    return [
+        _scaled(factor, added, low, high)
+        for factor, added in _without_repeats(scales, mean, deviation)
+    ]
+
+
+def _without_repeats(scales, mean, deviation):
+    """Those that differ from each other, and from the inputs as they are."""
+    kept = [(1.0, 0.0)]
+    for factor, added in scales:
+        near = (
+            abs(factor - f) < 0.1 * abs(f)
+            and abs((factor - f) * mean + added - a) < 0.1 * abs(f) * deviation
+            for f, a in kept
+        )
         if not any(near):
-            seen.append((factor, added))
-            kept.append(_affine(name, factor, added))
-    return kept
+            kept.append((factor, added))
+    return kept[1:]
 
 
-def _affine(name, factor, added):
+def _scaled(factor, added, low, high):
+    formula = f"{factor:.4g} * x"
+    if abs(added) > 1e-6:
+        formula += f" {'+' if added > 0 else '-'} {abs(added):.4g}"
     return Form(
-        f"in another range than {name}",
-        f"Give inputs in {name}: {factor:.4g} * x + {added:.4g}."
-        if "[" in name
-        else f"Standardise them: {factor:.4g} * x + {added:.4g}, {name}.",
+        "on another scale than the teacher's",
+        f"Give it {formula}, from {factor * low + added:.3g} to "
+        f"{factor * high + added:.3g}.",
         lambda x: factor * x + added,
     )
 
