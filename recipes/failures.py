@@ -42,7 +42,7 @@ TRAIN, TEST = 3000, 2000
 TOPICS, WORDS, LENGTH = 12, 200, 16
 NOISE_SHARE = 0.4
 # Of CIFAR-100 so many images are diagnosed.
-CIFAR_IMAGES = 2500
+CIFAR_IMAGES = 2000
 TUNED_ON = ("perceptron", "cnn", "lstm")
 
 
@@ -332,15 +332,16 @@ KINDS = {
 def resnet56(data_dir, path):
     """The kind of a trained CIFAR-100 network, on images it has not seen."""
     teacher = load_model(path)
-    arrays = images.cifar100(data_dir).test
+    given = images.cifar100(data_dir)
+    pixels, classes = given.test
 
-    def data(seed, first_class=0):
-        order = np.random.default_rng(seed).permutation(len(arrays[0]))
-        x, labels = (each[order] for each in arrays)
-        used = labels >= first_class
-        x, labels = x[used].astype("float32"), labels[used] - first_class
-        part, rest = slice(CIFAR_IMAGES), slice(CIFAR_IMAGES, 2 * CIFAR_IMAGES)
-        return Data(x[part], labels[part], x[rest], labels[rest], 100)
+    def data(seed, labels=classes):
+        order = np.random.default_rng(seed).permutation(len(pixels))
+        parts = np.split(order[: 2 * CIFAR_IMAGES], 2)
+        arrays = [
+            (pixels[part].astype("float32"), labels[part]) for part in parts
+        ]
+        return Data(*arrays[0], *arrays[1], 100)
 
     def new(data, units, dropout=0.0):
         mean, deviation = images.CIFAR100_MEAN, images.CIFAR100_DEVIATION
@@ -348,7 +349,8 @@ def resnet56(data_dir, path):
 
     return Kind(
         data,
-        functools.partial(data, first_class=50),
+        # The 20 superclasses.
+        functools.partial(data, labels=given.superclasses[classes]),
         functools.partial(_harder_images, data),
         new,
         units=0,
@@ -664,7 +666,12 @@ def main(seeds, first_seed, kinds, cases, students, data_dir, teacher, log_dir):
         for case, kind, seed in names:
             name = f"{case}; {kind}; seed {seed}"
             make = functools.partial(
-                result_of, CASES[case], chosen[kind], seed, students
+                result_of,
+                CASES[case],
+                chosen[kind],
+                seed,
+                students,
+                run.folder / f"{name}.json",
             )
             run.train_once(name, make)
             results[case, kind, seed] = run.results[name]
@@ -678,7 +685,7 @@ def _is_made_of(case, kind):
     return case.kinds is None or kind in case.kinds
 
 
-def result_of(case, kind, seed, students=False):
+def result_of(case, kind, seed, students=False, path=None):
     """What `diagnose` says of a case, as JSON can hold it.
 
     Args:
@@ -686,6 +693,7 @@ def result_of(case, kind, seed, students=False):
         kind: a `Kind`.
         seed: integer.
         students: whether to train a student, with and without the teacher.
+        path: where to write all that `diagnose` says, or `None`.
 
     Returns:
         A dict: "said", the codes of all problems; "first", the first of them;
@@ -695,6 +703,8 @@ def result_of(case, kind, seed, students=False):
     teacher, data = case.make(kind, seed)
     loss = kd.KD(weight=0.7, temperature=case.temperature)
     diagnosis = kd.diagnose(teacher, data.batches(), loss=loss)
+    if path is not None:
+        files.write_whole(path, diagnosis.to_json())
     first = named_cause(diagnosis)
     result = {
         "said": [each.code for each in diagnosis.problems],

@@ -44,8 +44,10 @@ class Diagnosis:
 
     @property
     def verdict(self):
-        """Three sentences: is this teacher fit for use, what will help most,
-        and what to try first."""
+        """Three sentences that answer what a user asks first.
+
+        Is this teacher fit for use, what will help most, what to try first?
+        """
         return verdict.sentences(self.numbers, self.findings)
 
     def to_json(self):

@@ -30,6 +30,8 @@ _ERRORS = 4
 _LEAST_DISTINCT = 0.85
 # Few labels may by chance have one each; these must also be mostly right.
 _FEW_CLASSES, _MOSTLY_RIGHT = 20, 0.5
+# In the right order the teacher is about as right as it is sure.
+_CONFIRMED = 0.5
 # Predictions of a teacher in use are about as varied as the labels.
 _VARIED = 0.7
 _COLLAPSED = 0.5
@@ -157,6 +159,8 @@ def class_order(numbers):
         )
         or found["distinct"] < _LEAST_DISTINCT
         or (few and found["moved_accuracy"] < _MOSTLY_RIGHT)
+        or found["moved_accuracy"]
+        < _CONFIRMED * numbers["teacher"]["confidence"]
     ):
         return None
     shift = found["shift"]
