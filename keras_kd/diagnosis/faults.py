@@ -22,6 +22,9 @@ _STRANGE_SCALE = 2.0
 NEAR_CHANCE = 0.1
 # Above this it is used as it was trained, as far as predictions can tell.
 _POOR = 0.5
+# Cross-entropy has no gradient left where the label's logit is this far above
+# the others; memorised training data end at 15 to 40.
+_STRANGE_MARGIN = 100
 # A gain in accuracy that counts, and in how many standard errors.
 _LEAST_GAIN = 0.15
 _ERRORS = 4
@@ -350,6 +353,31 @@ def wrong_inputs(numbers):
         "Do for the teacher what was done in its training: range, mean and "
         "deviation, order of colours, size and crop, tokens and their ids; "
         "and check that neither it nor the data do so twice.",
+    )
+
+
+def inputs_too_large(numbers):
+    """Logits as no training makes them, though the predictions are right.
+
+    A network without biases, or nearly so, gives logits that grow with its
+    inputs and predicts the same.
+    """
+    relations, inputs = numbers["class_relations"], numbers["inputs"]
+    if relations is None or relations["logit_margin"] < _STRANGE_MARGIN:
+        return None
+    looks = inputs["looks"] if inputs else {}
+    return Finding(
+        "wrong_inputs",
+        PROBLEM,
+        "The inputs are on another scale than those the teacher was trained "
+        f"on: the labels' logits are {relations['logit_margin']:.0f} above the "
+        "others, where training stops long before 100. "
+        + _looks_in_words(looks),
+        _evidence(numbers, logit_margin=relations["logit_margin"], **looks),
+        "Its soft targets are all but one-hot: nothing of its confidence and "
+        "of its class relations is left.",
+        "Give the teacher inputs in the range that it was trained on, such as "
+        "x / 255. If its logits are meant to be so large, divide them.",
     )
 
 

@@ -11,6 +11,7 @@ _FAULTS = (
     faults.labels_of_rows_nearby,
     faults.inputs_of_another_form,
     faults.wrong_inputs,
+    faults.inputs_too_large,
     faults.other_classes,
     faults.misaligned_labels,
 )
