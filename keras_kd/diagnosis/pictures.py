@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from keras_kd.diagnosis.faults import is_near_chance
 from keras_kd.reports import figures
 from keras_kd.reports.page import Page
 
@@ -82,6 +83,13 @@ def _overview(numbers):
     """What is predicted for which label, and what soft targets say."""
     teacher, table = numbers["teacher"], numbers["agreement"]["table"]
     temperature = numbers["temperature"]
+    curve = None
+    # Of soft targets near chance nothing can be said.
+    if not is_near_chance(numbers):
+        curve = (
+            temperature["grid"],
+            temperature["nats_beyond_label_smoothing"],
+        )
     figure = figures.overview(
         table and table["shares"],
         {
@@ -89,20 +97,25 @@ def _overview(numbers):
             "by chance": numbers["agreement"]["chance"],
             "believed right": teacher["confidence"],
         },
-        (temperature["grid"], temperature["nats_beyond_label_smoothing"]),
+        curve,
         temperature["suggested"],
     )
-    caption = (
-        "Left: what the teacher predicts for each label; one that is used as "
-        "it was trained has a dark diagonal. "
-        if table
-        else ""
+    caption = ""
+    if table:
+        caption = (
+            "What the teacher predicts for each label; one that is used as it "
+            "was trained has a dark diagonal. "
+        )
+    caption += (
+        "Bars: the share of labels that it gets right, that chance would, and "
+        "that it believes it does."
     )
-    return figure, caption + (
-        "Above: the share of labels that it gets right, that chance would, and "
-        "that it believes it does. Below: what its soft targets say beyond "
-        "label smoothing, by temperature; try those in the band first."
-    )
+    if curve:
+        caption += (
+            " Curve: what its soft targets say beyond label smoothing, by "
+            "temperature; try those in the band first."
+        )
+    return figure, caption
 
 
 def _gradient_scale(scale):

@@ -2,6 +2,7 @@
 
 import math
 
+from keras_kd.diagnosis.bins import TEMPERATURES
 from keras_kd.diagnosis.finding import PROBLEM
 
 # A problem with which a teacher is of no use until it is mended.
@@ -100,7 +101,9 @@ def _what_helps(numbers, codes):
 
 def _what_to_try(numbers, codes):
     low, high = numbers["temperature"]["suggested"]
-    temperature = f"{math.sqrt(low * high):.2g}"
+    middle = math.sqrt(low * high)
+    nearest = min(TEMPERATURES, key=lambda t: abs(math.log(t / middle)))
+    temperature = f"{nearest:g}"
     if "no_class_relations" in codes or numbers["class_relations"] is None:
         return f"First: KDPt(temperature={temperature})."
     return (
