@@ -100,6 +100,21 @@ def test_a_shift_is_named_as_such(shift, words):
     )
 
 
+def test_a_shift_that_starts_again_from_0_is_named_as_such():
+    logits, labels = knowing()
+    (problem,) = found(logits, (labels + 1) % CLASSES)
+    assert problem.code == "class_order"
+    assert "(labels - 1) % 12" in problem.remedy
+
+
+def test_two_labels_that_are_exchanged_are_an_order():
+    logits, labels = knowing(classes=2)
+    (problem,) = found(logits, 1 - labels)
+    assert problem.code == "class_order"
+    assert problem.evidence["mapping"] == [[0, 1], [1, 0]]
+    assert problem.evidence["shift"] is None
+
+
 def test_two_classes_that_are_exchanged_are_found():
     logits, labels = knowing()
     exchanged = np.arange(CLASSES)
@@ -257,6 +272,10 @@ def test_normalisation_layers_are_compared_with_what_they_expect():
     assert second["distance"] == pytest.approx(distance, rel=1e-4)
     # The layers are as they were.
     assert "call" not in vars(normal)
+    # One that a loop runs may be seen or not, but does no harm.
+    looped = layers.TimeDistributed(layers.BatchNormalization())
+    model = keras.Model(inputs, looped(normal(inputs)))
+    assert normalisers.compare(model, x)[0]["layer"] == normal.name
 
 
 @pytest.mark.parametrize(

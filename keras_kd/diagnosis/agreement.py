@@ -199,6 +199,7 @@ def _assignment(halves, frequencies):
     own, partner = second[moved, moved].sum(), second[moved, mapping[moved]]
     of_moved = max(second[moved].sum(), 1)
     likeliest = first[known].argmax(1)
+    shift = _common_shift(known, mapping[known], len(first))
     return {
         "mapping": [[int(c), int(mapping[c])] for c in known],
         "accuracy": at_partner,
@@ -211,12 +212,21 @@ def _assignment(halves, frequencies):
         "moved_accuracy_unmapped": own / of_moved,
         # 1 where each label is predicted as a class of its own.
         "distinct": len(np.unique(likeliest)) / len(known),
-        "shift": _common_shift(known, mapping[known], len(first)),
+        "shift": shift,
+        # Whether the shifted labels start again from 0.
+        "wraps": bool(
+            shift
+            and (mapping[known] == (known + shift) % len(first))[
+                (known + shift < 0) | (known + shift >= len(first))
+            ].any()
+        ),
     }
 
 
 def _common_shift(labels, classes, num_classes):
     """The one number that most labels are off by, or `None`."""
+    if num_classes < 3:
+        return None
     shifts, counts = np.unique(
         (classes - labels) % num_classes, return_counts=True
     )

@@ -138,11 +138,11 @@ def untrained_teacher(numbers):
 
 def _is_indifferent(numbers):
     """Whether a teacher is near chance and knows it."""
-    teacher, agreement = numbers["teacher"], numbers["agreement"]
+    even = 1 / numbers["data"]["classes"]
     return (
         is_near_chance(numbers)
-        and teacher["confidence"] < 1.5 / numbers["data"]["classes"]
-        and agreement["label_entropy"] > 0
+        and numbers["teacher"]["confidence"] - even < min(even / 2, 0.05)
+        and numbers["agreement"]["label_entropy"] > 0
         and not strange_layers(numbers)
     )
 
@@ -191,7 +191,7 @@ def class_order(numbers):
             mapping=found["mapping"],
         ),
         _CONSEQUENCE,
-        _shift_remedy(shift)
+        _shift_remedy(shift, found["wraps"] and numbers["data"]["classes"])
         if shift
         else "Bring the labels into the teacher's order: "
         "labels = numpy.array(order)[labels], with order[label] from this "
@@ -233,8 +233,11 @@ def _shift_in_words(shift):
     )
 
 
-def _shift_remedy(shift):
-    return f"Shift the labels: labels {'+' if shift > 0 else '-'} {abs(shift)}."
+def _shift_remedy(shift, modulo=None):
+    shifted = f"labels {'+' if shift > 0 else '-'} {abs(shift)}"
+    if modulo:
+        shifted = f"({shifted}) % {modulo}"
+    return f"Shift the labels: {shifted}."
 
 
 def _is_gain(before, after, examples):
@@ -273,12 +276,12 @@ def labels_of_rows_nearby(numbers):
 def misaligned_labels(numbers):
     """Labels that have nothing to do with their rows."""
     teacher, agreement = numbers["teacher"], numbers["agreement"]
-    dependence = agreement["dependence"]
+    dependence, chance = agreement["dependence"], agreement["chance"]
     if (
         not is_near_chance(numbers)
         or (dependence is not None and dependence > _RELATED)
         or _variety(agreement) < _VARIED
-        or teacher["confidence"] < 2 * agreement["chance"]
+        or teacher["confidence"] < min(2 * chance, (1 + chance) / 2)
     ):
         return None
     return Finding(

@@ -35,7 +35,7 @@ class Inputs:
             A dict: "looks", a summary of the values; "normalisers", what the
             teacher's first normalisation layers meet and expect; and "form",
             one in which it gets more right, or `None`. `None` for models that
-            take several inputs.
+            take several inputs, or ragged or sparse ones.
         """
         if self._rows is None:
             return None

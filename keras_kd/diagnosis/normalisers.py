@@ -46,7 +46,12 @@ def _recorded(layer, seen):
 
     def recording(inputs, *args, **kwargs):
         if layer not in seen and len(seen) < _LAYERS:
-            seen[layer] = np.asarray(ops.convert_to_numpy(inputs), "float64")
+            # Inside a loop, tensors have no values yet.
+            with contextlib.suppress(
+                AttributeError, NotImplementedError, TypeError
+            ):
+                values = ops.convert_to_numpy(inputs)
+                seen[layer] = np.asarray(values, "float64")
         return call(inputs, *args, **kwargs)
 
     layer.call = recording

@@ -38,13 +38,13 @@ class Samples:
         Returns:
             (x, labels, counted): a NumPy array of 256 rows or less, and [rows,
             n] class ids and booleans, n labels a row. `None` if the models
-            take several inputs.
+            take several inputs, or ragged or sparse ones.
         """
         arrays = [
-            [np.asarray(each) for each in keras.tree.flatten(batch.x)]
+            [_array(each) for each in keras.tree.flatten(batch.x)]
             for batch in self._batches
         ]
-        if any(len(each) != 1 for each in arrays):
+        if any(len(each) != 1 or each[0] is None for each in arrays):
             return None
         parts = [
             (
@@ -54,10 +54,15 @@ class Samples:
             )
             for (x,), batch in zip(arrays, self._batches, strict=True)
         ]
-        order = None
         if len({part[0].shape[1:] for part in parts}) > 1:
             # Batches padded to different lengths.
             parts = parts[:1]
         joined = [np.concatenate(each) for each in zip(*parts, strict=True)]
         order = self._random.permutation(len(joined[0]))[:_ROWS]
         return tuple(each[order] for each in joined)
+
+
+def _array(tensor):
+    """A tensor as a NumPy array; `None` if it is ragged or sparse."""
+    array = np.asarray(tensor)
+    return array if array.shape == tuple(tensor.shape) else None
