@@ -1,8 +1,6 @@
 """Faults of use: what a diagnosis counts, tries and finds."""
 
-import pathlib
-import sys
-
+import failures
 import keras
 import numpy as np
 import pytest
@@ -13,9 +11,6 @@ from keras import layers
 import keras_kd as kd
 from keras_kd.diagnosis import initialised, normalisers, trials
 from keras_kd.diagnosis.agreement import Agreement, agreement_numbers
-
-sys.path.append(str(pathlib.Path(__file__).parents[1] / "recipes"))
-import failures  # noqa: E402
 
 CLASSES, EXAMPLES = 12, 1200
 # What no finding may speak of where a teacher is near chance.

@@ -317,7 +317,11 @@ def inputs_of_another_form(numbers):
         f"teacher gets {form['after']:.1%} right if that is mended, and "
         f"{form['before']:.1%} as they are. {_looks_in_words(inputs['looks'])}"
         + _layers_in_words(strange_layers(numbers)),
-        _evidence(numbers, **form, **inputs["looks"]),
+        _evidence(
+            numbers,
+            **{k: form[k] for k in ("before", "after", "examples")},
+            **inputs["looks"],
+        ),
         _CONSEQUENCE,
         f"{form['remedy']} Do for the teacher what was done in its training, "
         "and check that no layer of it does the same again.",
