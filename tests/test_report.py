@@ -235,4 +235,4 @@ def test_without_matplotlib(diagnosis, tmp_path, monkeypatch):
     with pytest.raises(ImportError, match="pip install matplotlib"):
         diagnosis.save(tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
-    assert "INFO" in str(diagnosis)
+    assert "PROBLEM" in str(diagnosis)

@@ -11,7 +11,7 @@ _KINDS = (keras.layers.Dense, keras.layers.EinsumDense, BaseConv)
 # Weights that were trained follow the initial distribution with a probability
 # far below this.
 _LEAST_P = 1e-3
-# Fewer weights can't be told from any distribution.
+# Fewer weights can't be told from any distribution; biases of 0 must say it.
 _FEWEST_WEIGHTS = 50
 _MOST_WEIGHTS = 20_000
 
@@ -48,7 +48,8 @@ def _is_untrained(layer):
         return False
     kernel = np.asarray(ops.convert_to_numpy(layer.kernel), "float64")
     values = kernel.reshape(-1)
-    if len(values) < _FEWEST_WEIGHTS or not np.isfinite(values).all():
+    few = len(values) < _FEWEST_WEIGHTS and bias is None
+    if few or not np.isfinite(values).all():
         return False
     try:
         # The initialiser itself is asked, so that no formula is repeated here.
