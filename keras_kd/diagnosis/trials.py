@@ -10,7 +10,9 @@ import dataclasses
 import numpy as np
 
 # Few examples tell which form is the best, more whether it is better.
-_FEW, _MORE = 48, 256
+_FEW, _MORE = 32, 256
+# A gain on few that is worth a look at more.
+_WORTH_A_LOOK = 0.1
 # A gain in accuracy that a different crop or augmentation would not give,
 _LEAST_GAIN = 0.15
 # in standard errors that the best of a dozen does not reach by chance.
@@ -189,7 +191,7 @@ def best_form(x, right):
         return None
     before = right(few)
     score, best = max(scores, key=lambda pair: pair[0])
-    if score - before.mean() < _LEAST_GAIN:
+    if score - before.mean() < _WORTH_A_LOOK:
         return None
     more = x[:_MORE]
     before, after = right(more), right(_as(best.change(more), x))
