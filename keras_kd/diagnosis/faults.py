@@ -12,8 +12,9 @@ from keras_kd.diagnosis.finding import PROBLEM, Finding
 
 # A teacher is looked at more closely if so much less is right than it believes,
 _SUSPECT_GAP = 0.1
-# or if it avoids less than this share of the errors of chance,
-_SUSPECT_ABOVE_CHANCE = 0.75
+# or if it avoids less than this share of the errors of chance: beyond, no other
+# form of the inputs could gain what counts,
+_SUSPECT_ABOVE_CHANCE = 0.85
 # or if its first normalisation layers meet means that are so many standard
 # deviations, or standard deviations that are such a factor, from the expected.
 _STRANGE_DISTANCE = 0.5
@@ -25,6 +26,8 @@ _POOR = 0.5
 # Cross-entropy has no gradient left where the label's logit is this far above
 # the others; memorised training data end at 15 to 40.
 _STRANGE_MARGIN = 100
+# With strange inputs, below this it misses what it would know.
+_MISSING = 0.75
 # A gain in accuracy that counts, and in how many standard errors.
 _LEAST_GAIN = 0.15
 _ERRORS = 4
@@ -106,28 +109,47 @@ _CONSEQUENCE = (
 def untrained_teacher(numbers):
     """Weights, or those of the last layer, that were never trained."""
     weights = numbers["weights"]
-    if weights is None or numbers["agreement"]["above_chance"] >= _POOR:
+    if (
+        weights is None
+        or not weights["last"]
+        or numbers["agreement"]["above_chance"] >= _POOR
+    ):
         return None
     names = weights["untrained"]
-    if not weights["last"] and not _is_indifferent(numbers):
-        return None
-    if weights["last"]:
-        everything = len(names) == weights["layers"]
-        what = (
+    everything = 1 < len(names) == weights["layers"]
+    return _untrained(
+        numbers,
+        (
             f"all of its {weights['layers']} layers look as if just created"
-            if everything and weights["layers"] > 1
+            if everything
             else f"its last layer, {names[-1]!r}, looks as if just created"
         )
-        why = "biases of 0, and a kernel as its initialiser draws them"
-    else:
-        what = "it gives all classes nearly the same probability"
-        why = "as untrained weights do"
+        + " (biases of 0, and a kernel as its initialiser draws it)",
+    )
+
+
+def indifferent_teacher(numbers):
+    """A teacher that gives all classes nearly the same probability."""
+    if not _is_indifferent(numbers):
+        return None
+    return _untrained(
+        numbers,
+        "it gives all classes nearly the same probability, as untrained "
+        "weights do",
+    )
+
+
+def _untrained(numbers, what):
+    weights = numbers["weights"] or {"untrained": [], "layers": 0}
     return Finding(
         "untrained_teacher",
         PROBLEM,
-        f"The teacher is not trained, or not loaded: {what} ({why}). "
-        f"{_said(numbers)}.",
-        _evidence(numbers, untrained_layers=names, layers=weights["layers"]),
+        f"The teacher is not trained, or not loaded: {what}. {_said(numbers)}.",
+        _evidence(
+            numbers,
+            untrained_layers=weights["untrained"],
+            layers=weights["layers"],
+        ),
         "Its soft targets are noise; there is nothing to distil.",
         "Load the weights before you distil, and check that the last layer's "
         "are among them: load_weights(..., skip_mismatch=True), and "
@@ -335,7 +357,7 @@ def wrong_inputs(numbers):
     above = agreement["above_chance"]
     collapsed = above < _POOR and _variety(agreement) < _COLLAPSED
     gap = numbers["teacher"]["confidence"] - numbers["teacher"]["accuracy"]
-    missed = above < _SUSPECT_ABOVE_CHANCE or gap > _SUSPECT_GAP
+    missed = above < _MISSING or gap > _SUSPECT_GAP
     if not collapsed and not (strange and missed):
         return None
     seen = sum(1 for n in numbers["teacher"]["by_class"]["predicted"] if n)

@@ -10,6 +10,8 @@ _FAULTS = (
     faults.class_order,
     faults.labels_of_rows_nearby,
     faults.inputs_of_another_form,
+    # After the forms: inputs that are all but 0 have this effect as well.
+    faults.indifferent_teacher,
     faults.wrong_inputs,
     faults.inputs_too_large,
     faults.other_classes,
