@@ -224,6 +224,7 @@ class Kind:
         known: data to train on if `others` has other classes; a function of a
             seed, `data` by default.
         trained: a teacher that is trained already.
+        also: findings that are true of its healthy teacher.
     """
 
     data: object
@@ -234,6 +235,7 @@ class Kind:
     epochs: int
     known: object = None
     trained: object = None
+    also: tuple = ()
 
     def teacher(self, seed):
         """A healthy teacher: dropout, and stopped before it memorises."""
@@ -356,6 +358,8 @@ def resnet56(data_dir, path):
         units=0,
         epochs=0,
         trained=teacher,
+        # Right in 73 % of the test images and sure of 87 %.
+        also=("over_confident",),
     )
 
 
@@ -709,7 +713,7 @@ def result_of(case, kind, seed, students=False, path=None):
     result = {
         "said": [each.code for each in diagnosis.problems],
         "first": first,
-        "right": first == case.cause or first in case.also,
+        "right": is_right(case, kind, first),
     }
     if students:
         result["accuracies"] = [
@@ -717,6 +721,13 @@ def result_of(case, kind, seed, students=False, path=None):
             student_accuracy(kind, seed, data, teacher, case.temperature),
         ]
     return result
+
+
+def is_right(case, kind, first):
+    """Whether a finding names what is wrong, `None` for nothing."""
+    if first == case.cause or first in case.also:
+        return True
+    return case.cause is None and first in kind.also
 
 
 def _in_words(result):
