@@ -57,11 +57,15 @@ def test_the_page_needs_nothing_else(page):
 def test_findings_come_first_and_all_pictures_follow(page, diagnosis):
     at = [page.index(finding.summary[:20]) for finding in diagnosis.findings]
     assert at == sorted(at)
-    assert at[-1] < page.index("<img")
+    # One picture on the first screen, the others below.
+    first, second = (m.start() for m in list(re.finditer("<img", page))[:2])
+    assert first < at[0] and at[-1] < second
+    said = [page.index(html.escape(each)) for each in diagnosis.verdict]
+    assert len(said) == 3 and sorted(said) == said and said[-1] < first
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
     expected = [caption for _, caption in draw(diagnosis.numbers).values()]
     assert [html.unescape(caption) for caption in captions] == expected
-    assert len(svgs(page, "src")) == len(svgs(page, "srcset")) == 8
+    assert len(svgs(page, "src")) == len(svgs(page, "srcset")) == 9
     # Both similarity matrices are there.
     assert svgs(page, "src")[-1].count("data:image/png") >= 2
 
@@ -77,7 +81,7 @@ def test_pictures_have_the_colours_of_the_pages_scheme(
     page, attribute, theme, other
 ):
     dark = '<source media="(prefers-color-scheme: dark)" srcset="data:image'
-    assert page.count(dark) == 8
+    assert page.count(dark) == 9
     assert f"--ground: {theme.ground}; --ink: {theme.ink}" in page
     for svg in svgs(page, attribute):
         root = xml.etree.ElementTree.fromstring(svg)
@@ -231,4 +235,4 @@ def test_without_matplotlib(diagnosis, tmp_path, monkeypatch):
     with pytest.raises(ImportError, match="pip install matplotlib"):
         diagnosis.save(tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
-    assert "INFO" in str(diagnosis)
+    assert "PROBLEM" in str(diagnosis)

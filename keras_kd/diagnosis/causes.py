@@ -41,6 +41,10 @@ _UNRELATED_PLACE = 0.6
 _NOISE_SHARE = 0.01
 # Even if most competitors are related, this much noise matters.
 _PLAIN_NOISE_SHARE = 1 / 8
+# A teacher is as sure where a label is wrong as where it is right, since noise
+# can't be seen in the inputs; where inputs are hard or disturbed it is less
+# sure when it is wrong. So often a right prediction is surer than a wrong one:
+_AWARE = 0.75
 # Mass beyond a quarter of the classes that can move a student.
 _TAIL_MASS = 0.05
 # A class with fewer examples may be missed by chance.
@@ -111,6 +115,9 @@ def noisy_labels(numbers):
     noise = 2 * relations["strong_competitor_share"] * (1 - place)
     unrelated = place < _UNRELATED_PLACE and noise > _NOISE_SHARE
     if not unrelated and noise < _PLAIN_NOISE_SHARE:
+        return None
+    awareness = numbers["agreement"]["error_awareness"]
+    if awareness is not None and awareness > _AWARE:
         return None
     return Finding(
         "noisy_labels",
@@ -301,9 +308,15 @@ def over_confident(numbers):
 
 def weak_teacher(numbers):
     """A teacher that knows little about the labels."""
-    teacher, tokens = numbers["teacher"], numbers["data"]["tokens"]
-    if teacher["skill"] >= _LEAST_SKILL[tokens]:
+    tokens = numbers["data"]["tokens"]
+    if numbers["teacher"]["skill"] >= _LEAST_SKILL[tokens]:
         return None
+    return knows_little(numbers)
+
+
+def knows_little(numbers):
+    """The finding about a teacher that knows little, however it comes."""
+    teacher = numbers["teacher"]
     return Finding(
         "weak_teacher",
         PROBLEM,

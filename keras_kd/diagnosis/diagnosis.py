@@ -10,9 +10,12 @@ import numpy as np
 from keras_kd import data as any_data
 from keras_kd import losses, preprocessing
 from keras_kd.batch import LABELS
-from keras_kd.diagnosis import measures
+from keras_kd.diagnosis import faults, measures, verdict
+from keras_kd.diagnosis.agreement import agreement_numbers
 from keras_kd.diagnosis.finding import PROBLEM, Finding
 from keras_kd.diagnosis.findings import find
+from keras_kd.diagnosis.initialised import untrained_layers
+from keras_kd.diagnosis.inputs import Inputs
 from keras_kd.diagnosis.survey import Survey, not_finite_weights
 from keras_kd.logits import LogitReader, check_model, class_count_message
 from keras_kd.similarity import logit_weights
@@ -25,8 +28,9 @@ class Diagnosis:
     Attributes:
         numbers: nested dict of numbers and lists, as JSON takes it: "data",
             "loss", "teacher", "student", "gradient_scale",
-            "class_relations", "temperature" and "similarity". Only "data"
-            and "loss" where none of the teacher's outputs was finite.
+            "class_relations", "temperature", "similarity", "agreement",
+            "inputs" and "weights". Only "data" and "loss" where none of the
+            teacher's outputs was finite.
         findings: list of `Finding`, problems first, the likeliest cause
             before others.
     """
@@ -38,6 +42,14 @@ class Diagnosis:
     def problems(self):
         """The findings that are problems."""
         return [each for each in self.findings if each.severity == PROBLEM]
+
+    @property
+    def verdict(self):
+        """Three sentences that answer what a user asks first.
+
+        Is this teacher fit for use, what will help most, what to try first?
+        """
+        return verdict.sentences(self.numbers, self.findings)
 
     def to_json(self):
         """Numbers and findings as a JSON string."""
@@ -83,7 +95,7 @@ class Diagnosis:
                 tf.summary.image(f"diagnosis/{name}", image[None], step=0)
 
     def __str__(self):
-        parts = [_headline(self)]
+        parts = [_headline(self), _wrap(" ".join(self.verdict))]
         for finding in self.findings:
             parts.append(
                 "\n".join(
@@ -250,7 +262,15 @@ def diagnose(
                 None if student is None else _logit_rows(student, None),
                 superclasses,
             ),
+            "agreement": agreement_numbers(survey.agreement, totals),
         }
+        inputs = Inputs(survey)
+        numbers |= {"inputs": inputs.numbers(), "weights": None}
+        if faults.is_suspect(numbers):
+            numbers |= {
+                "inputs": inputs.numbers(with_forms=True),
+                "weights": untrained_layers(teacher),
+            }
     elif not totals["not_finite"]:
         raise ValueError(
             "At least one example of the data set must count. Received: "

@@ -38,7 +38,8 @@ def settle(element, logits_shape, ignore_class=None):
     Args:
         element: (x, labels) or (x, labels, sample_weight). Labels are [...] or
             [..., 1] class ids, of an integer dtype or integer-valued floats,
-            or a dict with "labels"; weights are [batch], [...] or [..., 1].
+            or one-hot, [..., classes]; or a dict with "labels". Weights are
+            [batch], [...] or [..., 1].
         logits_shape: tuple, [..., classes], `None` where unknown.
         ignore_class: optional number, the label of examples to leave out.
 
@@ -50,7 +51,12 @@ def settle(element, logits_shape, ignore_class=None):
     """
     x, labels, weight = keras.utils.unpack_x_y_sample_weight(element)
     if isinstance(labels, dict):
-        labels = labels[LABELS]
+        labels = labels.get(LABELS)
+    if labels is None:
+        raise ValueError(
+            "A diagnosis compares the teacher with labels. Received: data "
+            "without them. Give (x, labels) or (x, labels, sample_weight)."
+        )
     labels = np.asarray(labels)
     if labels.dtype == bool:
         labels = labels.astype("int32")
@@ -79,6 +85,8 @@ def _without_last_1(labels, logits_shape):
         labels = labels[..., 0]
     if _fits(labels.shape, wanted):
         return labels
+    if _fits(labels.shape, logits_shape) and _are_one_hot(labels):
+        return labels.argmax(axis=-1)
     received = f"labels of shape {labels.shape} and dtype {labels.dtype}"
     if _fits(labels.shape, logits_shape):
         found, remedy = _of_all_classes(labels)
@@ -102,13 +110,14 @@ def _fits(shape, known):
     )
 
 
+def _are_one_hot(labels):
+    return np.isin(labels, (0, 1)).all() and (labels.sum(-1) == 1).all()
+
+
 def _of_all_classes(labels):
     """What labels with a number for each class are, and what to do."""
-    binary = np.isin(labels, (0, 1)).all()
     sums_to_1 = np.allclose(labels.sum(-1), 1, atol=1e-3)
-    if binary and sums_to_1:
-        return "one-hot", "Pass `labels.argmax(-1)`."
-    if binary:
+    if np.isin(labels, (0, 1)).all():
         return "multi-hot", (
             "Several classes of one example can't be diagnosed together: "
             "diagnose one class at a time, as a problem of two classes, with "

@@ -1,11 +1,24 @@
 """From the numbers of a diagnosis to its findings."""
 
-from keras_kd.diagnosis import causes, hints
+from keras_kd.diagnosis import causes, faults, hints
 from keras_kd.diagnosis.finding import INFO
 
+# Nothing else can be said of a teacher that is used wrongly. The more certain
+# a rule is of its fault, the earlier it comes.
+_FAULTS = (
+    faults.untrained_teacher,
+    faults.class_order,
+    faults.labels_of_rows_nearby,
+    faults.inputs_of_another_form,
+    # After the forms: inputs that are all but 0 have this effect as well.
+    faults.indifferent_teacher,
+    faults.wrong_inputs,
+    faults.inputs_too_large,
+    faults.other_classes,
+    faults.misaligned_labels,
+)
 # The more certain a rule is of its cause, the earlier it comes.
-_RULES = (
-    causes.not_finite,
+_CAUSES = (
     causes.noisy_labels,
     causes.label_smoothed,
     causes.temperature_too_high,
@@ -30,8 +43,16 @@ def find(numbers):
     Returns:
         List of `Finding`.
     """
-    found = {}
-    for rule in _RULES if "teacher" in numbers else (causes.not_finite,):
+    bad = causes.not_finite(numbers)
+    found = {bad.code: bad} if bad else {}
+    if "teacher" not in numbers:
+        return list(found.values())
+    fault = next(filter(None, (rule(numbers) for rule in _FAULTS)), None)
+    if fault is not None:
+        return [*found.values(), fault]
+    if faults.is_near_chance(numbers):
+        return [*found.values(), causes.knows_little(numbers)]
+    for rule in _CAUSES:
         finding = rule(numbers)
         if finding is None or finding.code in _explained_by(found):
             continue

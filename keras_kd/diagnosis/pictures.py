@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from keras_kd.diagnosis.faults import is_near_chance
 from keras_kd.reports import figures
 from keras_kd.reports.page import Page
 
@@ -21,6 +22,11 @@ def page(diagnosis):
         A `keras_kd.reports.page.Page`.
     """
     report = Page("What the teacher has to offer")
+    for sentence in diagnosis.verdict:
+        report.add_text(sentence)
+    pictures = draw(diagnosis.numbers)
+    if pictures:
+        report.add_figure(*pictures.pop("overview"))
     report.add_text(str(diagnosis).split("\n\n", 1)[0])
     report.add_heading("Findings")
     for finding in diagnosis.findings:
@@ -31,7 +37,6 @@ def page(diagnosis):
             [finding.consequence, f"Try: {finding.remedy}"],
             finding.evidence,
         )
-    pictures = draw(diagnosis.numbers)
     if pictures:
         report.add_heading("Pictures")
     for figure, caption in pictures.values():
@@ -59,6 +64,7 @@ def draw(numbers):
     if "teacher" not in numbers:
         return {}
     drawn = {
+        "overview": _overview(numbers),
         "gradient_scale": _gradient_scale(numbers["gradient_scale"]),
         "difficulty": _difficulty(numbers["gradient_scale"]),
         "confidence": _confidence(numbers["teacher"]),
@@ -71,6 +77,45 @@ def draw(numbers):
     if numbers["similarity"] is not None:
         drawn["class_similarity"] = _similarity(numbers["similarity"])
     return drawn
+
+
+def _overview(numbers):
+    """What is predicted for which label, and what soft targets say."""
+    teacher, table = numbers["teacher"], numbers["agreement"]["table"]
+    temperature = numbers["temperature"]
+    curve = None
+    # Of soft targets near chance nothing can be said.
+    if not is_near_chance(numbers):
+        curve = (
+            temperature["grid"],
+            temperature["nats_beyond_label_smoothing"],
+        )
+    figure = figures.overview(
+        table and table["shares"],
+        {
+            "right": teacher["accuracy"],
+            "by chance": numbers["agreement"]["chance"],
+            "believed right": teacher["confidence"],
+        },
+        curve,
+        temperature["suggested"],
+    )
+    caption = ""
+    if table:
+        caption = (
+            "What the teacher predicts for each label; one that is used as it "
+            "was trained has a dark diagonal. "
+        )
+    caption += (
+        "Bars: the share of labels that it gets right, that chance would, and "
+        "that it believes it does."
+    )
+    if curve:
+        caption += (
+            " Curve: what its soft targets say beyond label smoothing, by "
+            "temperature; try those in the band first."
+        )
+    return figure, caption
 
 
 def _gradient_scale(scale):

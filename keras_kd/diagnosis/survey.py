@@ -2,8 +2,9 @@
 
 `Survey.batch_sums` turns a batch into sums of a fixed size, in one compiled
 function together with the teacher's forward pass; the host adds them up in
-float64. Memory does not grow with the data: all that is kept is these sums,
-and the tables of `keras_kd.diagnosis.relations`, whose size is bounded.
+float64. Memory does not grow with the data: all that is kept is these sums, a
+few batches (`samples`), and tables whose size is bounded (`relations` and
+`agreement`).
 
 Shapes are those of the batch, as JAX requires: an example that does not count
 keeps its place, with 0 in `keep`, logits of 0 and a label in range.
@@ -20,12 +21,14 @@ from keras_kd.backend import private
 from keras_kd.batch import LABELS
 from keras_kd.data import TfData
 from keras_kd.diagnosis import examples
+from keras_kd.diagnosis.agreement import Agreement
 from keras_kd.diagnosis.bins import (
     CONFIDENCE_BINS,
     DIFFICULTY_BINS,
     TEMPERATURES,
 )
 from keras_kd.diagnosis.relations import Relations, as_number
+from keras_kd.diagnosis.samples import Samples
 from keras_kd.softmax import label_softmax
 from keras_kd.states import all_variables
 
@@ -63,6 +66,9 @@ class Survey:
             if self.num_classes > 2
             else None
         )
+        self.agreement = Agreement(self.num_classes)
+        self.samples = Samples()
+        self.input_spec = self._step = None
 
     def run(self, data):
         """Goes over the data once.
@@ -79,10 +85,9 @@ class Survey:
                 are not what the models are taken to give, and for a student
                 whose outputs are not finite.
         """
-        step = backend.compiled(
-            self.batch_sums,
-            self._variables(),
-            _signature(data, self.teacher.model),
+        self.input_spec = _input_spec(data, self.teacher.model)
+        self._step = backend.compiled(
+            self.batch_sums, self._variables(), _signature(self.input_spec)
         )
         random = np.random.default_rng(0)
         totals, first_bad_batch, batch = {}, -1, -1
@@ -93,16 +98,10 @@ class Survey:
             )
             sample = self._sample(len(settled.labels), batch)
             order = random.permutation(len(sample)).astype("int32")
-            sums = {
-                name: ops.convert_to_numpy(value).astype("float64")
-                for name, value in step(
-                    *backend.from_tf_data(
-                        (settled.x, settled.labels, settled.counted)
-                    ),
-                    sample,
-                    order,
-                ).items()
-            }
+            sums = self._run_step(settled, sample, order)
+            predicted, kept = sums.pop("predictions"), sums.pop("kept") > 0
+            self.agreement.add(settled.labels, predicted.astype("int64"), kept)
+            self.samples.add(settled)
             self._check_kinds(sums, outputs_checked)
             outputs_checked |= bool(sums["examples"])
             self._check_labels(sums, batch, settled)
@@ -116,6 +115,42 @@ class Survey:
         totals["batches"] = batch + 1
         totals["first_bad_batch"] = first_bad_batch
         return totals
+
+    @property
+    def batch_size(self):
+        """The number of rows that every batch has; `None` if it may vary."""
+        shape = keras.tree.flatten(self.input_spec)[0].shape
+        # TensorFlow's may be of unknown rank.
+        return None if getattr(shape, "rank", 0) is None else shape[0]
+
+    def _run_step(self, settled, sample, order):
+        """Dict of a batch's sums, as float64 NumPy arrays."""
+        data = (settled.x, settled.labels, settled.counted)
+        sums = self._step(*backend.from_tf_data(data), sample, order)
+        return {
+            name: ops.convert_to_numpy(value).astype("float64")
+            for name, value in sums.items()
+        }
+
+    def right(self, x, labels, counted):
+        """How often the teacher is right on other inputs, after `run`.
+
+        Args:
+            x: [rows, ...] NumPy array, of the data set's type.
+            labels: [rows, n] int32 class ids, n of each row.
+            counted: [rows, n] booleans.
+
+        Returns:
+            [rows] floats, the share of a row's labels that are predicted.
+        """
+        rows, sample = len(x), self._sample(labels.size, 0)
+        order = np.arange(len(sample), dtype="int32")
+        x = keras.tree.pack_sequence_as(self.input_spec, [x])
+        labels = labels.reshape(-1)
+        settled = examples.Examples(x, labels, labels, counted.reshape(-1))
+        sums = self._run_step(settled, sample, order)
+        hits = (sums["predictions"] == labels) * sums["kept"]
+        return hits.reshape(rows, -1).mean(-1)
 
     def _check_kinds(self, sums, checked):
         """Raises if the first outputs are not what they are taken for."""
@@ -272,6 +307,8 @@ class Survey:
         predicted = _predicted(logits)
         correct = keep * as_number(predicted == labels)
         return {
+            "predictions": predicted,
+            "kept": keep,
             "examples": ops.sum(keep),
             "correct": ops.sum(correct),
             "cross_entropy": ops.sum(keep * softmax.cross_entropy),
@@ -386,7 +423,14 @@ def _halfway_logits(labels, classes):
     return others * ops.one_hot(labels, classes, dtype="float32")
 
 
-def _signature(data, model):
+def _input_spec(data, model):
+    """What the inputs of a batch are, a structure of specs."""
+    if isinstance(data, TfData):
+        return data.dataset.element_spec[0]
+    return data.input_specs(model)
+
+
+def _signature(input_spec):
     """The specs of what a step takes; see `Survey.batch_sums`.
 
     Only TensorFlow compiles by them.
@@ -395,13 +439,14 @@ def _signature(data, model):
         return None
     import tensorflow as tf
 
-    if isinstance(data, TfData):
-        x = data.dataset.element_spec[0]
-    else:
-        x = keras.tree.map_structure(
-            lambda spec: tf.TensorSpec(spec.shape, spec.dtype),
-            data.input_specs(model),
-        )
+    x = keras.tree.map_structure(
+        lambda spec: (
+            tf.TensorSpec(spec.shape, spec.dtype)
+            if isinstance(spec, keras.KerasTensor)
+            else spec
+        ),
+        input_spec,
+    )
     places = tf.TensorSpec((None,), "int32")
     counted = tf.TensorSpec((None,), "bool")
     return [x, places, counted, places, places]

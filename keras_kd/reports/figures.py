@@ -250,6 +250,69 @@ def heatmaps(panels, limit=1.0, label=""):
     return figure
 
 
+@_drawn_later
+def overview(table, shares, curve, band):
+    """A table of labels and predictions, shares as bars, and a curve.
+
+    Args:
+        table: [n, n] shares of each label's predictions, or `None`.
+        shares: dict by name of numbers in [0, 1].
+        curve: (temperatures, values), or `None`.
+        band: (lowest, highest) temperature to mark.
+
+    Returns:
+        A `Figure`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2 * _WIDTH, 1.4 * _HEIGHT), layout="constrained")
+    columns = figure.add_gridspec(1, 2 if table else 1)
+    right = columns[-1].subgridspec(2, 1, height_ratios=(2, 3))
+    if table:
+        _draw_table(figure.add_subplot(columns[0]), table)
+    _draw_shares(figure.add_subplot(right[0]), shares)
+    if curve:
+        _draw_curve(figure.add_subplot(right[1]), curve, band)
+    return figure
+
+
+def _draw_table(axes, table):
+    from matplotlib.colors import LinearSegmentedColormap, to_rgb
+
+    # From nothing, so that the page shows through, to the first colour.
+    colours = LinearSegmentedColormap.from_list(
+        "shares", [(*to_rgb("C0"), 0), (*to_rgb("C0"), 1)]
+    )
+    axes.imshow(table, cmap=colours, vmin=0, vmax=1, interpolation="nearest")
+    axes.set(xlabel="prediction", ylabel="label", xticks=[], yticks=[])
+    axes.spines[:].set_visible(True)
+
+
+def _draw_shares(axes, shares):
+    places, values = range(len(shares)), list(shares.values())
+    axes.barh(places, values, 0.6, color="C0")
+    for place, value in zip(places, values, strict=True):
+        axes.annotate(
+            f"{value:.0%}",
+            (value, place),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+        )
+    axes.set_yticks(list(places), list(shares))
+    axes.set(xlim=(0, 1.15), xticks=[])
+    axes.spines["bottom"].set_visible(False)
+    axes.invert_yaxis()
+
+
+def _draw_curve(axes, curve, band):
+    axes.axvspan(*band, color="C2", alpha=0.25, lw=0)
+    axes.plot(*curve, "C0", lw=1.6)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(xlabel="temperature", ylabel="nats", ylim=(0, None))
+
+
 def _ink():
     import matplotlib
 

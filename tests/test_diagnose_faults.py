@@ -1,0 +1,442 @@
+"""Faults of use: what a diagnosis counts, tries and finds."""
+
+import failures
+import keras
+import numpy as np
+import pytest
+import reference
+import tensorflow as tf
+from keras import layers
+
+import keras_kd as kd
+from keras_kd.diagnosis import initialised, normalisers, trials
+from keras_kd.diagnosis.agreement import Agreement, agreement_numbers
+
+CLASSES, EXAMPLES = 12, 1200
+# What no finding may speak of where a teacher is near chance.
+UNRELATED = {
+    "noisy_labels",
+    "label_smoothed_teacher",
+    "noisy_tail",
+    "over_confident",
+    "temperature_too_high",
+    "under_confident",
+}
+
+
+def batched(*arrays, size=100, **kwargs):
+    return tf.data.Dataset.from_tensor_slices(arrays).batch(size, **kwargs)
+
+
+def knowing(classes=CLASSES, seed=0):
+    """Logits of a teacher that is as right as it is sure, and the labels.
+
+    It is sure of half of the examples; in the others, the label's neighbour
+    is as likely as the label.
+    """
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, classes, EXAMPLES)
+    relations = random.normal(size=(classes, classes))
+    np.fill_diagonal(relations, 6)
+    neighbours = 6 * reference.one_hot((labels + 1) % classes, classes)
+    is_hard = random.random(EXAMPLES) < 0.5
+    logits = relations[labels] + is_hard[:, None] * neighbours
+    logits += 0.3 * random.normal(size=logits.shape)
+    return logits.astype("float32"), labels
+
+
+def passing_through(classes=CLASSES):
+    inputs = keras.Input((classes,))
+    return keras.Model(inputs, layers.Identity()(inputs))
+
+
+def found(logits, labels, **kwargs):
+    """The problems with a teacher of given logits."""
+    teacher = passing_through(logits.shape[-1])
+    return kd.diagnose(teacher, batched(logits, labels), **kwargs).problems
+
+
+# -- classes in another order --------------------------------------------------
+
+
+def test_the_order_of_the_classes_is_found():
+    logits, labels = knowing()
+    order = np.random.default_rng(1).permutation(CLASSES)
+    (problem,) = found(logits, order[labels])
+    assert problem.code == "class_order"
+    # A label's mapping is the teacher's class.
+    assert dict(problem.evidence["mapping"]) == {
+        int(order[c]): c for c in range(CLASSES)
+    }
+    assert problem.evidence["shift"] is None
+    right = logits.argmax(-1) == labels
+    assert problem.evidence["mapped_accuracy"] == pytest.approx(
+        right[1::2].mean()
+    )
+    assert not found(logits, labels)
+
+
+@pytest.mark.parametrize(
+    ("shift", "words"), [(-1, "counted from 1"), (1, "background class")]
+)
+def test_a_shift_is_named_as_such(shift, words):
+    logits, labels = knowing(classes=CLASSES)
+    wide = np.full((EXAMPLES, CLASSES + 1), logits.min(), "float32")
+    if shift > 0:
+        wide[:, 1:] = logits
+    else:
+        wide[:, :-1], labels = logits, labels + 1
+    (problem,) = found(wide, labels)
+    assert problem.code == "class_order"
+    assert problem.evidence["shift"] == shift
+    assert words in problem.summary
+    assert f"labels {shift:+d}".replace("+", "+ ").replace("-", "- ") in (
+        problem.remedy
+    )
+
+
+def test_a_shift_that_starts_again_from_0_is_named_as_such():
+    logits, labels = knowing()
+    (problem,) = found(logits, (labels + 1) % CLASSES)
+    assert problem.code == "class_order"
+    assert "(labels - 1) % 12" in problem.remedy
+
+
+def test_two_labels_that_are_exchanged_are_an_order():
+    logits, labels = knowing(classes=2)
+    (problem,) = found(logits, 1 - labels)
+    assert problem.code == "class_order"
+    assert problem.evidence["mapping"] == [[0, 1], [1, 0]]
+    assert problem.evidence["shift"] is None
+
+
+def test_two_classes_that_are_exchanged_are_found():
+    logits, labels = knowing()
+    exchanged = np.arange(CLASSES)
+    exchanged[[3, 7]] = 7, 3
+    (problem,) = found(logits, exchanged[labels])
+    assert problem.code == "class_order"
+    assert problem.evidence["moved"] == 2
+    assert "3 is its class 7" in problem.summary
+
+
+def test_a_shift_of_a_large_vocabulary_is_found():
+    classes = 3000
+    random = np.random.default_rng(0)
+    labels = random.integers(1, classes, 600)
+    logits = 12 * reference.one_hot(labels - 1, classes).astype("float32")
+    (problem,) = found(logits, labels)
+    assert problem.code == "class_order"
+    assert problem.evidence["shift"] == -1
+
+
+# -- labels of other rows ------------------------------------------------------
+
+
+def test_labels_of_other_rows_are_found():
+    logits, labels = knowing()
+    (problem,) = found(logits, np.random.default_rng(2).permutation(labels))
+    assert problem.code == "misaligned_labels"
+    assert "offset" not in problem.evidence
+
+
+@pytest.mark.parametrize("rows", [-3, 1])
+def test_a_constant_offset_of_rows_is_found(rows):
+    logits, labels = knowing()
+    (problem,) = found(logits, np.roll(labels, rows))
+    assert problem.code == "misaligned_labels"
+    assert problem.evidence["offset"] == rows
+    assert ("after" if rows > 0 else "before") in problem.summary
+
+
+def test_sorted_labels_are_not_an_offset():
+    logits, labels = knowing()
+    order = np.argsort(labels, kind="stable")
+    assert not found(logits[order], labels[order])
+
+
+def test_offsets_are_counted_across_batches():
+    random = np.random.default_rng(0)
+    labels, predicted = random.integers(0, 3, (2, 50))
+    kept = random.random(50) < 0.8
+    agreement = Agreement(3)
+    for start, stop in ((0, 1), (1, 4), (4, 30), (30, 30), (30, 50)):
+        part = slice(start, stop)
+        agreement.add(labels[part], predicted[part], kept[part])
+    for offset, count in agreement.offsets.items():
+        pairs = [
+            (i, i + offset)
+            for i in range(50)
+            if 0 <= i + offset < 50 and kept[i] and kept[i + offset]
+        ]
+        assert agreement.pairs[offset] == len(pairs)
+        assert count == sum(predicted[i] == labels[j] for i, j in pairs)
+
+
+# -- other classes, untrained --------------------------------------------------
+
+
+def test_a_teacher_of_other_classes_is_found():
+    random = np.random.default_rng(0)
+    _, labels = knowing()
+    # Four labels in five share their likeliest prediction with others.
+    looks_like = random.integers(0, 5, CLASSES)
+    said = np.where(
+        random.random(EXAMPLES) < 0.6,
+        looks_like[labels],
+        random.integers(0, CLASSES, EXAMPLES),
+    )
+    logits = 3 * reference.one_hot(said, CLASSES).astype("float32")
+    (problem,) = found(logits, labels)
+    assert problem.code == "other_classes"
+
+
+def test_predictions_that_no_label_has_are_other_classes():
+    logits, labels = knowing(classes=2 * CLASSES)
+    (problem,) = found(logits, labels % 2)
+    assert problem.code == "other_classes"
+    assert problem.evidence["predicted_without_label"] > 0.5
+
+
+def small(seed=0, units=64, classes=CLASSES):
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((16,))
+    x = layers.BatchNormalization(name="first")(inputs)
+    x = layers.Dense(units, "relu", name="hidden")(x)
+    return keras.Model(inputs, layers.Dense(classes, name="head")(x))
+
+
+def trained(**kwargs):
+    model = small(**kwargs)
+    x, labels = separable()
+    model.compile("adam", kd_free_loss())
+    model.fit(x, labels, epochs=12, verbose=0)
+    return model
+
+
+def kd_free_loss():
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def separable(seed=0):
+    random = np.random.default_rng(seed)
+    centres = np.random.default_rng(5).normal(size=(CLASSES, 16))
+    labels = random.integers(0, CLASSES, EXAMPLES)
+    x = centres[labels] + 0.5 * random.normal(size=(EXAMPLES, 16))
+    return x.astype("float32"), labels.astype("int32")
+
+
+def test_untrained_layers_are_told_from_trained_ones():
+    model = trained()
+    assert initialised.untrained_layers(model) == {
+        "layers": 2,
+        "untrained": [],
+        "last": False,
+    }
+    x, labels = separable()
+    codes = {f.code for f in kd.diagnose(model, batched(x, labels)).problems}
+    assert not codes - {"over_confident"}
+    model.layers[-1].set_weights(small(seed=3).layers[-1].get_weights())
+    assert initialised.untrained_layers(model)["untrained"] == ["head"]
+    (problem,) = kd.diagnose(model, batched(x, labels)).problems
+    assert problem.code == "untrained_teacher"
+    assert "'head'" in problem.summary
+    (problem,) = kd.diagnose(small(), batched(x, labels)).problems
+    assert problem.code == "untrained_teacher"
+    assert "all of its 2 layers" in problem.summary
+
+
+# -- inputs --------------------------------------------------------------------
+
+
+def test_normalisation_layers_are_compared_with_what_they_expect():
+    random = np.random.default_rng(0)
+    x = random.normal(3, 2, (40, 6, 5)).astype("float32")
+    inputs = keras.Input((6, 5))
+    normal = layers.Normalization(mean=np.arange(5.0), variance=np.full(5, 4.0))
+    inner = keras.Sequential([layers.BatchNormalization()])
+    model = keras.Model(inputs, inner(normal(inputs)))
+    first, second = normalisers.compare(model, x)
+    mean = x.mean((0, 1))
+    distance = np.median(np.abs(mean - np.arange(5)) / 2)
+    scale = np.exp(np.median(np.log(x.std((0, 1)) / 2)))
+    assert first["distance"] == pytest.approx(distance, rel=1e-4)
+    assert first["scale"] == pytest.approx(scale, rel=1e-4)
+    y = (x - np.arange(5)) / 2
+    distance = np.median(np.abs(y.mean((0, 1)))) / np.sqrt(1 + 1e-3)
+    assert second["distance"] == pytest.approx(distance, rel=1e-4)
+    # The layers are as they were.
+    assert "call" not in vars(normal)
+    # One that a loop runs may be seen or not, but does no harm.
+    looped = layers.TimeDistributed(layers.BatchNormalization())
+    model = keras.Model(inputs, looped(normal(inputs)))
+    assert normalisers.compare(model, x)[0]["layer"] == normal.name
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x: 255 * x, "scale"),
+        (lambda x: x / 255, "scale"),
+        (lambda x: x[..., ::-1], "colour"),
+        (lambda x: x[:, ::-1], "upside down"),
+        (lambda x: np.rot90(x, 1, (1, 2)), "270 degrees"),
+    ],
+)
+def test_the_form_of_the_inputs_is_found(change, words):
+    """A teacher that reads the label out of two pixels and one channel."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 8, EXAMPLES).astype("int32")
+    x = random.uniform(0, 1, (EXAMPLES, 4, 4, 3))
+    x[:, 0, 0, 0] = (labels // 4) / 1.1
+    x[:, 0, 3, 0] = (labels % 4 + 0.5) / 3.6
+    x[:, 1, 1], x[:, 2, 2] = 0, 1
+    inputs = keras.Input((4, 4, 3))
+    at = (np.arange(8) + 0.5) / 8
+    value = 0.55 * inputs[:, 0, 0, :1] + 0.45 * inputs[:, 0, 3, :1]
+    teacher = keras.Model(inputs, -400 * (value - at) ** 2)
+    changed = np.ascontiguousarray(change(x)).astype("float32")
+    problem = kd.diagnose(teacher, batched(changed, labels)).problems[0]
+    assert problem.code == "wrong_inputs"
+    assert words in problem.summary
+    assert problem.evidence["after"] > 0.95
+    x = x.astype("float32")
+    codes = {f.code for f in kd.diagnose(teacher, batched(x, labels)).problems}
+    assert "wrong_inputs" not in codes
+
+
+def test_the_form_is_found_in_batches_of_a_fixed_size():
+    x, labels = separable()
+    dataset = batched(x / 255, labels, drop_remainder=True)
+    (problem,) = kd.diagnose(trained(), dataset).problems
+    assert problem.code == "wrong_inputs"
+    assert problem.evidence["after"] > 0.9
+
+
+def test_inputs_that_batch_normalisation_does_not_expect_are_wrong():
+    x, labels = separable()
+    # Features in another order: a form that nobody would try.
+    wrong = x[:, np.random.default_rng(1).permutation(16)] * 30 + 40
+    (problem,) = kd.diagnose(trained(), batched(wrong, labels)).problems
+    assert problem.code == "wrong_inputs"
+    assert "layer 'first' meets means" in problem.summary
+    assert "They are float32 from -" in problem.summary
+
+
+def test_logits_as_no_training_makes_them_are_of_inputs_on_another_scale():
+    """Without biases, a network's logits grow with its inputs."""
+    logits, labels = knowing()
+    (problem,) = found(255 * logits, logits.argmax(-1))
+    assert problem.code == "wrong_inputs"
+    assert "logits" in problem.summary
+
+
+def test_forms_keep_token_ids_in_the_vocabulary():
+    x = np.array([[0, 1, 5, 9]])
+    for form in trials.forms(x):
+        changed = form.change(x)
+        assert changed.min() >= 0 and changed.max() <= 9
+    assert not trials.forms(np.zeros((3, 2), "float32"))
+
+
+def test_a_model_of_several_inputs_and_one_with_a_state_are_left_alone():
+    x, labels = separable()
+    one, two = keras.Input((16,), name="one"), keras.Input((16,), name="two")
+    outputs = layers.Dense(CLASSES)(layers.Concatenate()([one, two]))
+    teacher = keras.Model({"one": one, "two": two}, outputs)
+    data = tf.data.Dataset.from_tensor_slices(({"one": x, "two": x}, labels))
+    numbers = kd.diagnose(teacher, data.batch(100)).numbers
+    assert numbers["inputs"] is None and numbers["weights"]["last"]
+
+    inputs = keras.Input(batch_shape=(100, 16))
+    steps = layers.Reshape((4, 4))(inputs)
+    state = layers.LSTM(8, stateful=True)
+    teacher = keras.Model(inputs, layers.Dense(CLASSES)(state(steps)))
+    kd.diagnose(teacher, batched(x[:100], labels[:100], drop_remainder=True))
+    after = [np.array(each) for each in state.states]
+    state.reset_state()
+    teacher(x[:100])
+    for one, two in zip(after, state.states, strict=True):
+        np.testing.assert_allclose(one, np.array(two), atol=1e-5)
+
+
+# -- what is said, and what is not ---------------------------------------------
+
+
+def test_near_chance_nothing_is_said_of_soft_targets():
+    random = np.random.default_rng(0)
+    for scale in (0.1, 1.0, 10.0):
+        logits = scale * random.normal(size=(EXAMPLES, CLASSES))
+        for labels in (random.integers(0, CLASSES, EXAMPLES), np.arange(1200)):
+            problems = found(logits.astype("float32"), labels % CLASSES)
+            assert problems
+            assert not UNRELATED & {each.code for each in problems}
+            text = " ".join(p.summary + p.remedy for p in problems).lower()
+            for word in ("calibrat", "smoothing", "noise in", "tail"):
+                assert word not in text
+
+
+def test_cramers_v_is_that_of_the_definition():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 4, 3000)
+    noise = random.integers(0, 4, 3000)
+    for share in (0.0, 0.5, 1.0):
+        said = np.where(random.random(3000) < share, 3 - labels, noise)
+        agreement = Agreement(4)
+        agreement.add(labels, said, np.ones(3000, bool))
+        table = agreement.halves.sum(0).astype("float64")
+        expected = np.outer(table.sum(1), table.sum(0)) / 3000
+        squared = max(((table - expected) ** 2 / expected).sum() - 9, 0)
+        value = np.sqrt(squared / 3000 / 3)
+        totals = {
+            "examples": 3000,
+            "correct": (said == labels).sum(),
+            "class_examples": table.sum(1),
+            "class_predicted": table.sum(0),
+            "confidence_bins": np.array([[5, 5], [1, 4], [1, 4]]),
+        }
+        numbers = agreement_numbers(agreement, totals)
+        assert numbers["dependence"] == pytest.approx(value, abs=0.01)
+        # Of the pairs of a right and a wrong prediction, by bin.
+        assert numbers["error_awareness"] == pytest.approx(
+            (4 * 4 + (1 * 4 + 4 * 1) / 2) / (5 * 5)
+        )
+
+
+def test_the_verdict_is_three_sentences():
+    logits, labels = knowing()
+    for given, word in ((labels, "is fit"), ((labels + 1) % 12, "is not fit")):
+        teacher = passing_through()
+        diagnosis = kd.diagnose(teacher, batched(logits, given))
+        fit, helps, first = diagnosis.verdict
+        assert word in fit and "help" in helps and first.startswith("First: ")
+        assert " ".join(diagnosis.verdict) in " ".join(str(diagnosis).split())
+
+
+# -- the study -----------------------------------------------------------------
+
+
+def cases_of(kind, cases=failures.CASES):
+    return [
+        pytest.param(kind, case, id=f"{case}, {kind}")
+        for case in cases
+        if failures._is_made_of(failures.CASES[case], kind)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    [
+        *cases_of("perceptron, digits"),
+        *cases_of(
+            "perceptron, normalised",
+            ("label smoothing", "over-confident", "noisy labels")
+            + ("noisy tail", "weak teacher"),
+        ),
+    ],
+)
+def test_failures_made_on_purpose(kind, case):
+    """On kinds and a seed that no threshold was set on."""
+    made = failures.CASES[case], failures.KINDS[kind], 17
+    result = failures.result_of(*made)
+    assert result["right"], result
