@@ -6,7 +6,7 @@ others (class id -1) with the teacher's alone.
 
     python recipes/semi_supervised.py
 
-takes about two minutes of processor time and needs no download. Two teachers
+takes a few minutes and needs no download. Two teachers
 are compared: one that was trained with all labels, as when a model is at hand
 but its labels are not; and one that had the same few labels as the student.
 Within a seed all students have the same images, labels and initial weights, so
@@ -85,9 +85,7 @@ def one_seed(seed, share, epochs):
         distiller = kd.Distiller(student, teacher)
         # The labels are as many as before: their term has the same weight.
         fit(distiller, x, marked, steps, kd.KD(weight=0.9, temperature=4.0))
-        results[f"KD on all images, teacher of {name}"] = accuracy(
-            student, test
-        )
+        results[f"KD, all images ({name} taught)"] = accuracy(student, test)
     everything = fit(same(start), x, labels, steps)
     results["plain, all labels"] = accuracy(everything, test)
     return results

@@ -1,0 +1,19 @@
+"""The study of images without labels, with few steps."""
+
+import semi_supervised
+from click.testing import CliRunner
+
+
+def test_it_compares_students_with_and_without_a_teacher():
+    result = CliRunner().invoke(
+        semi_supervised.main, ["--seeds", "2", "--epochs", "1"]
+    )
+    assert result.exit_code == 0, result.output
+    for name in ("plain, few labels", "KD, all images", "teacher, all labels"):
+        assert name in result.output
+
+
+def test_a_share_outside_of_0_to_1_is_refused():
+    result = CliRunner().invoke(semi_supervised.main, ["--labels", "1.5"])
+    assert result.exit_code == 1
+    assert "Received: 1.5" in result.output
