@@ -83,9 +83,8 @@ def one_seed(seed, share, epochs):
     for name, teacher in teachers.items():
         student = same(start)
         distiller = kd.Distiller(student, teacher)
-        # The labels are as many as before: their term has the same weight.
         fit(distiller, x, marked, steps, kd.KD(weight=0.9, temperature=4.0))
-        results[f"KD, all images ({name} taught)"] = accuracy(student, test)
+        results[f"KD, teacher of {name}"] = accuracy(student, test)
     everything = fit(same(start), x, labels, steps)
     results["plain, all labels"] = accuracy(everything, test)
     return results

@@ -9,7 +9,7 @@ def test_it_compares_students_with_and_without_a_teacher():
         semi_supervised.main, ["--seeds", "2", "--epochs", "1"]
     )
     assert result.exit_code == 0, result.output
-    for name in ("plain, few labels", "KD, all images", "teacher, all labels"):
+    for name in ("plain, few labels", "KD, teacher of", "teacher, all labels"):
         assert name in result.output
 
 
