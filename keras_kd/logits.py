@@ -594,6 +594,13 @@ def check_several_classes(num_classes, owner="a model"):
 
 def class_count_message(student_classes, teacher_classes):
     """What to say of models with different numbers of classes."""
+    if 1 in (student_classes, teacher_classes):
+        return (
+            "Student and teacher must have the same outputs. Received: a "
+            f"student with {student_classes} class{_plural(student_classes)} "
+            f"and a teacher with {teacher_classes}. Give both one unit, whose "
+            "sigmoid of z is the softmax of (0, z), or both two."
+        )
     return (
         "Student and teacher must have the same classes in the same order. "
         f"Received: a student with {student_classes} classes and a teacher "
@@ -602,6 +609,10 @@ def class_count_message(student_classes, teacher_classes):
         "`shared_classes` if the first classes are the same, as in padded "
         "vocabularies."
     )
+
+
+def _plural(count):
+    return "" if count == 1 else "es"
 
 
 def _class_count(model, output):

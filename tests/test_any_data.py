@@ -215,7 +215,7 @@ def test_data_without_a_fixed_order_are_refused(tmp_path):
         cache.attach(Batches(x, labels), batch_size=4)
     with pytest.raises(ValueError, match="batch_size=4"):
         kd.diagnose(mlp(), Batches(x, labels), batch_size=4)
-    with pytest.raises(ValueError, match="input alone"):
+    with pytest.raises(ValueError, match="without them"):
         kd.diagnose(mlp(), Batches(x))
 
 
