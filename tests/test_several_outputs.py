@@ -204,6 +204,28 @@ def test_saved_and_loaded_it_trains_on(tmp_path):
     )
 
 
+def test_masks_of_each_output_reach_its_metrics():
+    """Steps that are masked count in no metric."""
+    inputs = keras.Input((None, FEATURES))
+    hidden = layers.Masking()(inputs)
+    student = keras.Model(
+        inputs, {"species": dense(hidden, SPECIES, 1, name="species")}
+    )
+    steps = random.normal(size=(8, 5, FEATURES)).astype("float32")
+    steps[:, 3:] = 0
+    labels = random.integers(0, SPECIES, (8, 5)).astype("int32")
+    distiller = kd.Distiller(student)
+    distiller.compile(
+        keras.optimizers.SGD(0.0),
+        {"species": kd.LabelSmoothing()},
+        metrics={"species": ["accuracy"]},
+    )
+    logs = fit(distiller, {"species": labels}, steps, epochs=1)
+    right = student.predict(steps, verbose=0)["species"].argmax(-1) == labels
+    found = next(v for k, v in logs.items() if k.endswith("accuracy"))
+    assert found[0] == pytest.approx(right[:, :3].mean(), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -251,18 +251,20 @@ class Trainer(keras.Model):
     # Keras loses a mask where it takes the outputs out of the gradient.
 
     def compute_loss_and_updates(self, *args, **kwargs):
-        """As Keras's, with the outputs' mask beside the outputs."""
+        """As Keras's, with the outputs' masks beside the outputs."""
         loss, (unscaled, y_pred, *rest) = super().compute_loss_and_updates(
             *args, **kwargs
         )
-        return loss, (unscaled, (y_pred, get_keras_mask(y_pred)), *rest)
+        masks = [get_keras_mask(each) for each in keras.tree.flatten(y_pred)]
+        return loss, (unscaled, (y_pred, masks), *rest)
 
     def _update_metrics_variables(
         self, metrics_variables, loss, x, y, y_pred, sample_weight
     ):
-        y_pred, mask = y_pred
-        if mask is not None:
-            set_keras_mask(y_pred, mask)
+        y_pred, masks = y_pred
+        for each, mask in zip(keras.tree.flatten(y_pred), masks, strict=True):
+            if mask is not None:
+                set_keras_mask(each, mask)
         return super()._update_metrics_variables(
             metrics_variables, loss, x, y, y_pred, sample_weight
         )
