@@ -5,7 +5,6 @@ import kerashub_tasks as tasks
 import numpy as np
 import pytest
 import tensorflow as tf
-import torch
 
 import keras_kd as kd
 from keras_kd.batch import TEACHER_LOGITS
@@ -201,9 +200,6 @@ KINDS = {
     },
     "PyDataset": lambda x, y: {"x": Batches(x, y)},
     "generator": lambda x, y: {"x": generator(x, y), "steps_per_epoch": 3},
-    "DataLoader": lambda x, y: {
-        "x": torch.utils.data.DataLoader(list(zip(x, y, strict=True)), BATCH)
-    },
 }
 
 

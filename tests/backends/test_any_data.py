@@ -461,7 +461,7 @@ assert not [name for name in sys.modules if name.startswith("tensorflow.")]
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_a_cache_of_arrays_needs_no_tensorflow(backend, tmp_path):
-    tests = pathlib.Path(__file__).parent
+    tests = pathlib.Path(__file__).parent.parent
     subprocess.run(
         [sys.executable, "-c", WITHOUT_TENSORFLOW, str(tmp_path / "cache")],
         env={
