@@ -359,7 +359,8 @@ def test_a_copy_trains_like_a_loss_of_its_own(name):
         distiller = compiled(mlp(seed=1), mlp(seed=5), each)
         fit(distiller, x, labels)
         ends.append(weights_of(distiller.student))
-    assert_same_weights(*ends, tolerance=0)
+    # On a loaded machine threads may add up in another order.
+    assert_same_weights(*ends, tolerance=1e-6)
 
 
 def test_a_schedule_reaches_the_copy_alone():

@@ -857,7 +857,7 @@ def test_bad_models_are_refused():
     refused(TypeError, "student", student=3)
     refused(ValueError, "5 classes", "with 7", student=mlp(classes=5))
     refused(ValueError, "at least 2", teacher=mlp(classes=1))
-    refused(ValueError, "1 classes", student=mlp(classes=1))
+    refused(ValueError, "1 class ", student=mlp(classes=1))
     inputs = keras.Input((FEATURES,))
     many = keras.Model(inputs, [mlp()(inputs), mlp()(inputs)])
     refused(ValueError, "2 outputs", teacher=many)
