@@ -1,6 +1,7 @@
 """The Distiller: a Keras model that trains a student with a partial-KD loss."""
 
 import contextlib
+import functools
 import inspect
 import weakref
 
@@ -253,7 +254,7 @@ class Distiller(backend.Trainer):
         # regularisation would join the loss and `trainable` would reach it.
         object.__setattr__(self, name, value)
         self._teacher_number = None
-        for head in self.heads:
+        for head in self.distilled_heads:
             head.forget_teacher()
         if self.compiled:
             self.invalid_examples.reset_state()
@@ -524,8 +525,7 @@ class Distiller(backend.Trainer):
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         inputs, y = preprocessing.inputs_of_teacher(x, y)
-        y = self._with_statistics(inputs, y, lambda name: self._width(x, name))
-        return x, y, sample_weight
+        return x, self._with_statistics(x, inputs, y), sample_weight
 
     def _width(self, x, output):
         """Number of an output's units, before the student runs."""
@@ -537,8 +537,14 @@ class Distiller(backend.Trainer):
             outputs = self.student(inputs)
         return self.reader("student", output).single(outputs).shape[-1]
 
-    def _with_statistics(self, x, y, width):
-        """Adds to the labels what the losses need from the teacher."""
+    def _with_statistics(self, x, inputs, y):
+        """Adds to the labels what the losses need from the teacher.
+
+        Args:
+            x: the student's inputs.
+            inputs: the teacher's.
+            y: labels, and what comes beside them.
+        """
         by_head = {
             head.name: batch.as_dict(part) for head, part in self._parts(y)
         }
@@ -547,14 +553,14 @@ class Distiller(backend.Trainer):
         def teacher_outputs():
             if not outputs:
                 self._check_teacher(by_head)
-                outputs.append(self.teacher(x, training=False))
+                outputs.append(self.teacher(inputs, training=False))
             return outputs[0]
 
         by_head = {
             head.name: head.with_statistics(
                 by_head[head.name],
                 teacher_outputs,
-                lambda name=head.name: width(name),
+                functools.partial(self._width, x, head.name),
             )
             for head in self.heads
         }
@@ -651,13 +657,17 @@ class Distiller(backend.Trainer):
             strategy, this replica's share of the sum over all.
         """
         settled = self.settle(y, y_pred, sample_weight)
+        # Not every layer passes a NaN on.
+        inputs = sum((ops.sum(each) for each in _floats(x)), ops.zeros(()))
+        sound_inputs = ops.isfinite(inputs)
         total, updates = 0.0, []
         for index, head in enumerate(self.heads):
             part = settled[head.name]
             values = head.losses(part, training)
-            updates.append(
-                self._counts(index, x, y_pred, part, values, training)
+            counts = self._counts(
+                index, x, sound_inputs, y_pred, part, values, training
             )
+            updates.append(counts)
             loss = head.reduced(values, part)
             if head.tracker is not None:
                 rows = ops.shape(keras.tree.flatten(y_pred)[0])[0]
@@ -677,7 +687,9 @@ class Distiller(backend.Trainer):
         is_invalid = distribution.sum_over_replicas(invalid) > 0
         return ops.where(is_invalid, float("nan"), total)
 
-    def _counts(self, index, x, y_pred, settled, values, training):
+    def _counts(
+        self, index, x, sound_inputs, y_pred, settled, values, training
+    ):
         """Counts what must not be trained on in a head's batch.
 
         Returns:
@@ -687,10 +699,8 @@ class Distiller(backend.Trainer):
         head = self.heads[index]
         counts = head.counts(settled, training, self._teacher_number)
         infinite = number(ops.logical_not(ops.isfinite(values)))
-        # Not every layer passes a NaN on.
-        inputs = sum((ops.sum(each) for each in _floats(x)), ops.zeros(()))
         origins = ops.cond(
-            ops.logical_or(infinite > 0, ops.logical_not(ops.isfinite(inputs))),
+            ops.logical_or(infinite > 0, ops.logical_not(sound_inputs)),
             lambda: _origins(x, getattr(settled, "logits", None), infinite),
             lambda: ops.zeros((3,)),
         )

@@ -347,15 +347,6 @@ class PlainHead:
         self.loss = keras.losses.get(loss)
         self.weight = weight
         self.tracker = _tracker(name)
-        self.monitors = None
-
-    def forget_teacher(self):
-        """Nothing: it has none."""
-
-    def missing_statistics(self, y):
-        """None: it needs nothing from a teacher."""
-        del y
-        return []
 
     def with_statistics(self, y, teacher_outputs, width):
         """The labels as they are; see `Head`."""

@@ -9,6 +9,8 @@ order of attributes is looked at. Whatever is assumed is compared with the
 values of the first batch.
 """
 
+import functools
+
 import keras
 import numpy as np
 from keras import ops
@@ -96,7 +98,7 @@ class LogitReader:
         """Whether the model's graph tells, so that no value is checked."""
         return self.declared is None and self._graph_kind is not None
 
-    @property
+    @functools.cached_property
     def _graph_kind(self):
         return graph_kind(self.model, self.output)
 
@@ -573,12 +575,11 @@ def _count_text(count):
     return f"{'an unknown number of' if count is None else count} classes"
 
 
-def check_several_classes(num_classes, owner="a model"):
+def check_several_classes(num_classes):
     """Refuses a model with a single unit.
 
     Args:
         num_classes: integer, or `None` if it isn't known.
-        owner: whose it is, for the message.
 
     Raises:
         ValueError: if it is 1.
@@ -586,7 +587,7 @@ def check_several_classes(num_classes, owner="a model"):
     if num_classes == 1:
         raise ValueError(
             "Distillation compares classes, of which there must be at least "
-            f"two. Received: {owner} with one output unit, as for a sigmoid. "
+            "two. Received: a model with one output unit, as for a sigmoid. "
             "Train it in a keras_kd.Distiller, which takes it for two classes, "
             "or give it two units: a sigmoid of z is the softmax of (0, z)."
         )

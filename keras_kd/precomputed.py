@@ -115,12 +115,10 @@ def with_statistics(y, loss, num_classes):
     top = TopList.of(y, num_classes(), loss.dtype)
     check_can_be_made(loss, top.width, top.num_classes)
     labels = _class_ids(y, loss, top)
-    best = ops.argmax(top.log_p, axis=-1, keepdims=True)
-    best = ops.take_along_axis(top.ids, best, axis=-1)[..., 0]
     return {
         **y,
         **statistics_of_list(loss, labels, top),
-        TEACHER_RIGHT: ops.equal(best, labels),
+        TEACHER_RIGHT: ops.equal(top.best, labels),
         OUTPUT_FAULT: top.fault,
     }
 
@@ -256,6 +254,12 @@ class TopList:
     def width(self):
         """How many classes a list has at most."""
         return self.ids.shape[-1]
+
+    @property
+    def best(self):
+        """[...] int32, the class with the largest log-probability."""
+        place = ops.argmax(self.log_p, axis=-1, keepdims=True)
+        return ops.take_along_axis(self.ids, place, axis=-1)[..., 0]
 
     def log_odds(self, labels, temperature):
         """[...], log(p / (1 - p)) of the labels at a temperature."""

@@ -54,29 +54,20 @@ def causal_lm(hidden=8, tokens=None, classes=None, length=24):
 
 def bert(hidden=8, words=WORDS, length=LENGTH):
     """A BERT classifier of words, with its preprocessor."""
-    tokenizer = keras_hub.models.BertTokenizer([*SPECIAL, *words])
-    backbone = keras_hub.models.BertBackbone(
-        vocabulary_size=len(SPECIAL) + len(words),
-        num_layers=1,
-        num_heads=2,
-        hidden_dim=hidden,
-        intermediate_dim=8,
-        dropout=0.0,
-        max_sequence_length=length,
-    )
-    preprocessor = keras_hub.models.BertTextClassifierPreprocessor(
-        tokenizer, sequence_length=length
-    )
-    task = keras_hub.models.BertTextClassifier(
-        backbone, CLASSES, preprocessor, dropout=0.0
-    )
-    return noisy(task)
+    return _text_classifier("Bert", hidden, words, length)
 
 
 def distilbert(hidden=8, words=WORDS, length=LENGTH):
     """A DistilBERT classifier, which takes no segment ids."""
-    tokenizer = keras_hub.models.DistilBertTokenizer([*SPECIAL, *words])
-    backbone = keras_hub.models.DistilBertBackbone(
+    return _text_classifier("DistilBert", hidden, words, length)
+
+
+def _text_classifier(family, hidden, words, length):
+    def made(kind, *arguments, **more):
+        return getattr(keras_hub.models, family + kind)(*arguments, **more)
+
+    backbone = made(
+        "Backbone",
         vocabulary_size=len(SPECIAL) + len(words),
         num_layers=1,
         num_heads=2,
@@ -85,13 +76,13 @@ def distilbert(hidden=8, words=WORDS, length=LENGTH):
         dropout=0.0,
         max_sequence_length=length,
     )
-    preprocessor = keras_hub.models.DistilBertTextClassifierPreprocessor(
-        tokenizer, sequence_length=length
+    tokenizer = made("Tokenizer", [*SPECIAL, *words])
+    preprocessor = made(
+        "TextClassifierPreprocessor", tokenizer, sequence_length=length
     )
-    task = keras_hub.models.DistilBertTextClassifier(
-        backbone, CLASSES, preprocessor, dropout=0.0
+    return noisy(
+        made("TextClassifier", backbone, CLASSES, preprocessor, dropout=0.0)
     )
-    return noisy(task)
 
 
 def resnet(size=8, scale=1 / 255, offset=0.0):

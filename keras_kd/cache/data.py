@@ -222,20 +222,22 @@ def part_of(y, output):
     return y.get(output, {})
 
 
-def _inputs_are_batched(x, teacher):
-    """Whether inputs have the batch's axis that the teacher's have."""
+def _missing_axes(x, teacher):
+    """How many axes inputs have fewer than the teacher's, which are batches."""
     pairs = zip(
         keras.tree.flatten(x), keras.tree.flatten(teacher.inputs), strict=False
     )
-    return all(x.shape.rank == len(model.shape) for x, model in pairs)
+    return [len(model.shape) - given.shape.rank for given, model in pairs]
+
+
+def _inputs_are_batched(x, teacher):
+    """Whether inputs have the batch's axis that the teacher's have."""
+    return all(missing == 0 for missing in _missing_axes(x, teacher))
 
 
 def _inputs_tell(x, teacher):
     """Whether the number of the inputs' axes says if they are batched."""
-    pairs = zip(
-        keras.tree.flatten(x), keras.tree.flatten(teacher.inputs), strict=False
-    )
-    return all(len(model.shape) - x.shape.rank in (0, 1) for x, model in pairs)
+    return all(missing in (0, 1) for missing in _missing_axes(x, teacher))
 
 
 def labels_of(y):

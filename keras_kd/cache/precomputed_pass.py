@@ -83,9 +83,7 @@ class PrecomputedPass:
 
     def _encode_list(self, ids, given):
         top = TopList.of(given, self.classes)
-        best = ops.argmax(top.log_p, axis=-1, keepdims=True)
-        best = ops.take_along_axis(top.ids, best, axis=-1)[..., 0]
-        arrays = {TEACHER_RIGHT: ops.equal(best, ids)}
+        arrays = {TEACHER_RIGHT: ops.equal(top.best, ids)}
         for store in self.stores:
             arrays.update(store.encode_list(ops.maximum(ids, 0), top))
         return arrays, True
