@@ -113,6 +113,31 @@ def test_a_class_that_the_teacher_rules_out_has_no_mass():
     np.testing.assert_allclose(gradient, slope, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("gap", [100.0, -100.0, -np.inf])
+def test_soft_labels_keep_their_digits_at_the_extremes(gap):
+    logits, labels, teacher = case(dtype="float32")
+    shares = np.random.default_rng(1).dirichlet(np.ones(7), len(labels))
+    np.put_along_axis(teacher, labels[:, None], gap, -1)
+    np.put_along_axis(logits, labels[:, None], np.clip(-gap, -100, 100), -1)
+    loss = kd.DKD(2.0, 3.0, 0.5, 1.0, reduction="sum")
+    value, gradient = value_and_gradient(
+        lambda z: loss(y_of(shares.astype("float32"), teacher), z), logits
+    )
+    # A logit of -1,000 is as good as none.
+    settings = (np.maximum(teacher, -1_000.0), 0.5, 2.0, 3.0, 1.0, True)
+    each = [np.full_like(labels, label) for label in range(7)]
+    expected = [
+        share @ reference.dkd_loss(logits, label, *settings)
+        for share, label in zip(shares.T, each, strict=True)
+    ]
+    np.testing.assert_allclose(value, sum(expected), rtol=1e-5, atol=1e-4)
+    slopes = [
+        share[:, None] * reference.dkd_gradient(logits, label, *settings)
+        for share, label in zip(shares.T, each, strict=True)
+    ]
+    np.testing.assert_allclose(gradient, sum(slopes), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("seed", seeds(3))
 def test_with_beta_of_1_less_p_t_it_is_kd(seed, float64):
     """Example by example, since each has a beta of its own."""

@@ -5,9 +5,11 @@ import dataclasses
 import keras
 from keras import ops
 
+from keras_kd.batch import are_soft
 from keras_kd.losses.base import DistillationLoss, Tunable
 from keras_kd.losses.methods import KD
 from keras_kd.losses.targets import DenseTarget, LabelTarget
+from keras_kd.softmax import softmax_of_largest
 
 _TARGET_CLASS, _OTHER_CLASSES = "tckd", "nckd"
 # Below every logit, so that a class has no probability.
@@ -40,6 +42,142 @@ class _OtherClassesTarget(DenseTarget):
         return softmax.others + softmax.expected_gap(self.probabilities)
 
 
+class _AllClasses:
+    """A softmax seen from every class as if it were the label.
+
+    The largest class is taken out of the others by a softmax of its own, which
+    keeps their digits; without another one at least half is left.
+
+    Args:
+        softmax: a `LabelSoftmax`, seen from the largest class.
+    """
+
+    def __init__(self, softmax):
+        scaled = ops.stop_gradient(softmax.logits) - softmax.shift
+        scaled = _finite(scaled / softmax.temperature)
+        classes = scaled.shape[-1]
+        self.is_largest = ops.equal(
+            ops.expand_dims(ops.argmax(scaled, axis=-1), -1),
+            ops.arange(classes, dtype="int32"),
+        )
+        log_odds = _finite(softmax.all_log_odds)
+        # [..., classes], p and 1 - p of each class, and their logarithms.
+        self.own = softmax.probabilities
+        self.log_own = ops.log_sigmoid(log_odds)
+        self.others = softmax.complements
+        self.log_others = ops.log_sigmoid(-log_odds)
+        # [..., classes], the distribution over all but the largest class.
+        self.but_largest = ops.softmax(
+            ops.where(self.is_largest, _BOTTOM, scaled), axis=-1
+        )
+
+    def mean_without(self, values):
+        """The mean of values over the classes but one, for each left out.
+
+        Args:
+            values: [..., classes].
+
+        Returns:
+            [..., classes].
+        """
+        weighed = self.own * values
+        total = ops.sum(weighed, axis=-1, keepdims=True)
+        of_largest = ops.sum(self.but_largest * values, axis=-1, keepdims=True)
+        return self._choose(of_largest, (total - weighed) / self.others)
+
+    def spread_over_others(self, amounts):
+        """What each class gets if every class gives its amount to the others.
+
+        Args:
+            amounts: [..., classes], shared among the others by their
+                probabilities.
+
+        Returns:
+            [..., classes].
+        """
+        of_largest = ops.sum(self._choose(amounts, 0.0), axis=-1, keepdims=True)
+        shares = self._choose(0.0, amounts / self.others)
+        shares = ops.sum(shares, axis=-1, keepdims=True) - shares
+        return self.own * shares + self.but_largest * of_largest
+
+    def _choose(self, at_largest, elsewhere):
+        return ops.where(self.is_largest, at_largest, elsewhere)
+
+
+@dataclasses.dataclass(frozen=True)
+class _SoftTwoClassTarget:
+    """`_TwoClassTarget` of every class, weighed by a soft label's shares.
+
+    Attributes:
+        labels: [..., classes], shares.
+        teacher: the teacher's `_AllClasses`.
+    """
+
+    labels: object
+    teacher: object
+    entropy = None
+
+    def cross_entropy(self, softmax):
+        """[...], the divergence of the two probabilities."""
+        teacher, student = self.teacher, _AllClasses(softmax)
+        values = teacher.own * (teacher.log_own - student.log_own)
+        values += teacher.others * (teacher.log_others - student.log_others)
+        # 1 - q less 1 - p, where these have more digits.
+        pull = ops.where(
+            student.own > 0.5,
+            teacher.others - student.others,
+            student.own - teacher.own,
+        )
+        pull = self.labels * pull
+        gradient = pull - student.spread_over_others(pull)
+        return _with_gradient(self.labels * values, gradient, softmax)
+
+    def off_label_mass(self, labels, num_classes):
+        """[..., classes], 1 - p of every class."""
+        del labels, num_classes
+        return self.teacher.others
+
+
+@dataclasses.dataclass(frozen=True)
+class _SoftOtherClassesTarget:
+    """`_OtherClassesTarget` of every class, weighed by a soft label's shares.
+
+    Attributes: as of `_SoftTwoClassTarget`.
+    """
+
+    labels: object
+    teacher: object
+    entropy = None
+
+    def cross_entropy(self, softmax):
+        """[...], the divergence of the distributions over other classes.
+
+        With log(p / (1 - p_c)) for their logarithms it is the mean of
+        log p - log q without class c, less that of 1 - p_c and 1 - q_c.
+        """
+        teacher, student = self.teacher, _AllClasses(softmax)
+        values = teacher.mean_without(teacher.log_own - student.log_own)
+        values -= teacher.log_others - student.log_others
+        gradient = student.spread_over_others(self.labels)
+        gradient -= teacher.spread_over_others(self.labels)
+        return _with_gradient(self.labels * values, gradient, softmax)
+
+
+def _with_gradient(values, gradient, softmax):
+    """[...], the sum of values over the classes, with a gradient of its own.
+
+    Args:
+        values: [..., classes].
+        gradient: [..., classes], by the logits over the temperature; it sums
+            to 0.
+        softmax: the student's `LabelSoftmax`.
+    """
+    # Its gradient is that of a mean of gaps under a "distribution".
+    carrier = softmax.expected_gap(ops.stop_gradient(-gradient))
+    values = ops.sum(values, axis=-1) - carrier
+    return carrier + ops.stop_gradient(values)
+
+
 @keras.saving.register_keras_serializable(package="keras_kd")
 class DKD(DistillationLoss):
     """Decoupled distillation: instance and class relations, each weighed.
@@ -56,6 +194,8 @@ class DKD(DistillationLoss):
     Logs and TensorBoard show both terms, "tckd" and "nckd". NCKD moves nothing
     between the label and the others, so the gradient scale depends on alpha
     alone.
+
+    Of soft labels both terms are those of each class, by its share.
 
     As published the cross-entropy has the weight 1: that is `weight=0.5` with
     twice the learning rate.
@@ -85,6 +225,7 @@ class DKD(DistillationLoss):
     # The teacher's logits, as of KD: a cache of these serves both.
     teacher_statistics = KD.teacher_statistics
     takes_two_classes = False
+    takes_soft_labels = True
 
     alpha = Tunable()
     beta = Tunable()
@@ -104,6 +245,12 @@ class DKD(DistillationLoss):
         """See `DistillationLoss.targets`."""
         logits = ops.cast(statistics["teacher_logits"], self.dtype)
         scaled = logits / self.temperature
+        if are_soft(labels):
+            teacher = _AllClasses(softmax_of_largest(scaled))
+            return {
+                _TARGET_CLASS: _SoftTwoClassTarget(labels, teacher),
+                _OTHER_CLASSES: _SoftOtherClassesTarget(labels, teacher),
+            }
         is_label = ops.equal(
             ops.expand_dims(labels, -1), ops.arange(num_classes, dtype="int32")
         )
