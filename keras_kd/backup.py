@@ -133,12 +133,15 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
 
     def _variables(self):
         model = self.model
+        variables = list(model.variables)
+        # Of a Distiller, whose losses may draw.
+        variables += getattr(model, "random_variables", [])
         optimizer = getattr(model, "optimizer", None)
         if optimizer is None:
-            return list(model.variables)
+            return variables
         if not optimizer.built:
             optimizer.build(model.trainable_variables)
-        return [*model.variables, *optimizer.variables]
+        return [*variables, *optimizer.variables]
 
     def _write(self, epoch):
         arrays = {

@@ -426,6 +426,12 @@ class Distiller(backend.Trainer):
         """Variables of the distillation losses, which a step reads."""
         return [v for head in self.distilled_heads for v in head.loss.variables]
 
+    @property
+    def random_variables(self):
+        """The state of random numbers of the losses, for a backup."""
+        losses = [head.loss for head in self.distilled_heads]
+        return [v for loss in losses for v in loss.random_variables]
+
     def make_train_function(self, force=False):
         """Makes the training step; Keras calls it whenever training starts."""
         if self.train_function is None or force:

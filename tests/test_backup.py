@@ -20,7 +20,7 @@ class Killed(BaseException):
     """Nothing that runs after it is what would run after a real kill."""
 
 
-def make_distiller(units=4, optimizer=None):
+def make_distiller(units=4, optimizer=None, loss=None):
     """A student with dropout, whose random numbers go on after a restart."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((FEATURES,))
@@ -30,7 +30,7 @@ def make_distiller(units=4, optimizer=None):
     distiller = kd.Distiller(keras.Model(inputs, logits), mlp(12, seed=5))
     distiller.compile(
         optimizer=optimizer or keras.optimizers.SGD(0.1, momentum=0.9),
-        loss=kd.KD(),
+        loss=loss or kd.KD(),
         run_eagerly=keras.backend.backend() != "jax",
     )
     return distiller
@@ -90,6 +90,18 @@ def test_training_resumes_after_the_last_whole_epoch(expected, tmp_path):
     assert epochs == [2]
     assert_equal(found, expected)
     assert not folder.exists() and backup.epochs_done() == 0
+
+
+def test_classes_that_are_drawn_stay_those_of_uninterrupted_training(tmp_path):
+    def make():
+        return make_distiller(loss=kd.KDSampled(k=2, seed=3))
+
+    expected, _, _ = train(tmp_path / "whole", distiller=make())
+    with pytest.raises(Killed):
+        train(tmp_path / "backup", StopAt(2), distiller=make())
+    found, epochs, _ = train(tmp_path / "backup", distiller=make())
+    assert epochs == [2]
+    assert_equal(found, expected)
 
 
 def test_seconds_are_added_up_over_interruptions(tmp_path):

@@ -284,6 +284,15 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
         return list(self._tunables.values())
 
     @property
+    def random_variables(self):
+        """Those of the variables that hold the state of random numbers.
+
+        `keras_kd.callbacks.BackupAndRestore` keeps them, so that training that
+        resumes draws what it would have drawn.
+        """
+        return []
+
+    @property
     def tunables(self):
         """Dict of the current values of what may change, by name."""
         # Python can't make a number of a variable of several replicas.

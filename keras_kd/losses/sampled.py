@@ -69,7 +69,12 @@ class KDSampled(KDTopK):
     @property
     def variables(self):
         """The state of the draws too; see `DistillationLoss`."""
-        return [*super().variables, self._draws.state]
+        return [*super().variables, *self.random_variables]
+
+    @property
+    def random_variables(self):
+        """The state of the draws; see `DistillationLoss`."""
+        return [self._draws.state]
 
     def copy(self):
         """A loss with draws of its own; see `DistillationLoss`."""
