@@ -33,7 +33,10 @@ def read_top_log_probabilities(
             ids to log-probabilities, in the place of lists. The ids of such a
             dict are numbers as text, as JSON has them, or "token_id:123"; its
             values are numbers, or objects with "logprob", as vLLM's
-            `prompt_logprobs` are; `null` stands for no list.
+            `prompt_logprobs` are; `null` stands for no list. (vLLM's list at
+            a token is of what that token could have been, so its first is
+            `null`: with labels that are the next tokens, leave out the first
+            list of each row and the last token of its input.)
         log_probabilities: name of the column with the lists of natural
             logarithms, at temperature 1.
         k: how many of the largest to keep; `None` for all.
