@@ -53,7 +53,10 @@ _SETTINGS = {
         "label_mass": 0.2,
     },
     "kd_topk": {"weight": 1.0, "temperature": 4.0, "k": 0.25},
+    # As many classes as KD-topk keeps, though half of them would be better.
+    "kd_sampled": {"weight": 1.0, "temperature": 4.0, "k": 0.25, "seed": 0},
     "kd": {"weight": 1.0, "temperature": 4.0},
+    "dkd": {"weight": 1.0, "temperature": 2.0, "beta": 1.0},
     # Prototypes are too much alike to tell classes apart at beta 1.
     "rho_sim": {
         "weight": 1.0,
@@ -75,7 +78,8 @@ _LOSS_OF = {
 }
 METHODS = (
     "plain",
-    *("label_smoothing", "kd_sim", "kd_pt", "kd_pt_sim", "kd_topk", "kd"),
+    *("label_smoothing", "kd_sim", "kd_pt", "kd_pt_sim", "kd_topk"),
+    *("kd_sampled", "kd", "dkd"),
     *_LOSS_OF,
 )
 _FULL = {
@@ -380,6 +384,9 @@ class SyntheticStudy:
                 )
             ]
             return {"label_log_odds": np.stack(log_odds, axis=1)}
+        if method == "kd_sampled":
+            # The classes are drawn again in each step.
+            return {"teacher_logits": self.teacher_logits}
         statistics = loss.teacher_statistics(
             self.train.labels, self.teacher_logits
         )
@@ -602,7 +609,9 @@ _PANELS = {
         "kd_pt",
         "kd_pt_sim",
         "kd_topk",
+        "kd_sampled",
         "kd",
+        "dkd",
     ),
     "Controls (dotted), teachers of one effect (dashed)": (
         "kd_sim",
@@ -620,7 +629,9 @@ _COLOURS = {
     "kd_pt": "#d55e00",
     "kd_pt_sim": "#009e73",
     "kd_topk": "#cc79a7",
+    "kd_sampled": "#e69f00",
     "kd": "#000000",
+    "dkd": "#56b4e9",
 }
 
 
