@@ -17,6 +17,7 @@ work.
 """
 
 import dataclasses
+import functools
 
 from keras import ops
 
@@ -86,31 +87,40 @@ class LabelSoftmax:
         """[...], 1 - q_t, exact also where q_t rounds to 1."""
         return ops.sigmoid(-self.log_odds)
 
-    @property
+    @functools.cached_property
     def probabilities(self):
         """[..., classes], the softmax itself, a constant to the gradient."""
         scaled = ops.stop_gradient(self.logits) - self.shift
         return ops.softmax(scaled / self.temperature, axis=-1)
 
     # Of all classes at once, where the label is the largest one: then no
-    # other probability is above 1/2.
+    # other probability is above 1/2. Each is kept, since several terms and the
+    # gradient scale ask for it.
 
-    @property
+    @functools.cached_property
     def complements(self):
         """[..., classes], 1 - q_i, a constant to the gradient."""
         others = 1.0 - self.probabilities
-        return self._with_largest(others, self.off_label_probability)
+        return self.with_largest(others, self.off_label_probability)
 
-    @property
+    @functools.cached_property
     def all_log_odds(self):
         """[..., classes], log(q_i / (1 - q_i)), a constant to the gradient."""
         gaps = (self.shift - ops.stop_gradient(self.logits)) / self.temperature
-        log_others = ops.log1p(-self._with_largest(self.probabilities, 0.5))
+        log_others = ops.log1p(-self.with_largest(self.probabilities, 0.5))
         log_odds = -gaps - ops.expand_dims(self.log_normaliser, -1) - log_others
-        return self._with_largest(log_odds, self.log_odds)
+        return self.with_largest(log_odds, self.log_odds)
 
-    def _with_largest(self, values, of_largest):
-        """Values of all classes, with another one for the largest class."""
+    def with_largest(self, values, of_largest):
+        """Values of all classes, with another one for the largest class.
+
+        Args:
+            values: [..., classes].
+            of_largest: [...], or a float for every example.
+
+        Returns:
+            [..., classes], a constant to the gradient.
+        """
         largest = ops.argmax(self.logits, axis=-1)
         is_largest = ops.equal(
             ops.expand_dims(ops.cast(largest, "int32"), -1),

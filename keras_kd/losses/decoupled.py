@@ -53,13 +53,7 @@ class _AllClasses:
     """
 
     def __init__(self, softmax):
-        scaled = ops.stop_gradient(softmax.logits) - softmax.shift
-        scaled = _finite(scaled / softmax.temperature)
-        classes = scaled.shape[-1]
-        self.is_largest = ops.equal(
-            ops.expand_dims(ops.argmax(scaled, axis=-1), -1),
-            ops.arange(classes, dtype="int32"),
-        )
+        self._softmax = softmax
         log_odds = _finite(softmax.all_log_odds)
         # [..., classes], p and 1 - p of each class, and their logarithms.
         self.own = softmax.probabilities
@@ -67,8 +61,10 @@ class _AllClasses:
         self.others = softmax.complements
         self.log_others = ops.log_sigmoid(-log_odds)
         # [..., classes], the distribution over all but the largest class.
+        scaled = ops.stop_gradient(softmax.logits) - softmax.shift
+        scaled = _finite(scaled / softmax.temperature)
         self.but_largest = ops.softmax(
-            ops.where(self.is_largest, _BOTTOM, scaled), axis=-1
+            softmax.with_largest(scaled, _BOTTOM), axis=-1
         )
 
     def mean_without(self, values):
@@ -82,8 +78,9 @@ class _AllClasses:
         """
         weighed = self.own * values
         total = ops.sum(weighed, axis=-1, keepdims=True)
-        of_largest = ops.sum(self.but_largest * values, axis=-1, keepdims=True)
-        return self._choose(of_largest, (total - weighed) / self.others)
+        of_largest = ops.sum(self.but_largest * values, axis=-1)
+        without = (total - weighed) / self.others
+        return self._softmax.with_largest(without, of_largest)
 
     def spread_over_others(self, amounts):
         """What each class gets if every class gives its amount to the others.
@@ -95,13 +92,12 @@ class _AllClasses:
         Returns:
             [..., classes].
         """
-        of_largest = ops.sum(self._choose(amounts, 0.0), axis=-1, keepdims=True)
-        shares = self._choose(0.0, amounts / self.others)
+        with_largest = self._softmax.with_largest
+        of_largest = amounts - with_largest(amounts, 0.0)
+        of_largest = ops.sum(of_largest, axis=-1, keepdims=True)
+        shares = with_largest(amounts / self.others, 0.0)
         shares = ops.sum(shares, axis=-1, keepdims=True) - shares
         return self.own * shares + self.but_largest * of_largest
-
-    def _choose(self, at_largest, elsewhere):
-        return ops.where(self.is_largest, at_largest, elsewhere)
 
 
 @dataclasses.dataclass(frozen=True)
