@@ -172,6 +172,24 @@ def compiled_metrics(model):
     return model._compile_metrics
 
 
+def values_of_examples(metric):
+    """What gives a metric's value of each example.
+
+    Keras's metrics are made of functions, which they keep to themselves.
+
+    Args:
+        metric: a `keras.metrics.Metric`.
+
+    Returns:
+        A function of labels and outputs to [...], or `None` where the metric
+        is not a mean over examples.
+    """
+    if not isinstance(metric, keras.metrics.MeanMetricWrapper):
+        return None
+    function, arguments = metric._fn, metric._fn_kwargs
+    return lambda labels, outputs: function(labels, outputs, **arguments)
+
+
 def loss_tracker(model):
     """The metric that a step adds a batch's loss to.
 
@@ -267,6 +285,10 @@ def check_keras(backend):
             ),
         ),
         (tensor, ("_keras_history",)),
+        (
+            keras.metrics.MeanMetricWrapper(fn=len, name="probe"),
+            ("_fn", "_fn_kwargs"),
+        ),
     ]
     for owner, names in needed:
         for name in names:
@@ -304,4 +326,5 @@ __all__ = [
     "set_initial_epoch",
     "set_keras_mask",
     "set_loss_tracker",
+    "values_of_examples",
 ]
