@@ -273,12 +273,22 @@ class EpochsOfArrays(keras.utils.PyDataset):
         self._data = data
         self._shuffle = shuffle
         self._seed = seed
-        self.epoch = first_epoch - 1
-        self.on_epoch_end()
+        self.start(first_epoch)
 
     def on_epoch_end(self):
-        """Another order for the next epoch."""
-        self.epoch += 1
+        """Another order for the next epoch.
+
+        Keras may also call it before the first one, when it builds a model.
+        """
+        self.start(self.epoch + 1)
+
+    def start(self, epoch):
+        """Takes the order of an epoch.
+
+        Args:
+            epoch: integer.
+        """
+        self.epoch = epoch
         self._order = np.arange(self._data.elements)
         if self._shuffle:
             random = np.random.default_rng([self._seed, self.epoch])

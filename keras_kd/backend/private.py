@@ -285,10 +285,6 @@ def check_keras(backend):
             ),
         ),
         (tensor, ("_keras_history",)),
-        (
-            keras.metrics.MeanMetricWrapper(fn=len, name="probe"),
-            ("_fn", "_fn_kwargs"),
-        ),
     ]
     for owner, names in needed:
         for name in names:
@@ -297,9 +293,14 @@ def check_keras(backend):
                 raise _refusal(f"{kind.__name__}.{name}")
     if not hasattr(tensor._keras_history[0], "_inbound_nodes"):
         raise _refusal("Operation._inbound_nodes")
-    # To make a variable would start the backend, which users configure first.
+    # To make a variable would start the backend, which users configure first,
+    # and metrics have some.
     if "_value" not in keras.Variable.value.fget.__code__.co_names:
         raise _refusal("Variable._value")
+    metric = keras.metrics.MeanMetricWrapper
+    for name in ("_fn", "_fn_kwargs"):
+        if name not in metric.update_state.__code__.co_names:
+            raise _refusal(f"MeanMetricWrapper.{name}")
 
 
 __all__ = [

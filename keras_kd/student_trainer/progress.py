@@ -6,6 +6,7 @@ import time
 import keras
 import numpy as np
 
+from keras_kd.data import EpochsOfArrays
 from keras_kd.files import read_json, write_whole
 from keras_kd.states import reset_states
 
@@ -73,6 +74,23 @@ class Report(keras.callbacks.Callback):
         """Asks."""
         if self._report(epoch, float(logs[self._key])):
             self.has_stopped = self.model.stop_training = True
+
+
+class EpochOrder(keras.callbacks.Callback):
+    """Gives arrays the order of the epoch that begins, which Keras doesn't say.
+
+    Args:
+        dataset: `keras_kd.data.EpochsOfArrays`; other data are left alone.
+    """
+
+    def __init__(self, dataset):
+        super().__init__()
+        self._dataset = dataset
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Takes the order."""
+        if isinstance(self._dataset, EpochsOfArrays):
+            self._dataset.start(epoch)
 
 
 class StartFromZero(keras.callbacks.Callback):

@@ -83,7 +83,7 @@ def _totals(distiller, data, batch_size, function):
             else:
                 labels, outputs, _ = head.metric_arguments(settled, outputs)
                 found = function(labels, outputs)
-            counted = settled.counted
+            counted = ops.cast(settled.counted, "float32")
             if settled.weights is not None:
                 counted = counted * settled.weights
             found, counted = (

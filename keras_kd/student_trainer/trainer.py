@@ -337,14 +337,16 @@ class StudentTrainer:
             for model in (distiller.student, distiller.teacher)
             if model is not None and state_variables(model)
         ]
+        given = self._data.epochs(seed, done, cache, distiller.loss)
         try:
             distiller.fit(
-                **self._data.epochs(seed, done, cache, distiller.loss),
+                **given,
                 **self._validation_arguments(),
                 epochs=self.epochs,
                 shuffle=False,  # Arrays are, by the seed.
                 verbose=0,
                 callbacks=[
+                    progress.EpochOrder(given["x"]),
                     progress.StartFromZero(*recurrent),
                     *self._callbacks(),
                     bar,
@@ -617,7 +619,7 @@ class _Students:
     """Makes students, and sees that they are alike but independent."""
 
     def __init__(self, make, training):
-        if not callable(make):
+        if not callable(make) or isinstance(make, keras.Model):
             raise TypeError(
                 "`make_student` must be a function that builds a student. "
                 f"Received: {make!r}. Pass lambda: ..., or its builder."
