@@ -121,11 +121,12 @@ def save_model(model, path):
         os.replace(unfinished, path)
 
 
-def lock(folder):
+def lock(folder, argument="folder"):
     """Takes a folder for this process, until the file is closed.
 
     Args:
         folder: path of a folder, made if it is missing.
+        argument: what the user calls the folder, for the message.
 
     Returns:
         An open file; closing it, or the end of the process, lets others use
@@ -145,7 +146,7 @@ def lock(folder):
         holder = path.read_text(encoding="utf-8").strip()
         raise OSError(
             f"The folder {folder} is in use. Received: {holder}, which runs in "
-            "it. Wait for its end, or choose another folder."
+            f"it. Wait for its end, or choose another {argument}."
         ) from error
     with errors_naming(path):
         file.truncate(0)
@@ -196,6 +197,33 @@ def check_folder(folder, name, about, argument):
             f"({'; '.join(differing)}). Choose another {argument}, or leave it "
             "out."
         )
+
+
+def claim_folder(folder, name, about, argument):
+    """Makes a folder that of some work, for this process alone.
+
+    Args:
+        folder: see `check_folder`, as the following.
+        name: string.
+        about: dict.
+        argument: string.
+
+    Returns:
+        An open file; see `lock`.
+
+    Raises:
+        ValueError: as `check_folder`.
+        OSError: as `lock`.
+    """
+    check_folder(folder, name, about, argument)  # Before a file is made.
+    claimed = lock(folder, argument)
+    try:
+        check_folder(folder, name, about, argument)
+        write_json(folder / name, about)
+    except BaseException:
+        claimed.close()
+        raise
+    return claimed
 
 
 def _lock_file(file):

@@ -323,9 +323,7 @@ def test_examples_are_shuffled_by_the_seed_augmented_and_made_batches(teacher):
     # The same batches: before the first step, students are the same.
     seen = []
     for method in ("plain", "kd"):
-        stream = trainer._data.epochs(
-            7, 1, trainer.cache, trainer._loss(method)
-        )
+        stream = trainer._data.epochs(7, 1, trainer.cache, trainer.loss(method))
         seen.append(next(iter(stream["x"])))
         assert stream["steps_per_epoch"] == len(X) // BATCH
     (x, y), (other_x, other_y) = seen
@@ -464,7 +462,7 @@ def test_an_interrupted_student_resumes_and_finished_ones_are_kept(
     folder, made = tmp_path / "study", []
 
     def study(stop=False):
-        def callbacks():
+        def callbacks(name):
             callback = Stop()
             callback.seen = []
             made.append(callback)
@@ -519,7 +517,7 @@ def test_a_damaged_result_is_named(tmp_path):
 
 
 def test_one_process_trains_a_student(tmp_path):
-    def train_the_same():
+    def train_the_same(name):
         with pytest.raises(OSError, match="is in use. Received: process"):
             make(folder=tmp_path / "study", epochs=1)("plain", 0)
         tried.append(True)

@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_kd import data as any_data
 from keras_kd import preprocessing
-from keras_kd.cache.data import is_batched
+from keras_kd.cache.data import Views, is_batched
 
 # Above this a cache of every logit, in bytes, isn't written unasked.
 _LARGEST_CACHE = 32 * 2**30
@@ -136,6 +136,21 @@ class TrainingData:
                 self.given, loss, first_epoch, self.augment, **arguments
             )
         }
+
+    def first_views(self):
+        """The data as a model reads them, for one pass."""
+        if not self.of_examples:
+            return self.given
+        examples = self.given
+        if self.augment is not None:
+            views = Views(augment=self.augment)
+
+            def seen(position, example):
+                x, *others = example
+                return views.of(x, 0, position, batched=False), *others
+
+            examples = examples.enumerate().map(seen)
+        return examples.batch(self.batch_size)
 
     def _buffer(self, cache):
         """Examples of the shuffle buffer, `None` for no shuffling."""

@@ -72,7 +72,7 @@ class Report(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Asks."""
-        if self._report(epoch, float(logs[self._key])):
+        if self._key in logs and self._report(epoch, float(logs[self._key])):
             self.has_stopped = self.model.stop_training = True
 
 
@@ -97,12 +97,13 @@ class StartFromZero(keras.callbacks.Callback):
     """Starts every epoch and evaluation with the carried state at zero.
 
     Args:
-        *models: recurrent models that carry state from batch to batch.
+        *models: models, of which recurrent layers may carry state from batch
+            to batch; `None` is passed over.
     """
 
     def __init__(self, *models):
         super().__init__()
-        self._models = models
+        self._models = [model for model in models if model is not None]
 
     def on_epoch_begin(self, epoch, logs=None):
         """Sets the states to zero."""

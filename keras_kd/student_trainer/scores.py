@@ -29,10 +29,11 @@ def example_scores(distiller, data, metric, score, batch_size=None):
         row, weighted so that the mean of all is the score; "examples_of", how
         the score follows, "mean" or "exp_mean"; and by the metric's name the
         score in all its digits, where Keras adds up in float32. Empty where it
-        doesn't follow, as for AUC. Examples with weight 0 are left out.
+        doesn't follow, as for AUC, and with several replicas. Examples with
+        weight 0 are left out.
     """
-    if distribution.spans_workers(distribution.strategy_of(distiller)):
-        return {}  # Each worker reads a part.
+    if distribution.num_replicas(distribution.strategy_of(distiller)) > 1:
+        return {}  # A model may be made for a replica's part of a batch.
     is_perplexity = "perplexity" in metric.lower()
     function = None
     if metric != "loss" and not is_perplexity:

@@ -28,7 +28,6 @@ from keras_kd.cache import TeacherCache
 from keras_kd.distiller import Distiller
 from keras_kd.logits import LogitReader, check_model, is_binary
 from keras_kd.similarity import find_logit_layer
-from keras_kd.states import state_variables
 from keras_kd.student_trainer import data, progress, results, scores
 from keras_kd.student_trainer.making import Metrics, Optimizers
 
@@ -84,12 +83,13 @@ class StudentTrainer:
             far an unfinished one is: a killed study resumes. By default
             nothing is kept.
         save_students: whether `folder` also keeps the students themselves.
-        callbacks: function without arguments that returns a list of Keras
-            callbacks for one student.
+        callbacks: function of a student's name, such as "kd-seed0", that
+            returns a list of Keras callbacks.
         student_output: as for `Distiller`.
         teacher_output: as for `Distiller`.
         shared_classes: as for `Distiller`.
         steps_per_execution: as for `compile`.
+        validation_freq: as for `fit`.
         verbose: 0 for silence. Otherwise a bar of the epochs on a terminal,
             and a line for each student.
 
@@ -146,6 +146,7 @@ class StudentTrainer:
         teacher_output=None,
         shared_classes=None,
         steps_per_execution=1,
+        validation_freq=1,
         verbose=1,
     ):
         _check_numbers(epochs=epochs, batch_size=batch_size, views=views)
@@ -168,13 +169,14 @@ class StudentTrainer:
         self._batch_size, self._views = batch_size, views
         self._own_losses = dict(losses or {})
         self._loss_arguments = dict(loss_arguments or {})
-        self._callbacks = callbacks or list
+        self._callbacks = callbacks or (lambda name: [])
         self._distiller_arguments = {
             "student_output": student_output,
             "teacher_output": teacher_output,
             "shared_classes": shared_classes,
         }
         self._steps_per_execution = steps_per_execution
+        self._validation_freq = validation_freq
         self._verbose = verbose
         self._save_students = save_students
         self._check_names()
@@ -252,12 +254,9 @@ class StudentTrainer:
 
         if self.teacher is None:
             return None
-        given = self._data.given
-        if self._data.of_examples:
-            given = given.batch(self._batch_size)
         return diagnose(
             self.teacher,
-            given,
+            self._data.first_views(),
             superclasses=self.superclasses,
             teacher_output=self._distiller_arguments["teacher_output"],
         )
@@ -280,8 +279,8 @@ class StudentTrainer:
             settings: optional dict of arguments of the method's loss, such as
                 "weight" and "temperature", and of "learning_rate".
             report: optional function of (epoch, value), called after each
-                epoch with the metric of the validation data; where it returns
-                true, training stops, and the result is not kept.
+                evaluated epoch with the metric of the validation data; where
+                it returns true, training stops, and the result is not kept.
 
         Returns:
             A dict in JSON's types. Of the last epoch's student the scores by
@@ -332,23 +331,19 @@ class StudentTrainer:
             f"val_{self.metric}",
             self._verbose,
         )
-        recurrent = [
-            model
-            for model in (distiller.student, distiller.teacher)
-            if model is not None and state_variables(model)
-        ]
         given = self._data.epochs(seed, done, cache, distiller.loss)
         try:
             distiller.fit(
                 **given,
                 **self._validation_arguments(),
+                validation_freq=self._validation_freq,
                 epochs=self.epochs,
                 shuffle=False,  # Arrays are, by the seed.
                 verbose=0,
                 callbacks=[
                     progress.EpochOrder(given["x"]),
-                    progress.StartFromZero(*recurrent),
-                    *self._callbacks(),
+                    progress.StartFromZero(distiller.student, self.teacher),
+                    *self._callbacks(name),
                     bar,
                     record,
                     *([reporter] if reporter else []),
@@ -390,7 +385,7 @@ class StudentTrainer:
         with distribution.scope(strategy):
             distiller.compile(
                 optimizer=self._optimizers.make(settings.get(_LEARNING_RATE)),
-                loss=self._loss(method, settings),
+                loss=self.loss(method, settings),
                 weighted_metrics=self._metrics.make(),
                 steps_per_execution=self._steps_per_execution,
             )
@@ -406,10 +401,9 @@ class StudentTrainer:
     def _measured(self, distiller):
         """Scores of a student, of single examples and of its logit layer."""
         given = self._validation if self._test is None else self._test
-        recurrent = progress.StartFromZero(distiller.student)
         found = distiller.evaluate(
             **data.evaluation_arguments(given, self._batch_size),
-            callbacks=[recurrent],
+            callbacks=[progress.StartFromZero(distiller.student)],
             verbose=0,
             return_dict=True,
         )
@@ -429,8 +423,21 @@ class StudentTrainer:
 
     # -- losses ----------------------------------------------------------------
 
-    def _loss(self, method, settings=None):
-        """The loss of a method."""
+    def loss(self, method, settings=None):
+        """A new loss of a method, as its students are trained by.
+
+        Args:
+            method: name.
+            settings: see `train`.
+
+        Returns:
+            A `DistillationLoss`.
+
+        Raises:
+            ValueError: for an unknown method, or settings that its loss does
+                not have or accept.
+        """
+        self._check_known(method)
         arguments = dict(settings or {})
         arguments.pop(_LEARNING_RATE, None)
         if method in self._own_losses:
@@ -448,7 +455,7 @@ class StudentTrainer:
             self._optimizers.make((settings or {}).get(_LEARNING_RATE))
             if method == PERMUTED and self.teacher is None:
                 return _no_teacher(method, "the relations of its classes")
-            loss = self._loss(method, settings)
+            loss = self.loss(method, settings)
             relations = getattr(loss, "class_similarity", None)
             if relations is not None and not relations.is_given:
                 if self.teacher is None:
@@ -563,7 +570,7 @@ class StudentTrainer:
 
     def _cache_for(self, method, settings):
         """The cache that a method is trained from, or `None`."""
-        statistics = self._loss(method, settings).statistics
+        statistics = self.loss(method, settings).statistics
         if not (statistics or self._data.of_examples):
             return None
         if self.cache is None:

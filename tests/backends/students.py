@@ -46,7 +46,7 @@ def main(path):
                 raise Interruption
 
     try:
-        trainer(lambda: [Stop()])("kd_pt", 1)
+        trainer(lambda name: [Stop()])("kd_pt", 1)
     except Interruption:
         resumed = trainer()
     found = {method: resumed(method, 1) for method in METHODS}
