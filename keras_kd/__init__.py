@@ -18,6 +18,7 @@ from keras_kd.losses import (
     LabelSmoothing,
 )
 from keras_kd.precomputed import check_outputs
+from keras_kd.student_trainer import StudentTrainer
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ __all__ = [
     "KDSim",
     "KDTopK",
     "LabelSmoothing",
+    "StudentTrainer",
     "TeacherCache",
     "attribute",
     "callbacks",

@@ -256,6 +256,59 @@ class LoaderData(Data):
         return (as_numpy(_as_tuple(batch)) for batch in self.loader)
 
 
+class EpochsOfArrays(keras.utils.PyDataset):
+    """Batches of arrays, for training.
+
+    Args:
+        data: `ArrayData`.
+        shuffle: whether each epoch has another order, a function of `seed` and
+            its number.
+        seed: integer.
+        first_epoch: number of the epoch to begin with, so that interrupted
+            training sees what it would have seen.
+    """
+
+    def __init__(self, data, shuffle=False, seed=0, first_epoch=0):
+        super().__init__()
+        self._data = data
+        self._shuffle = shuffle
+        self._seed = seed
+        self.start(first_epoch)
+
+    def on_epoch_end(self):
+        """Another order for the next epoch.
+
+        Keras may also call it before the first one, when it builds a model.
+        """
+        self.start(self.epoch + 1)
+
+    def start(self, epoch):
+        """Takes the order of an epoch.
+
+        Args:
+            epoch: integer.
+        """
+        self.epoch = epoch
+        self._order = np.arange(self._data.elements)
+        if self._shuffle:
+            random = np.random.default_rng([self._seed, self.epoch])
+            random.shuffle(self._order)
+
+    @property
+    def num_batches(self):
+        """Number of batches, the last one perhaps smaller."""
+        return -(-self._data.elements // self._data.batch_size)
+
+    def rows(self, number):
+        """Positions of a batch's examples in the arrays."""
+        size = self._data.batch_size
+        return self._order[number * size : (number + 1) * size]
+
+    def __getitem__(self, number):
+        """A batch, (x, y) or (x, y, sample_weight)."""
+        return take(self._data.arrays, self.rows(number))
+
+
 def _as_tuple(element):
     """(x, y) or (x, y, sample_weight), y an empty dict without labels."""
     if not isinstance(element, list | tuple):

@@ -3,7 +3,12 @@
 import contextlib
 import json
 import os
+import pathlib
+import socket
 import tempfile
+
+# How the names of what is being written end.
+UNFINISHED = ".unfinished"
 
 
 def user_path(path, argument="path"):
@@ -45,7 +50,7 @@ def write_whole(path, data):
     unfinished = None
     with errors_naming(path):
         try:
-            handle, unfinished = tempfile.mkstemp(".unfinished", name, folder)
+            handle, unfinished = tempfile.mkstemp(UNFINISHED, name, folder)
             with os.fdopen(handle, "wb") as file:
                 data(file) if callable(data) else file.write(data)
                 file.flush()
@@ -93,6 +98,168 @@ def read_json(path, remedy):
             f"The file {os.fspath(path)} is damaged: it must be JSON. "
             f"Received: {os.path.getsize(path)} bytes, {error}. {remedy}"
         ) from error
+
+
+def save_model(model, path):
+    """Saves a model whole or not at all.
+
+    Args:
+        model: a `keras.Model`.
+        path: string or `os.PathLike`, of a file that ends in `.keras`, in a
+            folder that exists.
+
+    Raises:
+        OSError: naming the file and the reason, such as a full disk.
+    """
+    path = pathlib.Path(path)
+    # Keras asks for its own ending.
+    unfinished = path.with_name(f"{path.stem}{UNFINISHED}.keras")
+    with errors_naming(path):
+        model.save(unfinished)
+        with open(unfinished, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+
+
+def lock(folder, argument="folder"):
+    """Takes a folder for this process, until the file is closed.
+
+    Args:
+        folder: path of a folder, made if it is missing.
+        argument: what the user calls the folder, for the message.
+
+    Returns:
+        An open file; closing it, or the end of the process, lets others use
+        the folder.
+
+    Raises:
+        OSError: if another process uses it, or it can't be written.
+    """
+    path = pathlib.Path(folder, "lock")
+    with errors_naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+", encoding="utf-8")
+    try:
+        _lock_file(file)
+    except BlockingIOError as error:
+        file.close()
+        holder = path.read_text(encoding="utf-8").strip()
+        raise OSError(
+            f"The folder {folder} is in use. Received: {holder}, which runs in "
+            f"it. Wait for its end, or choose another {argument}."
+        ) from error
+    with errors_naming(path):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+    return file
+
+
+def check_folder(folder, name, about, argument):
+    """Refuses a folder that is not new, and not of the same work as before.
+
+    Args:
+        folder: `pathlib.Path`, which may not exist yet.
+        name: of the JSON file in it that says whose the folder is.
+        about: dict in JSON's types that the file must hold, if it is there.
+        argument: what the user calls the folder, for the message.
+
+    Raises:
+        ValueError: if the folder holds something else, naming what differs.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(
+            f"{argument} must be a folder. Received: {folder}, a file. Choose "
+            f"another {argument}."
+        )
+    names = sorted(path.name for path in folder.iterdir())
+    others = [n for n in names if n != "lock" and UNFINISHED not in n]
+    if others and name not in names:
+        raise ValueError(
+            f"{argument} must be new, empty, or an earlier run's. Received: "
+            f"{folder} with {others[:5]}. Choose another {argument}."
+        )
+    before = read_dict(
+        folder / name, f"Choose another {argument}, or remove this folder."
+    )
+    if before is None:
+        return
+    differing = [
+        f"{key}: {before.get(key)!r} there, {about.get(key)!r} now"
+        for key in sorted({*before, *about})
+        if before.get(key) != about.get(key)
+    ]
+    if differing:
+        raise ValueError(
+            f"{folder} holds another run. Received different options "
+            f"({'; '.join(differing)}). Choose another {argument}, or leave it "
+            "out."
+        )
+
+
+def claim_folder(folder, name, about, argument):
+    """Makes a folder that of some work, for this process alone.
+
+    Args:
+        folder: see `check_folder`, as the following.
+        name: string.
+        about: dict.
+        argument: string.
+
+    Returns:
+        An open file; see `lock`.
+
+    Raises:
+        ValueError: as `check_folder`.
+        OSError: as `lock`.
+    """
+    check_folder(folder, name, about, argument)  # Before a file is made.
+    claimed = lock(folder, argument)
+    try:
+        check_folder(folder, name, about, argument)
+        write_json(folder / name, about)
+    except BaseException:
+        claimed.close()
+        raise
+    return claimed
+
+
+def _lock_file(file):
+    """Locks a file where the system and its disk know locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return  # Windows has none of this kind.
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        pass  # Some network file systems have no locks.
+
+
+def read_dict(path, remedy):
+    """The dict in a JSON file; see `read_json`.
+
+    Args:
+        path: string or `os.PathLike`.
+        remedy: what to do if the file is damaged, a sentence.
+
+    Returns:
+        A dict; `None` if there is no file.
+
+    Raises:
+        ValueError: naming the file, if it is damaged.
+    """
+    value = read_json(path, remedy)
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(
+            f"The file {path} is damaged: it must hold a JSON object. "
+            f"Received: {value!r:.60}. {remedy}"
+        )
+    return value
 
 
 @contextlib.contextmanager

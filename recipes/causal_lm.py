@@ -36,6 +36,9 @@ from study.comparison import run_study
 from study.messages import errors_as_messages, first_line
 from study.options import positive, share
 
+from keras_kd.logits import class_count_message
+from keras_kd.preprocessing import check_tokenizers
+
 ROLES = ("teacher", "student")
 # Of a role's options, those that a preset decides.
 _ARCHITECTURE = ("layers", "hidden", "heads", "dropout")
@@ -255,28 +258,34 @@ def read_vocabulary(documents, options):
     Raises:
         ValueError: if a preset can't be used, or the two differ.
     """
-    presets = {
-        role: read_preset(options[f"{role}_preset"], options["sequence_length"])
+    presets = [
+        read_preset(options[f"{role}_preset"], options["sequence_length"])
         for role in ROLES
         if options[f"{role}_preset"]
-    }
+    ]
     if not presets:
         tokenizer = WordTokenizer(documents, options["vocabulary"])
         return Vocabulary(tokenizer, tokenizer.vocabulary_size())
     if len(presets) == 2:
-        check_same_vocabulary(presets["teacher"], presets["student"])
-    return next(iter(presets.values()))
+        teacher, student = presets
+        check_tokenizers(student, teacher)
+        counts = [model.output_shape[-1] for model in (student, teacher)]
+        if counts[0] != counts[1]:
+            raise ValueError(class_count_message(*counts))
+    preprocessor = presets[0].preprocessor
+    classes = presets[0].output_shape[-1]
+    return Vocabulary(preprocessor.tokenizer, classes, preprocessor)
 
 
 def read_preset(name, sequence_length):
-    """The vocabulary of a preset.
+    """A preset without its weights, which tells its vocabulary.
 
     Args:
         name: what `keras_hub.models.CausalLM.from_preset` takes.
         sequence_length: integer, tokens that it must be able to read.
 
     Returns:
-        A `Vocabulary`.
+        A KerasHub task.
 
     Raises:
         ValueError: if it can't be loaded, has no tokenizer, or does not take
@@ -298,9 +307,7 @@ def read_preset(name, sequence_length):
             f"{name} without one. Save it with its preprocessor."
         )
     check_inputs(model, name, sequence_length)
-    return Vocabulary(
-        model.preprocessor.tokenizer, model.output_shape[-1], model.preprocessor
-    )
+    return model
 
 
 def check_inputs(model, name, sequence_length):
@@ -330,45 +337,6 @@ def check_inputs(model, name, sequence_length):
             f"--sequence-length {sequence_length}. Lower it, or choose "
             "another model."
         )
-
-
-def check_same_vocabulary(teacher, student):
-    """Refuses presets whose classes are not the same tokens.
-
-    Args:
-        teacher: `Vocabulary`.
-        student: `Vocabulary`.
-
-    Raises:
-        ValueError: with the first difference.
-    """
-    first, second = _ids(teacher.tokenizer), _ids(student.tokenizer)
-    different = [
-        f"{token!r} is {first.get(token)} to the teacher and "
-        f"{second.get(token)} to the student"
-        for token in {**first, **second}
-        if first.get(token) != second.get(token)
-    ]
-    if teacher.classes != student.classes:
-        different.append(
-            f"the teacher has {teacher.classes} logits and the student "
-            f"{student.classes}"
-        )
-    if different:
-        raise ValueError(
-            "Teacher and student must have one vocabulary, since a class is a "
-            f"token. Received: presets of {len(first)} and {len(second)} "
-            f"tokens; {different[0]}. Choose presets of one family, or leave "
-            "--student-preset out for a GPT-2 with the teacher's vocabulary."
-        )
-
-
-def _ids(tokenizer):
-    """Dict from tokens to ids."""
-    return {
-        token: tokenizer.token_to_id(token)
-        for token in tokenizer.get_vocabulary()
-    }
 
 
 # -- sequences -----------------------------------------------------------------

@@ -31,6 +31,7 @@ from study.messages import errors_as_messages
 from study.options import positive, share
 
 from keras_kd import distribution
+from keras_kd.student_trainer.progress import StartFromZero
 
 
 @click.command(context_settings={"show_default": True})
@@ -144,7 +145,7 @@ class LSTMStudy(language_model.LanguageModelStudy):
 
     def callbacks(self, *models):
         """Starts each text from the state zero."""
-        return [StateReset(*models)]
+        return [StartFromZero(*models)]
 
     def build(self, role):
         """Embedding, stateful LSTMs with dropout between, logits."""
@@ -197,33 +198,6 @@ def with_input_shape(model, shape):
     ):
         new.assign(keras.ops.convert_to_numpy(old))
     return clone
-
-
-class StateReset(keras.callbacks.Callback):
-    """Starts every text with the state at zero.
-
-    Args:
-        *models: stateful models; `None` is passed over.
-    """
-
-    def __init__(self, *models):
-        super().__init__()
-        self._recurrent = [
-            layer
-            for model in models
-            if model is not None
-            for layer in model.layers
-            if getattr(layer, "stateful", False)
-        ]
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Sets the states to zero."""
-        for layer in self._recurrent:
-            layer.reset_state()
-
-    def on_test_begin(self, logs=None):
-        """Sets the states to zero."""
-        self.on_epoch_begin(0)
 
 
 if __name__ == "__main__":

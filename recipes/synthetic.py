@@ -26,7 +26,6 @@ from data import synthetic as data
 from keras import ops
 from matplotlib import figure
 from study.messages import errors_as_messages
-from study.methods import CrossEntropy
 from study.options import log_dir, positive
 from study.run_folder import load_model, open_run
 from study.table import print_table
@@ -38,6 +37,7 @@ from keras_kd.attribution import (
     shuffle_within_labels,
     write_hparams,
 )
+from keras_kd.attribution.methods import CrossEntropy
 
 # Tuned on validation examples of seeds 100 to 103, which no run reports, for
 # the mean accuracy over deltas 0 and 0.9. So few examples want much smoothing:

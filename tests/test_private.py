@@ -156,6 +156,16 @@ def test_a_keras_whose_variables_lack_an_attribute_is_refused(monkeypatch):
         check()
 
 
+def test_a_keras_whose_metrics_lack_an_attribute_is_refused(monkeypatch):
+    class MeanMetricWrapper:
+        def update_state(self, y_true, y_pred):
+            return self._fn(y_true, y_pred)
+
+    monkeypatch.setattr(keras.metrics, "MeanMetricWrapper", MeanMetricWrapper)
+    with refused("_fn_kwargs"):
+        check()
+
+
 def test_the_check_leaves_the_names_that_keras_gives():
     def number():
         return int("0" + keras.Model().name.removeprefix("model").strip("_"))

@@ -4,9 +4,9 @@ Each method trains a student with one part of the knowledge, or with a control
 that has the smoothing of that part without its knowledge. Methods of one seed
 are paired: their difference is free of what that seed did to all of them.
 
-`attribute` runs the methods of `levels`, with the controls of `controls`;
-`runs` keeps what is finished; `intervals` compares; `outcome` says what was
-found, and `report` draws it.
+`attribute` runs the methods of `levels`, with the losses of `methods` and the
+controls of `controls`; `runs` keeps what is finished; `intervals` compares;
+`outcome` says what was found, and `report` draws it.
 """
 
 from keras_kd.attribution.attribute import attribute
@@ -16,6 +16,7 @@ from keras_kd.attribution.controls import (
 )
 from keras_kd.attribution.intervals import Interval, paired_interval
 from keras_kd.attribution.levels import LEVELS, METHODS, Level
+from keras_kd.attribution.methods import make_loss
 from keras_kd.attribution.outcome import Attribution, Comparison
 from keras_kd.attribution.report import write_hparams
 
@@ -27,6 +28,7 @@ __all__ = [
     "Interval",
     "Level",
     "attribute",
+    "make_loss",
     "paired_interval",
     "permuted_logit_weights",
     "shuffle_within_labels",

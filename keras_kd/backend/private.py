@@ -172,6 +172,24 @@ def compiled_metrics(model):
     return model._compile_metrics
 
 
+def values_of_examples(metric):
+    """What gives a metric's value of each example.
+
+    Keras's metrics are made of functions, which they keep to themselves.
+
+    Args:
+        metric: a `keras.metrics.Metric`.
+
+    Returns:
+        A function of labels and outputs to [...], or `None` where the metric
+        is not a mean over examples.
+    """
+    if not isinstance(metric, keras.metrics.MeanMetricWrapper):
+        return None
+    function, arguments = metric._fn, metric._fn_kwargs
+    return lambda labels, outputs: function(labels, outputs, **arguments)
+
+
 def loss_tracker(model):
     """The metric that a step adds a batch's loss to.
 
@@ -275,9 +293,14 @@ def check_keras(backend):
                 raise _refusal(f"{kind.__name__}.{name}")
     if not hasattr(tensor._keras_history[0], "_inbound_nodes"):
         raise _refusal("Operation._inbound_nodes")
-    # To make a variable would start the backend, which users configure first.
+    # To make a variable would start the backend, which users configure first,
+    # and metrics have some.
     if "_value" not in keras.Variable.value.fget.__code__.co_names:
         raise _refusal("Variable._value")
+    metric = keras.metrics.MeanMetricWrapper
+    for name in ("_fn", "_fn_kwargs"):
+        if name not in metric.update_state.__code__.co_names:
+            raise _refusal(f"MeanMetricWrapper.{name}")
 
 
 __all__ = [
@@ -304,4 +327,5 @@ __all__ = [
     "set_initial_epoch",
     "set_keras_mask",
     "set_loss_tracker",
+    "values_of_examples",
 ]

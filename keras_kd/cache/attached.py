@@ -6,54 +6,39 @@ import numpy as np
 from keras_kd import data as any_data
 
 
-def of(data, reading, view, shuffle=False):
+def of(data, reading, epoch, shuffle=False, seed=0):
     """Data for `fit`, each batch compared and joined when it is read.
 
     Args:
         data: `keras_kd.data.Data`.
         reading: `Reading`.
-        view: integer.
+        epoch: integer, number of the first epoch, which decides on the view.
         shuffle: of arrays, whether each epoch has another order.
+        seed: integer, of these orders.
 
     Returns:
         A `keras.utils.PyDataset`, or a PyTorch `DataLoader` for one.
     """
     if isinstance(data, any_data.ArrayData):
-        return _AttachedArrays(data, reading, view, shuffle)
+        return _AttachedArrays(data, reading, epoch, shuffle, seed)
+    view = epoch % reading.manifest.views
     if isinstance(data, any_data.PyData):
         return _AttachedPyDataset(data, reading, view)
     return _attached_loader(data, reading, view)
 
 
-class _AttachedArrays(keras.utils.PyDataset):
-    """Batches of arrays."""
+class _AttachedArrays(any_data.EpochsOfArrays):
+    """Batches of arrays; each epoch has the next view."""
 
-    def __init__(self, data, reading, view, shuffle):
-        super().__init__()
-        self._data = data
+    def __init__(self, data, reading, epoch, shuffle, seed):
         self._reading = reading
-        self._view = view
-        self._shuffle = shuffle
-        self._epoch = -1
-        self.on_epoch_end()
-
-    def on_epoch_end(self):
-        """Another order for the next epoch."""
-        self._epoch += 1
-        self._order = np.arange(self._data.elements)
-        if self._shuffle:
-            np.random.default_rng(self._epoch).shuffle(self._order)
-
-    @property
-    def num_batches(self):
-        """Number of batches, the last one perhaps smaller."""
-        return -(-self._data.elements // self._data.batch_size)
+        super().__init__(data, shuffle, seed, epoch)
 
     def __getitem__(self, number):
-        size = self._data.batch_size
-        rows = self._order[number * size : (number + 1) * size]
+        rows = self.rows(number)
         batch = any_data.take(self._data.arrays, rows)
-        return self._reading.joined(batch, self._view, rows)
+        view = self.epoch % self._reading.manifest.views
+        return self._reading.joined(batch, view, rows)
 
 
 class _AttachedPyDataset(keras.utils.PyDataset):

@@ -81,6 +81,16 @@ class TeacherCache:
         return self._manifest.views
 
     @property
+    def teacher_fingerprint(self):
+        """Dict of hashes that tell the teacher from another one."""
+        return self._manifest.teacher
+
+    @property
+    def batched(self):
+        """Whether it was written of a `tf.data.Dataset` of batches."""
+        return self._manifest.batched
+
+    @property
     def teacher_accuracy(self):
         """Share of labels (of all views) that the teacher got right."""
         return self._manifest.teacher_accuracy
@@ -345,6 +355,7 @@ class TeacherCache:
         check=True,
         batch_size=None,
         shuffle=False,
+        seed=0,
     ):
         """One pass over the data set, with the statistics.
 
@@ -353,7 +364,8 @@ class TeacherCache:
                 the same examples in the same order.
             loss: the `DistillationLoss` to train with; may be left out where
                 the cache keeps the statistics of one.
-            epoch: integer; which view, `epoch % views`.
+            epoch: integer; which view, `epoch % views`. Of arrays, which can
+                be passed over again and again, that of the first pass.
             augment: as given to `write`, where the cache was opened again.
             check: whether to compare the data set's size and first batch now,
                 and every example when it is read. Inputs are compared bit for
@@ -361,7 +373,8 @@ class TeacherCache:
                 the last bits may differ.
             batch_size: of arrays; 32 by default, as in `fit`.
             shuffle: of arrays, whether each epoch has the examples in another
-                order, which depends on the number of the epoch alone.
+                order, which depends on `seed` and the number of the epoch.
+            seed: integer, of the orders of arrays.
 
         Returns:
             Data for `fit` of (x, y[, sample_weight]), y a dict of the labels
@@ -390,7 +403,7 @@ class TeacherCache:
             self.check(dataset)
         if any_data.is_tf_data(dataset):
             return shard_by_example(self._attached(dataset, epoch, reading))
-        return attached.of(data, reading, epoch % self.views, shuffle)
+        return attached.of(data, reading, epoch, shuffle, seed)
 
     def __getitem__(self, indices):
         """The statistics of some examples; see `statistics`."""

@@ -4,13 +4,11 @@ The teacher is diagnosed, then runs once over the data for a cache; every loss
 and control trains a student from it with each seed.
 """
 
-import contextlib
 import time
 
 import click
 
 import keras_kd as kd
-from keras_kd import distribution
 from study.methods import METHODS, PLAIN
 
 
@@ -23,37 +21,29 @@ def attribute(study, names):
         names: out of `methods.METHODS`, "plain" among them.
 
     Raises:
-        ValueError: if several workers train together, or without "plain".
+        ValueError: if several workers train together, or only the steps are
+            to be measured.
     """
     began = time.monotonic()
-    if distribution.spans_workers(study.strategy):
-        raise ValueError(
-            "--attribute runs in one process, which decides what there is time "
-            "for. Received: --strategy multiworker. Use --strategy mirrored."
-        )
+    study.check_one_process()
     for name in names:
         study.loss(name)  # Refuses a bad weight before anything is trained.
     teacher = study.teacher()
     diagnose(study, teacher)
-    cache = study.cache(names, teacher)
-
-    def train(method, seed):
-        with at_seed(study, seed):
-            name = study.student(method, teacher, cache, f"-seed{seed}")
-        return study.run.results[name]
-
+    trainer = study.student_trainer(teacher, study.cache(names, teacher))
     budget = study.options["time_budget"]
     if budget is not None:
         budget = max(60 * budget - (time.monotonic() - began), 1e-3)
     first = study.options["seed"]
     attribution = kd.attribute(
-        train,
+        trainer,
         range(first, first + study.options["seeds"]),
         names,
         folder=study.run.folder / "attribution",
         time_budget=budget,
-        metric=study.score,
-        higher_is_better=study.higher_is_better,
+        metric=trainer.metric,
+        higher_is_better=trainer.higher_is_better,
+        study=trainer.study,
     )
     click.echo(f"\n{attribution}\n")
     attribution.to_tensorboard(study.run.tensorboard)
@@ -79,17 +69,6 @@ def diagnose(study, teacher):
     click.echo(f"\n{diagnosis}\n")
     diagnosis.to_tensorboard(study.run.tensorboard / "diagnosis")
     _save(diagnosis, study.run.folder, "diagnosis")
-
-
-@contextlib.contextmanager
-def at_seed(study, seed):
-    """A study whose option `seed` is another one."""
-    before = study.options
-    study.options = {**before, "seed": seed}
-    try:
-        yield
-    finally:
-        study.options = before
 
 
 def methods_of(losses):

@@ -3,6 +3,7 @@
 import click
 
 from keras_kd import files
+from keras_kd.attribution.methods import SHUFFLED
 from study import methods, strategies
 
 positive = click.IntRange(min=1)
@@ -176,7 +177,7 @@ def settled(options, losses, labels, classes):
         for name, needs in (
             ("--cache", options["cache"] is not None),
             ("--attribute", options["attribute"]),
-            (f"--loss {methods.SHUFFLED}", methods.SHUFFLED in losses),
+            (f"--loss {SHUFFLED}", SHUFFLED in losses),
         )
         if needs
     ]

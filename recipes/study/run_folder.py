@@ -1,11 +1,8 @@
 """The folder of a run: whose it is, what is done, and what was interrupted."""
 
-import fcntl
 import hashlib
 import json
-import os
 import pathlib
-import socket
 import zipfile
 
 import click
@@ -13,9 +10,6 @@ import keras
 
 from keras_kd import callbacks, distribution, files
 from study.messages import first_line
-
-# How `keras_kd.files` ends the names of what is being written.
-_UNFINISHED = ".unfinished"
 
 
 class RunFolder:
@@ -48,20 +42,13 @@ class RunFolder:
             folder = pathlib.Path("runs") / f"{recipe}-{digest}"
         self.folder = pathlib.Path(files.user_path(folder, "--log-dir"))
         self.writes = strategy is None or distribution.is_chief(strategy)
+        about = self.folder, "config.json", config, "--log-dir"
         self._lock = None
-        self._refuse_other_files()
         if self.writes:
-            with files.errors_naming(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
-            self._claim()
-        try:
-            self._check(config)
-            if self.writes:
-                self._remove_unfinished()
-                files.write_json(self.folder / "config.json", config)
-        except BaseException:
-            self.close()
-            raise
+            self._lock = files.claim_folder(*about)
+            self._remove_unfinished()
+        else:
+            files.check_folder(*about)
 
     def __enter__(self):
         return self
@@ -75,71 +62,9 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
-    def _claim(self):
-        """Takes the folder's lock, which ends with this process."""
-        path = self.folder / "lock"
-        with files.errors_naming(path):
-            self._lock = open(path, "a+", encoding="utf-8")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = path.read_text(encoding="utf-8").strip()
-            self.close()
-            raise OSError(
-                f"The run folder {self.folder} is in use. Received: {holder}, "
-                "which runs in it. Wait for its end, or choose another "
-                "--log-dir."
-            ) from error
-        except OSError:
-            pass  # Some network file systems have no locks.
-        with files.errors_naming(path):
-            self._lock.truncate(0)
-            self._lock.write(
-                f"process {os.getpid()} on {socket.gethostname()}\n"
-            )
-            self._lock.flush()
-
-    def _refuse_other_files(self):
-        if not self.folder.exists():
-            return
-        if not self.folder.is_dir():
-            raise ValueError(
-                "The run folder must be a folder. Received: "
-                f"{self.folder}, a file. Choose another --log-dir."
-            )
-        names = sorted(p.name for p in self.folder.iterdir())
-        others = [
-            name
-            for name in names
-            if name != "lock" and not name.endswith(_UNFINISHED)
-        ]
-        if others and "config.json" not in names:
-            raise ValueError(
-                "The run folder must be new, empty, or an earlier run's. "
-                f"Received: {self.folder} with {others[:5]}. Choose another "
-                "--log-dir."
-            )
-
-    def _check(self, config):
-        remedy = "Choose another --log-dir, or remove this folder."
-        before = _read_dict(self.folder / "config.json", remedy)
-        if before is None:
-            return
-        differing = [
-            f"{key}: {before.get(key)!r} there, {config.get(key)!r} now"
-            for key in sorted({*before, *config})
-            if before.get(key) != config.get(key)
-        ]
-        if differing:
-            raise ValueError(
-                f"{self.folder} holds another run. Received different options "
-                f"({'; '.join(differing)}). Choose another --log-dir, or leave "
-                "it out for a new folder."
-            )
-
     def _remove_unfinished(self):
         """Removes what was being written when a process was killed."""
-        for path in self.folder.glob(f"*{_UNFINISHED}*"):
+        for path in self.folder.glob(f"*{files.UNFINISHED}*"):
             path.unlink()
 
     @property
@@ -148,7 +73,7 @@ class RunFolder:
         remedy = (
             "Put back a copy of it, or remove it to train every model again."
         )
-        return _read_dict(self.folder / "results.json", remedy) or {}
+        return files.read_dict(self.folder / "results.json", remedy) or {}
 
     @property
     def tensorboard(self):
@@ -166,13 +91,7 @@ class RunFolder:
             model: a `keras.Model`.
             name: of the model.
         """
-        path = self.model(name)
-        unfinished = self.folder / f"{name}{_UNFINISHED}.keras"
-        with files.errors_naming(path):
-            model.save(unfinished)
-            with open(unfinished, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
+        files.save_model(model, self.model(name))
 
     def backup(self, name):
         """The callback that makes an interrupted `fit` resume.
@@ -295,14 +214,3 @@ def load_model(path, option="--teacher"):
 def _sha256(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read_dict(path, remedy):
-    """The dict in a JSON file, or `None` if there is no file."""
-    value = files.read_json(path, remedy)
-    if value is not None and not isinstance(value, dict):
-        raise ValueError(
-            f"The file {path} is damaged: it must hold a JSON object. "
-            f"Received: {value!r:.60}. {remedy}"
-        )
-    return value

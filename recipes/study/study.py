@@ -15,8 +15,10 @@ from data.batches import untuned
 
 import keras_kd as kd
 from keras_kd import distribution
+from keras_kd.attribution import make_loss
+from keras_kd.attribution.methods import SHUFFLED
 from study import strategies
-from study.methods import PLAIN, SHUFFLED, make_loss
+from study.methods import METHODS, PLAIN, settings_of
 from study.run_folder import load_model
 
 # A bar for a person who watches; a line an epoch for a file.
@@ -75,16 +77,21 @@ class Study:
         """What a teacher cache is written of: one pass, in order."""
         raise NotImplementedError
 
+    @property
+    def shuffle_buffer(self):
+        """Number of examples that are shuffled at a time."""
+        given = self.options.get("shuffle_buffer") or self.train_size
+        return min(given, self.train_size)
+
     def cached_stream(self, cache, loss, first_epoch):
         """The same where there is a cache: another order in each epoch."""
         options = self.options
-        buffer = options.get("shuffle_buffer") or self.train_size
         return cache.epochs(
             self.cached_data(),
             loss,
             first_epoch,
             batch_size=options["batch_size"],
-            shuffle=min(buffer, self.train_size),
+            shuffle=self.shuffle_buffer,
             seed=options["seed"],
             augment=self.augment(),
         )
@@ -205,39 +212,106 @@ class Study:
 
     # -- training --------------------------------------------------------------
 
-    def student(self, loss_name, teacher, cache=None, suffix=""):
+    def student(self, loss_name, teacher, cache=None):
         """Trains a student with a loss, unless it is done.
 
         Args:
             loss_name: out of `methods.METHODS`.
             teacher: a `keras.Model`.
             cache: optional `keras_kd.TeacherCache`.
-            suffix: of the student's name in the run folder.
-
-        Returns:
-            The student's name.
         """
-        name = f"student-{loss_name}{suffix}"
+        name = f"student-{loss_name}"
         self.run.train_once(
             name, lambda: self._train_student(name, loss_name, teacher, cache)
         )
-        return name
 
-    def loss(self, name, teacher=None):
-        """The loss of a name with this study's settings; see `make_loss`."""
-        return make_loss(
+    def loss_settings(self, name):
+        """The settings of a method's loss in this study."""
+        return settings_of(
             name,
             self.loss_arguments,
             self.options["weight"],
             self.options["temperature"],
-            teacher,
             self.options["k"],
         )
+
+    def loss(self, name, teacher=None):
+        """The loss of a method; see `keras_kd.attribution.make_loss`."""
+        return make_loss(name, self.loss_settings(name), teacher)
 
     def epochs(self, role):
         """Number of epochs."""
         key = "epochs" if role == "student" else "teacher_epochs"
         return self.options[key]
+
+    def check_one_process(self):
+        """Refuses options of what a `StudentTrainer` does not do.
+
+        Raises:
+            ValueError: naming them.
+        """
+        if distribution.spans_workers(self.strategy):
+            raise ValueError(
+                "--attribute runs in one process, which decides what there is "
+                "time for. Received: --strategy multiworker. Use --strategy "
+                "mirrored."
+            )
+        steps = self.options["probe_steps"]
+        if steps:
+            raise ValueError(
+                "--probe-steps measures the teacher and a student for each "
+                f"--loss. Received: --probe-steps {steps} and --attribute. "
+                "Leave --attribute out to measure."
+            )
+
+    def student_trainer(self, teacher, cache=None):
+        """What `keras_kd.attribute` and `keras_kd.tune` train students by.
+
+        Args:
+            teacher: a `keras.Model`.
+            cache: its `keras_kd.TeacherCache`; `None` to write another one.
+
+        Returns:
+            A `keras_kd.StudentTrainer`, with a folder in the run folder.
+
+        Raises:
+            ValueError: if the options say what it can't do.
+        """
+        options = self.options
+        self.check_one_process()
+        validation, *others = map(untuned, self.evaluation_data().values())
+
+        def student():
+            with distribution.scope(self.strategy):
+                return self.build("student")
+
+        return kd.StudentTrainer(
+            student,
+            untuned(self.cached_data()),
+            validation,
+            test=others[-1] if others else None,
+            teacher=teacher,
+            cache=cache,
+            epochs=self.epochs("student"),
+            optimizer=lambda: self.optimizer("student"),
+            # Without the part that it is measured on.
+            metric=self.score.split("_", 1)[1],
+            metrics=self.metrics(),
+            higher_is_better=self.higher_is_better,
+            batch_size=options["batch_size"],
+            shuffle=self.shuffle_buffer if self.train_size else False,
+            augment=self.augment(),
+            views=options.get("views") or 1,
+            loss_arguments={n: self.loss_settings(n) for n in METHODS},
+            superclasses=self.superclasses(),
+            folder=self.run.folder / "students",
+            save_students=True,
+            callbacks=lambda name: [
+                self._board(name, distilled=not name.startswith(PLAIN))
+            ],
+            steps_per_execution=options["steps_per_execution"],
+            validation_freq=options["validate_every"],
+        )
 
     def _train_teacher(self):
         with self._seeded_scope():
@@ -299,7 +373,7 @@ class Study:
             callbacks=[
                 backup,
                 *self.callbacks(trainer.student, trainer.teacher),
-                self._board(trainer, str(self.run.tensorboard / name)),
+                self._board(name, distilled=bool(trainer.gradient_scales)),
                 *timers,
             ],
         )
@@ -311,9 +385,10 @@ class Study:
             result["projected_hours"] = self._project(name, role, timer.seconds)
         return result
 
-    def _board(self, trainer, path):
+    def _board(self, name, distilled):
         """TensorBoard; with what distillation does, where there is any."""
-        if not trainer.gradient_scales:
+        path = str(self.run.tensorboard / name)
+        if not distilled:
             return keras.callbacks.TensorBoard(path)
         order = self.class_order()
         return kd.callbacks.KDTensorBoard(

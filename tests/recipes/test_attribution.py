@@ -1,23 +1,63 @@
 """`--attribute` in the recipes, whole and small."""
 
 import functools
+import json
 
+import keras
 import numpy as np
 import processes
 import ptb_lstm
 import pytest
 import tensorstore
 from data import text as text_data
-from processes import losses, results
-from study import methods
+from processes import losses
 
-METHODS = ("kd_pt", "kd_sim", *methods.CONTROLS)
+from keras_kd.attribution.methods import CONTROLS, SHUFFLED
+
+METHODS = ("kd_pt", "kd_sim", *CONTROLS)
 ARGUMENTS = (
     *"--vocabulary 60 --teacher-units 8 --student-units 4 --epochs 1".split(),
     *"--teacher-epochs 2 --batch-size 8 --time-steps 10 --seed 3".split(),
     *("--attribute", *losses(*METHODS)),
 )
 finish = functools.partial(processes.finish, ptb_lstm)
+
+
+def students(folder):
+    """By method and seed the results of the students."""
+    found = {}
+    for path in (folder / "students").glob("*.result.json"):
+        method, seed = path.name.split("-")[:2]
+        found[method, int(seed.split(".")[0][4:])] = json.loads(
+            path.read_text()
+        )
+    return found
+
+
+def test_a_student_is_measured_on_the_test_text(finished, text):
+    """Recomputed word by word, each row of a segment an example."""
+    folder = finished[0]
+    (path,) = (folder / "students").glob("kd_pt-seed4*.keras")
+    model = keras.models.load_model(path, compile=False)
+    corpus = text_data.load(data_dir=text, vocabulary_size=60)
+    surprise, count = [], []
+    for x, y, weight in text_data.segments(corpus.test, 8, 10):
+        logits = np.array(model(x), "float64")
+        logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
+        picked = np.take_along_axis(logits, y.numpy()[..., None], -1)[..., 0]
+        surprise += (-picked * weight.numpy()).sum(1).tolist()
+        count += weight.numpy().sum(1).tolist()
+    result = students(folder)["kd_pt", 4]
+    mean = sum(surprise) / sum(count)
+    assert result["perplexity"] == pytest.approx(np.exp(mean), rel=1e-4)
+    counted = np.array(count) > 0
+    np.testing.assert_allclose(
+        np.array(result["examples"]) * np.mean(np.array(count)[counted]),
+        np.array(surprise)[counted],
+        rtol=1e-3,
+    )
+    logs = folder / "tensorboard" / path.stem
+    assert any(logs.rglob("*tfevents*"))
 
 
 @pytest.fixture(scope="module")
@@ -29,17 +69,12 @@ def finished(text, tmp_path_factory):
 
 def test_every_method_has_each_seed_and_gains_are_their_differences(finished):
     folder, _, output = finished
-    found = results(folder)
-    names = {
-        f"student-{name}-seed{seed}"
-        for name in ("plain", *METHODS)
-        for seed in (3, 4)
-    }
-    assert set(found) == {"teacher", *names}
+    found = students(folder)
+    methods_run = ("plain", *METHODS)
+    assert set(found) == {(name, s) for name in methods_run for s in (3, 4)}
     for name in METHODS:
         gains = [
-            found[f"student-plain-seed{seed}"]["test_perplexity"]
-            - found[f"student-{name}-seed{seed}"]["test_perplexity"]
+            found["plain", seed]["perplexity"] - found[name, seed]["perplexity"]
             for seed in (3, 4)
         ]
         assert f"{np.mean(gains):+.3g} [" in output, name
@@ -54,12 +89,12 @@ def test_every_method_has_each_seed_and_gains_are_their_differences(finished):
 
 def test_more_seeds_are_added_and_finished_runs_kept(finished):
     folder, arguments, _ = finished
-    before = results(folder)
+    before = students(folder)
     output = finish(*arguments, "--seeds", 3)
-    after = results(folder)
+    after = students(folder)
     assert before.items() <= after.items()
     assert len(after) == len(before) + 1 + len(METHODS)
-    assert "seed4" not in output and "seed5" in output
+    assert "seed 4" not in output and "plain, seed 5" in output
     assert (folder / "attribution.html").exists()
     assert (folder / "attribution-2.html").exists()
     assert not (folder / "diagnosis-2.html").exists()
@@ -67,9 +102,9 @@ def test_more_seeds_are_added_and_finished_runs_kept(finished):
 
 def test_nothing_is_started_that_does_not_fit_the_time(finished):
     folder, arguments, _ = finished
-    before = results(folder)
+    before = students(folder)
     output = finish(*arguments, "--seeds", 9, "--time-budget", 0.001)
-    assert results(folder) == before
+    assert students(folder) == before
     assert "time budget" in output
 
 
@@ -86,9 +121,10 @@ def test_the_shuffled_control_has_the_same_confidences_in_each_class(
     corpus = text_data.load(data_dir=text, vocabulary_size=60)
     segments = text_data.segments(corpus.train, 8, 10)
     labels = np.concatenate([y for _, y, _ in segments])
-    name = "-".join(["cache", *sorted({"kd_pt", methods.SHUFFLED})])
+    name = "-".join(["cache", *sorted({"kd_pt", SHUFFLED})])
     one, other = (
-        statistics(finished[0] / each) for each in (name, f"{name}-shuffled")
+        statistics(finished[0] / each)
+        for each in (name, "students/cache-shuffled")
     )
     assert not np.array_equal(one, other)
     for label in np.unique(labels):

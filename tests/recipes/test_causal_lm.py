@@ -290,6 +290,17 @@ def presets(tmp_path_factory):
     return folder
 
 
+def preset_vocabulary(teacher, student=None):
+    """The vocabulary that presets decide on."""
+    presets = {
+        f"{role}_preset": name and str(name)
+        for role, name in (("teacher", teacher), ("student", student))
+    }
+    return causal_lm.read_vocabulary(
+        None, {**presets, "sequence_length": LENGTH}
+    )
+
+
 @pytest.fixture(scope="module")
 def distilled(presets, text, tmp_path_factory):
     """A run with two presets and a cache, the student's learning rate 0."""
@@ -325,7 +336,7 @@ def test_the_cache_holds_what_the_teacher_says_of_padded_sequences(
     name = str(presets / "large")
     data = causal_lm.make_sequences(
         text_data.read_folder(text).train,
-        causal_lm.read_preset(name, LENGTH),
+        preset_vocabulary(name),
         LENGTH,
     )
     checked = kd.TeacherCache(distilled / "cache").verify(
@@ -340,7 +351,7 @@ def test_the_cache_holds_what_the_teacher_says_of_padded_sequences(
 
 
 def test_a_presets_tokenizer_reads_the_text(presets):
-    vocabulary = causal_lm.read_preset(str(presets / "large"), LENGTH)
+    vocabulary = preset_vocabulary(presets / "large")
     data = causal_lm.make_sequences(["w1 w1", "", "b"], vocabulary, LENGTH)
     tokens = ["<|endoftext|>", "w1", "Ġw1", "<|endoftext|>", "b"]
     start, *expected = [vocabulary.tokenizer.token_to_id(t) for t in tokens]
@@ -397,11 +408,28 @@ def test_bad_options_are_refused_in_one_message(
 
 def test_a_differing_token_is_named(presets, text):
     with pytest.raises(ValueError) as caught:
-        causal_lm.check_same_vocabulary(
-            causal_lm.read_preset(str(presets / "large"), LENGTH),
-            causal_lm.read_preset(str(presets / "other"), LENGTH),
-        )
-    assert "'a' is 1 to the teacher and 41 to the student" in str(caught.value)
+        preset_vocabulary(presets / "large", presets / "other")
+    words = "'Ġw1' is 1 to the student and is 41 to the teacher"
+    assert words in str(caught.value)
+
+
+def test_presets_of_several_numbers_of_logits_are_refused(
+    presets, tmp_path, monkeypatch
+):
+    read = causal_lm.read_preset
+
+    def padded(name, length):
+        model = read(name, length)
+        if name.endswith("small"):
+            logits = keras.ops.pad(model.output, [[0, 0], [0, 0], [0, 3]])
+            other = keras.Model(model.input, logits)
+            other.preprocessor = model.preprocessor
+            return other
+        return model
+
+    monkeypatch.setattr(causal_lm, "read_preset", padded)
+    with pytest.raises(ValueError, match="45 classes and a teacher with 42"):
+        preset_vocabulary(presets / "large", presets / "small")
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,20 @@
 import keras
 import numpy as np
 import pytest
-from study import methods
 from study.language_model import LOSS_ARGUMENTS
+from study.methods import METHODS, settings_of
 
 import keras_kd as kd
+from keras_kd.attribution import make_loss
+from keras_kd.attribution.methods import (
+    CONTROLS,
+    LEVEL_SETTINGS,
+    PERMUTED,
+    CrossEntropy,
+)
 
 CLASSES = {
-    "plain": methods.CrossEntropy,
+    "plain": CrossEntropy,
     "label_smoothing": kd.LabelSmoothing,
     "kd_pt": kd.KDPt,
     "kd_sim": kd.KDSim,
@@ -25,23 +32,25 @@ CLASSES = {
 }
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
+@pytest.mark.parametrize("name", METHODS)
 def test_a_method_is_its_loss_with_the_settings_of_its_own(name):
-    loss = methods.make_loss(name, LOSS_ARGUMENTS)
+    loss = make_loss(name, settings_of(name, LOSS_ARGUMENTS))
     assert type(loss) is CLASSES[name]
     assert loss.reduction == "mean_with_sample_weight"
-    own = "dkd" if name.startswith("dkd") else methods.CONTROLS.get(name, name)
-    settings = {**LOSS_ARGUMENTS.get(own, {}), **methods.LEVELS.get(name, {})}
+    own = "dkd" if name.startswith("dkd") else CONTROLS.get(name, name)
+    settings = {**LOSS_ARGUMENTS.get(own, {}), **LEVEL_SETTINGS.get(name, {})}
     for key, value in settings.items():
         found = loss.tunables.get(key, getattr(loss, key, None))
         assert found == pytest.approx(value), key
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
+@pytest.mark.parametrize("name", METHODS)
 def test_a_weight_is_shared_and_a_temperature_given_to_those_that_have_one(
     name,
 ):
-    loss = methods.make_loss(name, LOSS_ARGUMENTS, weight=0.3, temperature=7)
+    loss = make_loss(
+        name, settings_of(name, LOSS_ARGUMENTS, weight=0.3, temperature=7)
+    )
     if name == "plain":
         assert loss.weights == {}
         return
@@ -55,7 +64,7 @@ def test_a_weight_is_shared_and_a_temperature_given_to_those_that_have_one(
 
 def test_the_permuted_control_has_the_rows_of_other_classes():
     teacher = keras.Sequential([keras.Input((3,)), keras.layers.Dense(5)])
-    loss = methods.make_loss(methods.PERMUTED, teacher=teacher)
+    loss = make_loss(PERMUTED, teacher=teacher)
     rows = teacher.weights[0].numpy().T
     expected = kd.attribution.permuted_logit_weights(rows)
     np.testing.assert_allclose(
@@ -69,7 +78,7 @@ def test_a_plain_student_has_the_cross_entropy_on_the_labels_alone():
     labels = random.integers(0, 5, 6)
     exp = np.exp(logits.astype("float64"))
     expected = -np.log(exp / exp.sum(-1, keepdims=True))[range(6), labels]
-    loss = methods.make_loss("plain")
+    loss = make_loss("plain")
     parts = loss.parts(labels, logits)
     np.testing.assert_allclose(parts.loss, expected, rtol=1e-5)
     assert not parts.terms and not loss.term_names and not loss.statistics

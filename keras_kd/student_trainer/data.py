@@ -1,0 +1,228 @@
+"""What students are trained on, the same for all of a seed."""
+
+import hashlib
+
+import keras
+import numpy as np
+
+from keras_kd import data as any_data
+from keras_kd import preprocessing
+from keras_kd.cache.data import Views, is_batched
+
+# Above this a cache of every logit, in bytes, isn't written unasked.
+_LARGEST_CACHE = 32 * 2**30
+
+
+class TrainingData:
+    """Training data, read in the same order for all methods of a seed.
+
+    Args:
+        given: what `keras.Model.fit` takes and can be read again; of a
+            `tf.data.Dataset` also examples, with a teacher or a cache.
+        batch_size: integer, of arrays and of examples.
+        shuffle: whether arrays are shuffled; of examples of a
+            `tf.data.Dataset`, the size of the buffer.
+        teacher: a `keras.Model`, or `None`.
+        cache: a `TeacherCache`, or `None`.
+        augment: as for `TeacherCache.write`.
+
+    Raises:
+        TypeError: for other data.
+        ValueError: for data without an end.
+    """
+
+    def __init__(self, given, batch_size, shuffle, teacher, cache, augment):
+        self.given = given
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.augment = augment
+        # Why the teacher's statistics of them can't be kept, or `None`.
+        self.why_not_cached = None
+        self.of_examples = False
+        try:
+            self.data = any_data.of(given, batch_size, "`train`")
+        except ValueError as error:
+            if not any_data.is_loader(given):
+                raise
+            self.data, self.why_not_cached = None, _first_sentence(error)
+            return
+        if any_data.is_tf_data(given):
+            self._check_tf_data(teacher, cache)
+        if preprocessing.labelled(teacher, given) is not given:
+            self.why_not_cached = "their labels are made by a preprocessor"
+        elif not isinstance(self.data, any_data.ArrayData):
+            if not _same(self.data.first(), _read_again(self.data)):
+                self.why_not_cached = "they differ from one reading to the next"
+
+    def _check_tf_data(self, teacher, cache):
+        if self.data.is_infinite:
+            raise ValueError(
+                "An epoch is one pass over `train`, which must end. Received: "
+                "an infinite tf.data.Dataset. Leave out `repeat`, or cut it "
+                "with `take`."
+            )
+        if cache is not None:
+            self.of_examples = not cache.batched
+        else:
+            self.of_examples = not is_batched(self.data.dataset, teacher)
+        if self.of_examples and teacher is None and cache is None:
+            raise ValueError(
+                "`train` must be batches, as `fit` takes them. Received: a "
+                "tf.data.Dataset of examples, and neither a teacher nor a "
+                "cache, which could take those. Call dataset.batch(32)."
+            )
+
+    def logit_bytes(self, classes):
+        """Bytes of a cache of all logits; 0 where that isn't known."""
+        labels = self.first_labels()
+        if labels is None or self.data.elements is None:
+            return 0
+        units = len(labels) if self.data.batched else 1
+        of_one = labels.size / max(len(labels), 1)
+        return 2 * classes * of_one * units * self.data.elements
+
+    def fits_a_cache(self, classes):
+        """Whether a cache of all logits has a reasonable size."""
+        return self.logit_bytes(classes) <= _LARGEST_CACHE
+
+    def first_labels(self):
+        """Labels of the first batch or example, or `None` without any."""
+        y = self.data.first()[1]
+        labels = y.get("labels") if isinstance(y, dict) else y
+        return None if labels is None else np.atleast_1d(labels)
+
+    def epochs(self, seed, first_epoch, cache=None, loss=None):
+        """Arguments of `fit`: the data from an epoch on.
+
+        Args:
+            seed: integer, of the order.
+            first_epoch: integer.
+            cache: `TeacherCache` whose statistics are joined, or `None`.
+            loss: the `DistillationLoss` that they are for.
+
+        Returns:
+            A dict.
+        """
+        is_arrays = isinstance(self.data, any_data.ArrayData)
+        if cache is None:
+            if not is_arrays:
+                return {"x": self.given}
+            return {
+                "x": any_data.EpochsOfArrays(
+                    self.data, bool(self.shuffle), seed, first_epoch
+                )
+            }
+        if self.of_examples:
+            stream = cache.epochs(
+                self.given,
+                loss,
+                first_epoch,
+                batch_size=self.batch_size,
+                shuffle=self._buffer(cache),
+                seed=seed,
+                augment=self.augment,
+            )
+            steps = cache.examples // self.batch_size
+            return {"x": stream, "steps_per_epoch": steps}
+        arguments = {}
+        if is_arrays:
+            arguments = {
+                "batch_size": self.batch_size,
+                "shuffle": bool(self.shuffle),
+                "seed": seed,
+            }
+        return {
+            "x": cache.attach(
+                self.given, loss, first_epoch, self.augment, **arguments
+            )
+        }
+
+    def first_views(self):
+        """The data as a model reads them, for one pass."""
+        if not self.of_examples:
+            return self.given
+        examples = self.given
+        if self.augment is not None:
+            views = Views(augment=self.augment)
+
+            def seen(position, example):
+                x, *others = example
+                return views.of(x, 0, position, batched=False), *others
+
+            examples = examples.enumerate().map(seen)
+        return examples.batch(self.batch_size)
+
+    def _buffer(self, cache):
+        """Examples of the shuffle buffer, `None` for no shuffling."""
+        if self.shuffle is True:
+            return cache.examples
+        return min(self.shuffle, cache.examples) or None
+
+
+def evaluation_arguments(given, batch_size):
+    """Arguments of `evaluate`.
+
+    Args:
+        given: data as `fit` takes them as `validation_data`.
+        batch_size: integer, of arrays.
+
+    Returns:
+        A dict.
+    """
+    if isinstance(given, list | tuple):
+        names = ("x", "y", "sample_weight")
+        given = dict(zip(names, given, strict=False))
+        return {**given, "batch_size": batch_size}
+    return {"x": given}
+
+
+def described(given, batch_size):
+    """What tells data from others, as JSON holds it.
+
+    Args:
+        given: data as `fit` takes them.
+        batch_size: integer, of arrays.
+
+    Returns:
+        A dict: of arrays a checksum of all; of others the number of batches,
+        and one of the first batch if that is the same whenever it is read.
+    """
+    if any_data.is_loader(given):
+        return {"kind": type(given).__name__, "batches": len(given)}
+    data = any_data.of(given, batch_size, "Data")
+    about = {"kind": type(data).__name__, "elements": data.elements}
+    if isinstance(data, any_data.ArrayData):
+        return {**about, "sha256": _digest(data.arrays)}
+    first = data.first()
+    if not _same(first, _read_again(data)):
+        return about
+    return {**about, "first": _digest(first)}
+
+
+def _read_again(data):
+    """The first batch, as the next epoch has it."""
+    if isinstance(data, any_data.PyData):
+        data.dataset.on_epoch_end()
+    return data.first()
+
+
+def _same(one, other):
+    """Whether two batches are the same, bit for bit."""
+    return (one is None) == (other is None) and (
+        one is None or _digest(one) == _digest(other)
+    )
+
+
+def _digest(values):
+    digest = hashlib.sha256()
+    for leaf in keras.tree.flatten(any_data.as_numpy(values)):
+        digest.update(f"{leaf.shape}{leaf.dtype}".encode())
+        if leaf.dtype.kind in "OSU":
+            digest.update(repr(leaf.tolist()).encode())
+        else:
+            digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _first_sentence(error):
+    return str(error).split(". ", 1)[0]

@@ -1,0 +1,163 @@
+"""What is recorded and shown after each epoch."""
+
+import json
+import time
+
+import keras
+import numpy as np
+
+from keras_kd.data import EpochsOfArrays
+from keras_kd.files import read_json, write_whole
+from keras_kd.states import reset_states
+
+_REMEDY = "Remove its folder; the student is trained from the first epoch."
+
+
+class Record(keras.callbacks.Callback):
+    """Records learning curves and histograms of w, through interruptions.
+
+    Args:
+        path: of the file that keeps them while the student is trained, or
+            `None`. It is written before the backup of the same epoch.
+        epochs_done: how many epochs the backup holds.
+    """
+
+    def __init__(self, path, epochs_done):
+        super().__init__()
+        self._path = path
+        kept = read_json(path, _REMEDY) if path and epochs_done else None
+        kept = kept or {"history": {}, "counts": [], "seconds": []}
+        self.history = {
+            name: values[:epochs_done]
+            for name, values in kept["history"].items()
+        }
+        self.counts = kept["counts"][:epochs_done]
+        self._seconds = kept["seconds"][:epochs_done]
+        self.seconds_before = sum(self._seconds)
+        self._since = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Adds the epoch."""
+        now = time.perf_counter()
+        self._seconds.append(now - self._since)
+        self._since = now
+        for name, value in (logs or {}).items():
+            self.history.setdefault(name, []).append(float(value))
+        scale = self.model.gradient_scales.get("all")
+        if scale is not None:
+            histogram = np.asarray(scale.summary()["histogram"], "float64")
+            self.counts.append(np.round(histogram, 3).tolist())
+        if self._path is not None:
+            kept = {
+                "history": self.history,
+                "counts": self.counts,
+                "seconds": self._seconds,
+            }
+            write_whole(self._path, json.dumps(kept))
+
+
+class Report(keras.callbacks.Callback):
+    """Tells a function the score of each epoch, and stops if it says so.
+
+    Args:
+        report: function of (epoch, value) to a boolean.
+        key: of the logs.
+    """
+
+    def __init__(self, report, key):
+        super().__init__()
+        self._report = report
+        self._key = key
+        self.has_stopped = False
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Asks."""
+        if self._key in logs and self._report(epoch, float(logs[self._key])):
+            self.has_stopped = self.model.stop_training = True
+
+
+class EpochOrder(keras.callbacks.Callback):
+    """Gives arrays the order of the epoch that begins, which Keras doesn't say.
+
+    Args:
+        dataset: `keras_kd.data.EpochsOfArrays`; other data are left alone.
+    """
+
+    def __init__(self, dataset):
+        super().__init__()
+        self._dataset = dataset
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Takes the order."""
+        if isinstance(self._dataset, EpochsOfArrays):
+            self._dataset.start(epoch)
+
+
+class StartFromZero(keras.callbacks.Callback):
+    """Starts every epoch and evaluation with the carried state at zero.
+
+    Args:
+        *models: models, of which recurrent layers may carry state from batch
+            to batch; `None` is passed over.
+    """
+
+    def __init__(self, *models):
+        super().__init__()
+        self._models = [model for model in models if model is not None]
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Sets the states to zero."""
+        for model in self._models:
+            reset_states(model)
+
+    def on_test_begin(self, logs=None):
+        """Sets the states to zero."""
+        self.on_epoch_begin(0)
+
+
+class Bar(keras.callbacks.Callback):
+    """On a terminal a bar of a student's epochs.
+
+    Args:
+        title: what is trained.
+        epochs: integer.
+        key: of the logs that is shown.
+        verbose: 0 for nothing.
+    """
+
+    def __init__(self, title, epochs, key, verbose):
+        super().__init__()
+        from rich import console, progress
+
+        screen = console.Console()
+        self._key = key
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[shown]}"),
+            progress.TimeRemainingColumn(),
+            console=screen,
+            # A line that says what came out takes its place.
+            transient=True,
+            disable=not (verbose and screen.is_terminal),
+        )
+        self._task = self._bar.add_task(title, total=epochs, shown="")
+
+    def on_train_begin(self, logs=None):
+        """Shows the bar."""
+        self._bar.start()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Where training resumes, the epochs before it count."""
+        self._bar.update(self._task, completed=epoch)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Moves the bar."""
+        value = (logs or {}).get(self._key)
+        shown = "" if value is None else f"{self._key} {float(value):.4g}"
+        self._bar.update(self._task, completed=epoch + 1, shown=shown)
+
+    def close(self):
+        """Removes the bar, whatever happened."""
+        self._bar.stop()
