@@ -5,8 +5,8 @@ that has the smoothing of that part without its knowledge. Methods of one seed
 are paired: their difference is free of what that seed did to all of them.
 
 `attribute` runs the methods of `levels`, with the controls of `controls`;
-`runs` keeps what is finished; `intervals` compares; `outcome` says what was
-found, and `report` draws it.
+`results` checks what a run returns, and `runs` keeps it; `intervals` compares;
+`outcome` says what was found, and `report` draws it.
 """
 
 from keras_kd.attribution.attribute import attribute
@@ -14,12 +14,18 @@ from keras_kd.attribution.controls import (
     permuted_logit_weights,
     shuffle_within_labels,
 )
-from keras_kd.attribution.intervals import Interval, paired_interval
-from keras_kd.attribution.levels import LEVELS, METHODS, Level
+from keras_kd.attribution.intervals import Interval, holm, paired_interval
+from keras_kd.attribution.levels import (
+    DEFAULT_METHODS,
+    LEVELS,
+    METHODS,
+    Level,
+)
 from keras_kd.attribution.outcome import Attribution, Comparison
 from keras_kd.attribution.report import write_hparams
 
 __all__ = [
+    "DEFAULT_METHODS",
     "LEVELS",
     "METHODS",
     "Attribution",
@@ -27,6 +33,7 @@ __all__ = [
     "Interval",
     "Level",
     "attribute",
+    "holm",
     "paired_interval",
     "permuted_logit_weights",
     "shuffle_within_labels",

@@ -9,9 +9,9 @@ from keras_kd.reports import events
 
 _CAPTIONS = {
     "gains_by_level": "Gain of each level over its baseline, with 95 % "
-    "intervals over seeds.",
+    "intervals, each by itself.",
     "gains_by_method": "Gain of each method over plain training, with 95 % "
-    "intervals over seeds.",
+    "intervals, each by itself.",
 }
 
 
@@ -40,13 +40,7 @@ def page(attribution):
             report.add_table(
                 list(rows[0]), [list(row.values()) for row in rows]
             )
-    direction = "higher" if attribution.higher_is_better else "lower"
-    report.add_text(
-        f"Scores are {attribution.metric}; {direction} is better. A gain above "
-        "0 is an improvement. Intervals are Student's t, paired by seed, at "
-        "95 %, each by itself: of 20 comparisons between equals, one is "
-        "expected to exclude 0."
-    )
+    report.add_text(attribution.note)
     return report
 
 
@@ -64,7 +58,7 @@ def figures(attribution):
 
     groups = {
         "gains_by_level": {
-            f"{c.level.name}:\n{c.level.method} - {c.baseline}": c.interval
+            f"{c.level.name}:\n{c.method} - {c.baseline}": c.interval
             for c in attribution.levels
         },
         "gains_by_method": {
@@ -73,12 +67,16 @@ def figures(attribution):
             if method != "plain"
         },
     }
+    unit = attribution.unit
     return {
         name: bars(
             list(gains),
-            [gain.mean for gain in gains.values()],
-            [(gain.low, gain.high) for gain in gains.values()],
-            f"gain in {attribution.metric}",
+            [unit.factor * gain.mean for gain in gains.values()],
+            [
+                (unit.factor * gain.low, unit.factor * gain.high)
+                for gain in gains.values()
+            ],
+            unit.titled(f"gain in {attribution.metric}"),
         )
         for name, group in groups.items()
         if (gains := {k: g for k, g in group.items() if g.seeds > 1})
@@ -113,7 +111,7 @@ def to_tensorboard(attribution, log_dir):
             level = comparison.level
             tag = f"{level.name}/{level.method}_over_{comparison.baseline}"
             interval = dataclasses.asdict(comparison.interval)
-            for key in ("mean", "low", "high"):
+            for key in ("mean", "low", "high", "p_value"):
                 name = f"{tag.replace(' ', '_')}/{key}"
                 tf.summary.scalar(name, interval[key], step=0)
 
