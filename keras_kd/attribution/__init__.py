@@ -6,7 +6,7 @@ are paired: their difference is free of what that seed did to all of them.
 
 `attribute` runs the methods of `levels`, with the controls of `controls`;
 `results` checks what a run returns, and `runs` keeps it; `intervals` compares;
-`outcome` says what was found, and `report` draws it.
+`outcome` says what was found, `pictures` draws it, and `report` writes it.
 """
 
 from keras_kd.attribution.attribute import attribute
