@@ -16,7 +16,7 @@ from tensorboard.util import tensor_util
 
 import keras_kd as kd
 from keras_kd import attribution
-from keras_kd.attribution import Attribution, attribute
+from keras_kd.attribution import Attribution, attribute, pictures
 
 
 def flat(scores):
@@ -872,6 +872,103 @@ def test_the_report_is_one_page_with_findings_tables_and_pictures(tmp_path):
             assert cell in page.words
     with pytest.raises(FileExistsError):
         outcome.save(path)
+
+
+def test_the_report_shows_why_where_the_runs_have_it(tmp_path):
+    outcome = attribute(Trainer(), 2, ["plain", "kd"], verbose=False)
+    outcome.save(tmp_path / "report.html")
+    page = Reader((tmp_path / "report.html").read_text())
+    assert page.open.count("figure") == 5
+    for words in (
+        "Learning curves, val_accuracy after each epoch",
+        "How each method rescales the gradient",
+        "sorted by superclass",
+    ):
+        assert words in page.words
+    outcome.to_tensorboard(tmp_path)
+    tags = read_events(tmp_path / "hparams" / "levels").Tags()["tensors"]
+    assert {"learning_curves", "gradient_scale", "class_similarity"} <= set(
+        tags
+    )
+
+
+def test_learning_curves_are_means_with_the_range_of_the_seeds():
+    def train(method, seed):
+        shift = 0.1 * (method == "kd")
+        curve = [0.2 + shift + 0.1 * seed, 0.5 + shift, 0.6][: 3 - seed]
+        return {"accuracy": 0.6, "history": {"val_accuracy": curve}}
+
+    outcome = attribute(
+        train, 2, ["plain", "kd"], metric="accuracy", verbose=False
+    )
+    figure, _ = pictures.of_training(outcome)["learning_curves"]
+    (axes,) = figure.to_matplotlib().axes
+    assert axes.get_title() == "kd"
+    # Of the epochs that all seeds have.
+    for line, expected in zip(axes.lines, ([25, 50], [35, 60]), strict=True):
+        np.testing.assert_allclose(line.get_xdata(), [1, 2])
+        np.testing.assert_allclose(line.get_ydata(), expected)
+    bands = [each.get_paths()[0].vertices[:, 1] for each in axes.collections]
+    assert (bands[1].min(), bands[1].max()) == pytest.approx((30, 60))
+
+
+def test_histograms_of_w_are_shares_of_each_epoch_over_all_seeds():
+    def train(method, seed):
+        counts = [[1 + 2 * seed, 1, 0], [0, 0, 4]]
+        return {
+            "score": 1.0,
+            "gradient_scale": {"edges": [-1, 0, 1, 2], "counts": counts},
+        }
+
+    outcome = attribute(train, 2, ["plain", "kd"], verbose=False)
+    figure, _ = pictures.of_training(outcome)["gradient_scale"]
+    panel = figure.to_matplotlib().axes[1]
+    assert panel.get_title() == "kd"
+    shown = panel.images[0].get_array()
+    np.testing.assert_allclose(shown, [[4 / 6, 2 / 6, 0], [0, 0, 1]])
+
+
+def test_similarities_are_sorted_means_beside_the_teachers():
+    random = np.random.default_rng(0)
+    matrices = {}
+
+    def matrix(classes=4):
+        rows = random.normal(size=(classes, 3))
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        return rows @ rows.T
+
+    def train(method, seed):
+        matrices[method, seed] = matrix()
+        return {"score": 1.0, "class_similarity": matrices[method, seed]}
+
+    train.teacher_similarity = teacher = matrix()
+    train.superclasses = [1, 0, 1, 0]
+    outcome = attribute(train, 2, ["plain", "kd"], verbose=False)
+    figure, caption = pictures.of_training(outcome)["class_similarity"]
+    axes = figure.to_matplotlib().axes
+    order = np.ix_([1, 3, 0, 2], [1, 3, 0, 2])
+    mean = (matrices["kd", 0] + matrices["kd", 1]) / 2
+    np.testing.assert_allclose(axes[0].images[0].get_array(), teacher[order])
+    np.testing.assert_allclose(axes[2].images[0].get_array(), mean[order])
+    pairs = ~np.eye(4, dtype=bool)
+    r = np.corrcoef(mean[pairs], teacher[pairs])[0, 1]
+    assert axes[2].get_title() == f"kd, r = {r:.2f}"
+    assert "sorted by superclass" in caption
+
+
+def test_bars_that_do_not_survive_are_pale():
+    outcome = outcome_of({"kd": 2.0, "kd_sim": 1.0}, noise=0.3)
+    figure, _ = pictures.of_gains(outcome)["gains_by_method"]
+    (axes,) = figure.to_matplotlib().axes
+    survives = {
+        c.method: c.verdict != "inconclusive"
+        for c in outcome.comparisons
+        if c.baseline == "plain"
+    }
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert set(survives.values()) == {True, False}
+    for name, bar in zip(names, axes.patches, strict=True):
+        assert (bar.get_alpha() == 1) == survives[name]
 
 
 def test_a_report_of_one_seed_says_so(tmp_path):

@@ -272,7 +272,9 @@ def densities(edges, panels, x_label="", y_label="", label="", marks=()):
         axes.set_title(name)
         axes.set_xlim(_occupied(edges, list(shares.values())))
         axes.yaxis.get_major_locator().set_params(integer=True)
-    figure.supxlabel(x_label, fontsize=9.5)
+    # Not below the scale of colours.
+    for axes in grid[-_COLUMNS:]:
+        axes.set_xlabel(x_label)
     figure.supylabel(y_label, fontsize=9.5)
     _scale(figure, image, grid, label)
     return figure
@@ -482,15 +484,17 @@ def _new_grid(count, columns=_COLUMNS, height=_PANEL_HEIGHT, share=False):
     figure = Figure(
         figsize=(2 * _WIDTH, 0.9 + height * rows), layout="constrained"
     )
-    grid = figure.subplots(
-        rows, columns, sharex=share, sharey=share, squeeze=False
-    ).flat
-    for axes in list(grid)[count:]:
-        # Its neighbour above keeps the numbers on its axis.
+    grid = list(
+        figure.subplots(
+            rows, columns, sharex=share, sharey=share, squeeze=False
+        ).flat
+    )
+    for axes in grid[count:]:
         axes.set_axis_off()
-    for axes in list(grid)[max(count - columns, 0) : count]:
+    # Those above an empty place would have their numbers there.
+    for axes in grid[max(count - columns, 0) : count]:
         axes.tick_params(labelbottom=True)
-    return figure, list(grid)[:count]
+    return figure, grid[:count]
 
 
 def _require_matplotlib():
