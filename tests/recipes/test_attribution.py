@@ -11,6 +11,9 @@ from data import text as text_data
 from processes import losses, results
 from study import methods
 
+from keras_kd.attribution import paired_interval
+from keras_kd.reports import numbers
+
 METHODS = ("kd_pt", "kd_sim", *methods.CONTROLS)
 ARGUMENTS = (
     *"--vocabulary 60 --teacher-units 8 --student-units 4 --epochs 1".split(),
@@ -42,7 +45,9 @@ def test_every_method_has_each_seed_and_gains_are_their_differences(finished):
             - found[f"student-{name}-seed{seed}"]["test_perplexity"]
             for seed in (3, 4)
         ]
-        assert f"{np.mean(gains):+.3g} [" in output, name
+        gain = paired_interval(gains)
+        shown = numbers.PLAIN.span(gain.mean, gain.low, gain.high)
+        assert f"| {shown} " in output, name
     assert "inconclusive" in output
     page = (folder / "attribution.html").read_text()
     assert "kd_pt_shuffled" in page and "svg" in page
