@@ -16,7 +16,7 @@ from tensorboard.util import tensor_util
 
 import keras_kd as kd
 from keras_kd import attribution
-from keras_kd.attribution import Attribution, attribute
+from keras_kd.attribution import Attribution, attribute, pictures
 
 
 def flat(scores):
@@ -31,8 +31,9 @@ def flat(scores):
     return train
 
 
-EVEN = dict.fromkeys(attribution.METHODS, 1.0)
-# Runs of all methods with two seeds.
+EVEN = dict.fromkeys(attribution.DEFAULT_METHODS, 1.0)
+ALL = dict.fromkeys(attribution.METHODS, 1.0)
+# Runs of the default methods with two seeds.
 BOTH_SEEDS = 2 * len(EVEN)
 
 
@@ -98,67 +99,6 @@ def test_bad_data_of_controls_are_refused():
         attribution.shuffle_within_labels(np.zeros(4), np.zeros(3, int))
 
 
-# -- intervals -----------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("count", "table"),
-    [(2, 12.706), (3, 4.303), (5, 2.776), (10, 2.262), (31, 2.042)],
-)
-def test_intervals_have_the_width_of_a_printed_t_table(count, table):
-    """The two-sided 5 % points that textbooks print, to their digits."""
-    differences = np.arange(count) % 2.0
-    interval = attribution.paired_interval(differences)
-    mean = sum(differences) / count
-    squares = sum((each - mean) ** 2 for each in differences)
-    error = math.sqrt(squares / (count - 1) / count)
-    assert interval.mean == pytest.approx(mean, rel=1e-12)
-    assert (interval.high - mean) / error == pytest.approx(table, abs=5e-4)
-    assert (mean - interval.low) / error == pytest.approx(table, abs=5e-4)
-
-
-def test_an_interval_with_one_degree_of_freedom_is_cauchys():
-    """There the quantile has a closed form: tan(pi * (p - 1/2))."""
-    interval = attribution.paired_interval([1.0, 3.0], confidence=0.9)
-    half = math.tan(math.pi * 0.45)
-    assert interval.low == pytest.approx(2 - half, rel=1e-9)
-    assert interval.high == pytest.approx(2 + half, rel=1e-9)
-
-
-def test_paired_intervals_are_those_of_the_t_test():
-    differences = np.random.default_rng(0).normal(0.3, 1, 8)
-    ours = attribution.paired_interval(differences)
-    theirs = scipy.stats.ttest_1samp(differences, 0).confidence_interval(0.95)
-    np.testing.assert_allclose(
-        (ours.mean, ours.low, ours.high),
-        (differences.mean(), theirs.low, theirs.high),
-        rtol=1e-7,
-    )
-    assert ours.seeds == 8
-
-
-def test_the_interval_covers_the_truth_as_often_as_it_says():
-    random = np.random.default_rng(0)
-    samples = random.normal(5, 2, (1000, 3))
-    intervals = [attribution.paired_interval(s) for s in samples]
-    covered = np.mean([i.low < 5 < i.high for i in intervals])
-    assert 0.93 < covered < 0.97
-
-
-@pytest.mark.parametrize(
-    ("differences", "verdict"),
-    [
-        ([1.0, 1.1, 0.9], "gain"),
-        ([-1.0, -1.1, -0.9], "loss"),
-        ([1.0, -1.1, 0.9], "inconclusive"),
-        ([0.0, 0.0, 0.0], "inconclusive"),
-        ([5.0], "inconclusive"),
-    ],
-)
-def test_verdicts(differences, verdict):
-    assert attribution.paired_interval(differences).verdict == verdict
-
-
 # -- running -------------------------------------------------------------------
 
 
@@ -166,7 +106,7 @@ def test_gains_are_paired_by_seed():
     # Seeds differ by 10, methods by 0.5: unpaired, nothing could be told.
     outcome = attribute(flat({**EVEN, "kd": 1.5}), range(3), verbose=False)
     gain = outcome.gain("kd")
-    assert (gain.mean, gain.low, gain.verdict) == (0.5, 0.5, "gain")
+    assert (gain.mean, gain.seeds, gain.over) == (0.5, 3, "seeds")
 
 
 def test_runs_go_seed_by_seed():
@@ -186,7 +126,7 @@ def test_a_killed_call_goes_on_without_repeating_a_run(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         attribute(killed, range(2), folder=tmp_path, verbose=False)
     before = len(train.calls)
-    assert before == len(attribution.METHODS) + 3
+    assert before == len(EVEN) + 3
     outcome = attribute(train, range(2), folder=tmp_path, verbose=False)
     assert len(train.calls) == len(set(train.calls)) == BOTH_SEEDS
     unbroken = attribute(flat(EVEN), range(2), verbose=False)
@@ -413,6 +353,13 @@ def test_a_dict_of_scores_needs_the_metric():
         ({"methods": ["plain", "kd", "kd"]}, "different names"),
         ({"methods": ["plain", "a/b"]}, r"Received: \['a/b'\]"),
         ({"time_budget": 0}, "above 0"),
+        ({"seeds": 1}, "at least two"),
+        (
+            {"seeds": True},
+            "must be a number of seeds or a list.*Received.*5 or",
+        ),
+        ({"seeds": 2.5}, "must be a number of seeds or a list.*Received.*5 or"),
+        ({"seeds": [0, 1.5]}, "must be a number of seeds or a list.*Received"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_trained(arguments, message):
@@ -422,10 +369,238 @@ def test_bad_input_is_refused_before_anything_is_trained(arguments, message):
     assert not train.calls
 
 
+def test_what_cannot_train_is_refused():
+    for train in (None, 0.9, {"accuracy": 0.9}):
+        with pytest.raises(
+            TypeError, match="must be a function.*Received.*Pass"
+        ):
+            attribute(train, range(2))
+
+
 def test_a_diverged_run_is_refused_and_not_kept(tmp_path):
     with pytest.raises(ValueError, match="nan for method 'plain' with seed 0"):
         attribute(lambda *_: math.nan, range(2), folder=tmp_path)
     assert not list(tmp_path.glob("run-*"))
+
+
+# -- trainers, and all that they return ----------------------------------------
+
+
+class Trainer:
+    """As `StudentTrainer` is, for `attribute`."""
+
+    metric = "accuracy"
+    higher_is_better = True
+    study = {"epochs": 3}
+    methods = ("plain", "kd", "dkd", "my_loss")
+    teacher_similarity = np.eye(3)
+    superclasses = np.array([0, 0, 1])
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, method, seed):
+        self.calls.append((method, seed))
+        right = np.arange(20) < 12 + (method == "kd") * 4 + seed
+        return {
+            "accuracy": np.float32(right.mean()),
+            "loss": 0.5,
+            "examples": right.astype("float32"),
+            "history": {"val_accuracy": np.array([0.3, 0.5])},
+            "gradient_scale": {"edges": [0, 1, 2], "counts": [[3, 1], [2, 2]]},
+            "class_similarity": np.eye(3),
+            "object": object(),
+        }
+
+
+def test_a_trainer_brings_what_is_not_given(tmp_path):
+    trainer = Trainer()
+    outcome = attribute(trainer, 2, folder=tmp_path, verbose=False)
+    assert trainer.calls == [
+        (method, seed)
+        for seed in range(2)
+        # Decoupled distillation is no part of the default.
+        for method in ("plain", "kd", "my_loss")
+    ]
+    assert (outcome.metric, outcome.higher_is_better) == ("accuracy", True)
+    assert outcome.teacher_similarity is Trainer.teacher_similarity
+    assert outcome.superclasses is Trainer.superclasses
+    study = json.loads((tmp_path / "study.json").read_text())
+    assert study == {
+        "metric": "accuracy",
+        "higher_is_better": True,
+        "study": {"epochs": 3},
+    }
+
+
+def test_what_is_given_comes_before_what_a_trainer_brings(tmp_path):
+    class Other(Trainer):
+        def __call__(self, method, seed):
+            return {"loss": 0.5 + seed, "accuracy": 0.5}
+
+    outcome = attribute(
+        Other(),
+        range(4, 6),
+        methods=["plain", "dkd"],
+        metric="loss",
+        higher_is_better=False,
+        study={"epochs": 4},
+        folder=tmp_path,
+        verbose=False,
+    )
+    assert outcome.scores["dkd"] == {4: 4.5, 5: 5.5}
+    assert (outcome.metric, outcome.higher_is_better) == ("loss", False)
+    study = json.loads((tmp_path / "study.json").read_text())
+    assert study["study"] == {"epochs": 4}
+
+
+def test_all_that_a_run_returns_is_kept(tmp_path):
+    first = attribute(Trainer(), 2, folder=tmp_path, verbose=False)
+    again = Trainer()
+    second = attribute(again, 2, folder=tmp_path, verbose=False)
+    assert not again.calls
+    assert second.results == first.results
+    kept = second.results["kd"][1]
+    assert kept["examples"] == [1.0] * 17 + [0.0] * 3
+    assert kept["history"] == {"val_accuracy": [0.3, 0.5]}
+    assert kept["gradient_scale"]["counts"] == [[3, 1], [2, 2]]
+    assert kept["class_similarity"] == np.eye(3).tolist()
+    assert kept["loss"] == 0.5 and "object" not in kept
+    assert second.to_dict() == first.to_dict()
+    assert second.gain("kd").over == "seeds and examples"
+
+
+def test_runs_of_before_there_were_examples_are_read(tmp_path):
+    attribute(Trainer(), 2, folder=tmp_path, verbose=False)
+    for path in tmp_path.glob("run-*.json"):
+        run = json.loads(path.read_text())
+        del run["results"]
+        path.write_text(json.dumps(run, indent=2))
+    again = Trainer()
+    old = attribute(again, 2, folder=tmp_path, verbose=False)
+    assert not again.calls
+    assert old.gain("kd").over == "seeds"
+    assert "over seeds alone" in str(old) or "exactly" in str(old)
+    more = attribute(again, 3, folder=tmp_path, verbose=False)
+    # Some have examples and some do not.
+    assert more.gain("kd").over == "seeds"
+
+
+def test_a_gain_of_examples_is_their_paired_interval():
+    outcome = attribute(Trainer(), 3, verbose=False)
+    differences = [
+        np.float64(np.arange(20) < 16 + seed) - (np.arange(20) < 12 + seed)
+        for seed in range(3)
+    ]
+    assert outcome.gain("kd") == attribution.paired_interval(differences)
+
+
+def test_perplexities_are_compared_by_their_logarithms():
+    random = np.random.default_rng(0)
+    pieces = random.normal(4.5, 0.3, 200)
+
+    def train(method, seed):
+        own = np.random.default_rng([seed, len(method)])
+        losses = pieces - 0.2 * (method == "kd") + own.normal(0, 0.05, 200)
+        return {
+            "perplexity": np.exp(losses.mean()),
+            "examples": losses,
+            "examples_of": "exp_mean",
+        }
+
+    outcome = attribute(
+        train,
+        3,
+        ["plain", "kd"],
+        metric="perplexity",
+        higher_is_better=False,
+        verbose=False,
+    )
+    logs = {
+        method: np.array([train(method, seed)["examples"] for seed in range(3)])
+        for method in ("plain", "kd")
+    }
+    nats = attribution.paired_interval(logs["plain"] - logs["kd"])
+    gain, baseline = outcome.gain("kd"), np.exp(logs["plain"].mean())
+    for found, each in (
+        (gain.mean, nats.mean),
+        (gain.low, nats.low),
+        (gain.high, nats.high),
+    ):
+        assert found == pytest.approx(baseline - baseline / np.exp(each))
+    # The geometric means over the seeds differ by it.
+    assert gain.mean == pytest.approx(
+        np.exp(np.mean(np.log(list(outcome.scores["plain"].values()))))
+        - np.exp(np.mean(np.log(list(outcome.scores["kd"].values()))))
+    )
+    assert gain.verdict == "gain" and gain.p_value == nats.p_value
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ({"examples": [1.0, math.nan]}, '"examples" must be .examples. finite'),
+        ({"examples": [[1.0]]}, '"examples" must be .examples. finite'),
+        ({"examples": "many"}, '"examples" must be .examples. finite'),
+        ({"examples": []}, '"examples" must be .examples. finite'),
+        (
+            {"examples": [1.0, 0.0]},
+            "must follow.*0.6 for.* 0, where mean of the examples is 0.5",
+        ),
+        (
+            {"examples": [0.6], "examples_of": "median"},
+            '"examples_of" must be "mean" or "exp_mean"',
+        ),
+        (
+            {"examples": [0.6], "examples_of": "exp_mean"},
+            "must follow.*seed 0, where exp_mean of the examples is 1.82",
+        ),
+        ({"history": [0.5]}, '"history" must be a dict of lists'),
+        ({"history": {"loss": 0.5}}, '"history" must be a dict of lists'),
+        (
+            {"gradient_scale": {"edges": [0, 1], "counts": [1]}},
+            '"gradient_scale" must be a dict of "edges"',
+        ),
+        (
+            {"gradient_scale": {"edges": [0, 1], "counts": [[1, 2]]}},
+            '"gradient_scale" must be a dict of "edges"',
+        ),
+        ({"class_similarity": [[1.0, 0.5]]}, '"class_similarity" must be'),
+    ],
+)
+def test_results_of_another_shape_are_refused(results, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as error:
+        attribute(
+            lambda *_: {"score": 0.6, **results}, range(2), folder=tmp_path
+        )
+    assert "Received: " in str(error.value)
+    assert "'plain' with seed 0" in str(error.value)
+    assert not list(tmp_path.glob("run-*"))
+
+
+def test_students_must_be_tested_on_the_same_examples(tmp_path):
+    def train(method, seed):
+        return {"score": 1.0, "examples": [1.0] * (5 + (method == "kd"))}
+
+    with pytest.raises(ValueError, match="Received: 6 for 'kd' with seed 0"):
+        attribute(train, 2, ["plain", "kd"], tmp_path, verbose=False)
+    assert [p.name for p in tmp_path.glob("run-*")] == ["run-plain-0.json"]
+
+
+def test_a_run_with_damaged_results_is_named(tmp_path):
+    attribute(Trainer(), 2, folder=tmp_path, verbose=False)
+    path = tmp_path / "run-kd-1.json"
+    whole = json.loads(path.read_text())
+    for damage in ({"examples": [1.0, 1.0]}, {"class_similarity": 3}):
+        results = {**whole["results"], **damage}
+        path.write_text(json.dumps({**whole, "results": results}))
+        with pytest.raises(ValueError, match="run-kd-1.*Received.*Remove it"):
+            attribute(Trainer(), 2, folder=tmp_path, verbose=False)
+
+
+def test_progress_is_told_in_the_scores_unit(capsys):
+    attribute(Trainer(), 2, methods=["plain", "kd"])
+    assert "seed 1/2 kd: accuracy 80.0 %" in capsys.readouterr().out
 
 
 # -- what it says --------------------------------------------------------------
@@ -436,7 +611,7 @@ def outcome_of(means, seeds=5, noise=0.01, **kwargs):
     return Attribution(
         {
             method: {s: mean + random.normal(0, noise) for s in range(seeds)}
-            for method, mean in {**EVEN, **means}.items()
+            for method, mean in {**ALL, **means}.items()
         },
         **kwargs,
     )
@@ -505,6 +680,80 @@ def test_a_gain_of_a_control_too_is_not_laid_to_the_knowledge():
     assert "shows that the knowledge is why" in rescaling
 
 
+def test_findings_rest_on_what_survives_the_correction():
+    """One of 20 comparisons excludes 0 by itself, and not after Holm."""
+    random = np.random.default_rng(0)
+    noise = random.normal(size=5)
+    noise = (noise - noise.mean()) / noise.std(ddof=1)
+    # t = 3 with 4 degrees of freedom: p is 0.040; t = 40: 2e-6.
+    gains = {"label_smoothing": 3.0, "kd": 40.0}
+    outcome = Attribution(
+        {
+            method: {
+                seed: 50.0
+                + noise[seed] * (method != "plain")
+                + gains.get(method, 0.0) / math.sqrt(5)
+                for seed in range(5)
+            }
+            for method in ("plain", "label_smoothing", "kd", "mine", "yours")
+        }
+    )
+    smoothing = comparison(outcome, "label_smoothing", "plain")
+    assert smoothing.interval.verdict == "gain"
+    p = 2 * scipy.stats.t.sf(3, 4)
+    assert smoothing.interval.p_value == pytest.approx(p)
+    assert smoothing.adjusted_p_value == pytest.approx(3 * p)
+    assert smoothing.verdict == "inconclusive"
+    assert comparison(outcome, "kd", "plain").verdict == "gain"
+    first, second = outcome.findings
+    assert (
+        "inconclusive, a gain by itself that does not survive the correction "
+        "for 4 comparisons"
+    ) in first
+    assert "helped" in second
+    rows = {row["method"]: row for row in outcome.method_rows()}
+    assert rows["label_smoothing"]["verdict"] == "gain before correction"
+    assert rows["label_smoothing"]["p"] == "0.040"
+    assert rows["label_smoothing"]["p, Holm"] == "0.120"
+    assert rows["kd"]["verdict"] == "gain"
+    assert rows["kd"]["p"] == rows["kd"]["p, Holm"] == "<0.001"
+    for words in (
+        "Comparisons: 4; ",
+        "each by itself: 2",
+        "Holm's correction for 4: 1.",
+        "another seed would change, and not another test set",
+    ):
+        assert words in outcome.note
+    assert outcome.to_dict()["comparisons"] == 4
+
+
+def test_two_seeds_that_agree_are_no_gain():
+    """Of 360 images one more, with either seed; 32 bits hold it so."""
+    scores = {
+        "plain": {0: np.float32(355 / 360), 1: np.float32(353 / 360)},
+        "kd": {0: np.float32(356 / 360), 1: np.float32(354 / 360)},
+        "kd_topk": {0: np.float32(355 / 360), 1: np.float32(353 / 360 + 6e-8)},
+    }
+    outcome = Attribution(scores, "accuracy")
+    assert outcome.gain("kd").verdict == "inconclusive"
+    assert outcome.gain("kd_topk").mean == 0
+    text = str(outcome)
+    assert "kd against plain: +0.278 points with each of 2 seeds: inc" in text
+    for never in ("+0 [", "e-0", "nan", "[+0.00278, +0.00278]"):
+        assert never not in text
+
+
+def test_numbers_have_the_digits_that_they_deserve():
+    outcome = attribute(Trainer(), 2, ["plain", "kd"], verbose=False)
+    plain, kd_row = outcome.method_rows()
+    gain = outcome.gain("kd")
+    assert kd_row["mean accuracy, %"] in ("82", "83")
+    assert kd_row["gain over plain, points"] == (
+        f"+20 [{100 * gain.low:+.0f}, {100 * gain.high:+.0f}]"
+    )
+    assert "kd against plain: +20 points (" in outcome.findings[0]
+
+
 def test_a_lower_score_can_be_better():
     means = {"plain": 100.0, "kd": 90.0}
     lower = outcome_of(means, metric="perplexity", higher_is_better=False)
@@ -516,13 +765,17 @@ def test_a_lower_score_can_be_better():
 def test_levels_without_their_methods_are_left_out():
     outcome = Attribution({"plain": {0: 1.0, 1: 2.0}, "kd": {0: 2.0, 1: 3.0}})
     assert [c.level.name for c in outcome.levels] == ["all"]
+    assert [(c.method, c.baseline) for c in outcome.comparisons] == [
+        ("kd", "plain")
+    ]
 
 
 def test_the_text_has_the_findings_and_both_tables():
     outcome = outcome_of({"kd": 3.0})
     text = outcome.to_markdown()
     assert str(outcome) == text
-    findings, methods, levels = text.split("\n\n")
+    findings, methods, levels, note = text.split("\n\n")
+    assert note == outcome.note
     assert findings == "\n".join(f"- {each}" for each in outcome.findings)
     assert "All: kd against plain: +" in findings
     for table, rows in (
@@ -548,6 +801,7 @@ def test_the_dict_is_json_and_has_no_nan():
     lonely = Attribution({"plain": {0: 1.0}, "kd": {0: 2.0}}).to_dict()
     json.dumps(lonely, allow_nan=False)
     assert lonely["gains"]["kd"]["low"] is None
+    assert lonely["gains"]["kd"]["p_value"] is None
 
 
 def test_tensorboard_gets_a_row_for_each_run_and_the_levels(tmp_path):
@@ -618,6 +872,103 @@ def test_the_report_is_one_page_with_findings_tables_and_pictures(tmp_path):
             assert cell in page.words
     with pytest.raises(FileExistsError):
         outcome.save(path)
+
+
+def test_the_report_shows_why_where_the_runs_have_it(tmp_path):
+    outcome = attribute(Trainer(), 2, ["plain", "kd"], verbose=False)
+    outcome.save(tmp_path / "report.html")
+    page = Reader((tmp_path / "report.html").read_text())
+    assert page.open.count("figure") == 5
+    for words in (
+        "Learning curves, val_accuracy after each epoch",
+        "How each method rescales the gradient",
+        "sorted by superclass",
+    ):
+        assert words in page.words
+    outcome.to_tensorboard(tmp_path)
+    tags = read_events(tmp_path / "hparams" / "levels").Tags()["tensors"]
+    assert {"learning_curves", "gradient_scale", "class_similarity"} <= set(
+        tags
+    )
+
+
+def test_learning_curves_are_means_with_the_range_of_the_seeds():
+    def train(method, seed):
+        shift = 0.1 * (method == "kd")
+        curve = [0.2 + shift + 0.1 * seed, 0.5 + shift, 0.6][: 3 - seed]
+        return {"accuracy": 0.6, "history": {"val_accuracy": curve}}
+
+    outcome = attribute(
+        train, 2, ["plain", "kd"], metric="accuracy", verbose=False
+    )
+    figure, _ = pictures.of_training(outcome)["learning_curves"]
+    (axes,) = figure.to_matplotlib().axes
+    assert axes.get_title() == "kd"
+    # Of the epochs that all seeds have.
+    for line, expected in zip(axes.lines, ([25, 50], [35, 60]), strict=True):
+        np.testing.assert_allclose(line.get_xdata(), [1, 2])
+        np.testing.assert_allclose(line.get_ydata(), expected)
+    bands = [each.get_paths()[0].vertices[:, 1] for each in axes.collections]
+    assert (bands[1].min(), bands[1].max()) == pytest.approx((30, 60))
+
+
+def test_histograms_of_w_are_shares_of_each_epoch_over_all_seeds():
+    def train(method, seed):
+        counts = [[1 + 2 * seed, 1, 0], [0, 0, 4]]
+        return {
+            "score": 1.0,
+            "gradient_scale": {"edges": [-1, 0, 1, 2], "counts": counts},
+        }
+
+    outcome = attribute(train, 2, ["plain", "kd"], verbose=False)
+    figure, _ = pictures.of_training(outcome)["gradient_scale"]
+    panel = figure.to_matplotlib().axes[1]
+    assert panel.get_title() == "kd"
+    shown = panel.images[0].get_array()
+    np.testing.assert_allclose(shown, [[4 / 6, 2 / 6, 0], [0, 0, 1]])
+
+
+def test_similarities_are_sorted_means_beside_the_teachers():
+    random = np.random.default_rng(0)
+    matrices = {}
+
+    def matrix(classes=4):
+        rows = random.normal(size=(classes, 3))
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        return rows @ rows.T
+
+    def train(method, seed):
+        matrices[method, seed] = matrix()
+        return {"score": 1.0, "class_similarity": matrices[method, seed]}
+
+    train.teacher_similarity = teacher = matrix()
+    train.superclasses = [1, 0, 1, 0]
+    outcome = attribute(train, 2, ["plain", "kd"], verbose=False)
+    figure, caption = pictures.of_training(outcome)["class_similarity"]
+    axes = figure.to_matplotlib().axes
+    order = np.ix_([1, 3, 0, 2], [1, 3, 0, 2])
+    mean = (matrices["kd", 0] + matrices["kd", 1]) / 2
+    np.testing.assert_allclose(axes[0].images[0].get_array(), teacher[order])
+    np.testing.assert_allclose(axes[2].images[0].get_array(), mean[order])
+    pairs = ~np.eye(4, dtype=bool)
+    r = np.corrcoef(mean[pairs], teacher[pairs])[0, 1]
+    assert axes[2].get_title() == f"kd, r = {r:.2f}"
+    assert "sorted by superclass" in caption
+
+
+def test_bars_that_do_not_survive_are_pale():
+    outcome = outcome_of({"kd": 2.0, "kd_sim": 1.0}, noise=0.3)
+    figure, _ = pictures.of_gains(outcome)["gains_by_method"]
+    (axes,) = figure.to_matplotlib().axes
+    survives = {
+        c.method: c.verdict != "inconclusive"
+        for c in outcome.comparisons
+        if c.baseline == "plain"
+    }
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert set(survives.values()) == {True, False}
+    for name, bar in zip(names, axes.patches, strict=True):
+        assert (bar.get_alpha() == 1) == survives[name]
 
 
 def test_a_report_of_one_seed_says_so(tmp_path):

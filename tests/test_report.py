@@ -3,6 +3,7 @@
 import base64
 import errno
 import html
+import math
 import re
 import sys
 import xml.etree.ElementTree
@@ -17,7 +18,7 @@ from tensorboard.util import tensor_util
 from keras_kd import files
 from keras_kd.diagnosis import diagnose
 from keras_kd.diagnosis.pictures import draw
-from keras_kd.reports import events, figures, tables
+from keras_kd.reports import events, figures, numbers, tables
 from keras_kd.reports.page import Page
 
 
@@ -202,6 +203,55 @@ def test_markdown_tables_are_what_they_are_given():
     assert tables.markdown([]) == ""
     long = "x" * 500
     assert f"| {long} |" in tables.markdown([{"name": long}])
+
+
+@pytest.mark.parametrize(
+    ("values", "plain", "points"),
+    [
+        # Two digits of half the interval's width.
+        (
+            (0.0143, -0.0147, 0.0434),
+            "+0.014 [-0.015, +0.043]",
+            "+1.4 [-1.5, +4.3]",
+        ),
+        ((0.1, -0.05, 0.25), "+0.10 [-0.05, +0.25]", "+10 [-5, +25]"),
+        (
+            (0.004, 0.003, 0.005),
+            "+0.0040 [+0.0030, +0.0050]",
+            "+0.40 [+0.30, +0.50]",
+        ),
+        # Nothing has the sign of a zero.
+        (
+            (-2.98e-8, -0.002, 0.002),
+            "0.0000 [-0.0020, +0.0020]",
+            "0.00 [-0.20, +0.20]",
+        ),
+        # Without an interval three digits.
+        ((0.00278,), "+0.00278", "+0.278"),
+        ((0.0,), "0", "0"),
+        ((12345.6,), "+12346", "+1234560"),
+        ((math.nan,), "-", "-"),
+    ],
+)
+def test_gains_have_the_digits_that_they_deserve(values, plain, points):
+    assert numbers.PLAIN.span(*values) == plain
+    assert numbers.POINTS.span(*values) == points
+
+
+def test_scores_have_the_digits_of_the_interval_that_they_are_compared_by():
+    assert numbers.POINTS.score(0.98765, 0.004) == "98.77"
+    assert numbers.POINTS.score(0.98765, 0.04) == "98.8"
+    assert numbers.POINTS.score(0.98765) == "98.8"
+    assert numbers.PLAIN.score(117.377, 5.0) == "117.4"
+    assert numbers.PLAIN.score(117.377) == "117"
+    assert numbers.POINTS.titled("gain") == "gain, points"
+    assert numbers.POINTS.titled("mean", "scores") == "mean, %"
+    assert numbers.PLAIN.titled("gain") == "gain"
+
+
+def test_p_values_are_written_with_three_decimals():
+    written = [numbers.p_value(p) for p in (0.04567, 1.0, 0.0004, 0, math.nan)]
+    assert written == ["0.046", "1.000", "<0.001", "<0.001", "-"]
 
 
 def test_histograms_are_shares():

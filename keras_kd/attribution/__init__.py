@@ -5,8 +5,9 @@ that has the smoothing of that part without its knowledge. Methods of one seed
 are paired: their difference is free of what that seed did to all of them.
 
 `attribute` runs the methods of `levels`, with the losses of `methods` and the
-controls of `controls`; `runs` keeps what is finished; `intervals` compares;
-`outcome` says what was found, and `report` draws it.
+controls of `controls`; `results` checks what a run returns, and `runs` keeps
+it; `intervals` compares; `outcome` says what was found, `pictures` draws it,
+and `report` writes it.
 """
 
 from keras_kd.attribution.attribute import attribute
@@ -14,13 +15,19 @@ from keras_kd.attribution.controls import (
     permuted_logit_weights,
     shuffle_within_labels,
 )
-from keras_kd.attribution.intervals import Interval, paired_interval
-from keras_kd.attribution.levels import LEVELS, METHODS, Level
+from keras_kd.attribution.intervals import Interval, holm, paired_interval
+from keras_kd.attribution.levels import (
+    DEFAULT_METHODS,
+    LEVELS,
+    METHODS,
+    Level,
+)
 from keras_kd.attribution.methods import make_loss
 from keras_kd.attribution.outcome import Attribution, Comparison
 from keras_kd.attribution.report import write_hparams
 
 __all__ = [
+    "DEFAULT_METHODS",
     "LEVELS",
     "METHODS",
     "Attribution",
@@ -28,6 +35,7 @@ __all__ = [
     "Interval",
     "Level",
     "attribute",
+    "holm",
     "make_loss",
     "paired_interval",
     "permuted_logit_weights",

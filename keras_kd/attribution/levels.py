@@ -2,6 +2,20 @@
 
 import dataclasses
 
+# The parts that the paper compares, and the controls of two of them. Each more
+# is a student a seed, and a comparison that all are corrected for.
+DEFAULT_METHODS = (
+    "plain",
+    "label_smoothing",
+    "kd_sim",
+    "kd_pt",
+    "kd_pt_sim",
+    "kd_topk",
+    "kd",
+    "kd_sim_permuted",
+    "kd_pt_shuffled",
+)
+# All that a level is measured by.
 METHODS = (
     "plain",
     "label_smoothing",

@@ -1,12 +1,19 @@
 """What an attribution found: gains, verdicts, findings and tables."""
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
 
-from keras_kd.attribution.intervals import Interval, paired_interval
+from keras_kd.attribution.intervals import Interval, holm, paired_interval
 from keras_kd.attribution.levels import LEVELS, Level
+from keras_kd.reports import numbers, tables
+
+# Of comparisons that survive the correction for their number.
+_SIGNIFICANT = 0.05
+# Scores are often of 32 bits: differences below this share are rounding.
+_ROUNDING = 4 * float(np.finfo("float32").eps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,32 +21,69 @@ class Comparison:
     """A method against its baseline.
 
     Attributes:
-        level: the `Level` that it measures.
+        method: name.
         baseline: name of the baseline that counts.
         interval: `Interval` of the gain.
+        adjusted_p_value: by Holm's correction for all comparisons; NaN where
+            there is no interval.
+        comparisons: number of comparisons that it is corrected for.
+        level: the `Level` that it measures, or `None`.
+        unit: `keras_kd.reports.numbers.Unit` of the gain.
     """
 
-    level: Level
+    method: str
     baseline: str
     interval: Interval
+    adjusted_p_value: float = math.nan
+    comparisons: int = 1
+    level: Level | None = None
+    unit: numbers.Unit = numbers.PLAIN
+
+    @property
+    def verdict(self):
+        """A "gain" or "loss" that survives the correction; "inconclusive"."""
+        survives = self.adjusted_p_value <= _SIGNIFICANT
+        return self.interval.verdict if survives else "inconclusive"
+
+    @property
+    def words(self):
+        """The verdict in a table, where it says what excludes 0 alone."""
+        if self.verdict == self.interval.verdict:
+            return self.verdict
+        return f"{self.interval.verdict} before correction"
 
     def sentence(self):
         """What it says, in plain words."""
         interval = self.interval
-        names = f"{self.level.method} against {self.baseline}"
+        names = f"{self.method} against {self.baseline}"
         if interval.seeds < 2:
             return (
                 f"{names}: inconclusive, paired seeds: {interval.seeds} of the "
                 "two or more that it takes."
             )
-        words = {
-            "gain": "helped",
-            "loss": "hurt",
-            "inconclusive": "inconclusive",
-        }[interval.verdict]
+        mean, *ends = self.unit.gain(interval.mean, interval.low, interval.high)
+        gain = f"{mean} {self.unit.of_gains}".strip()
+        if not ends:
+            return (
+                f"{names}: {gain} with each of {interval.seeds} seeds: "
+                "inconclusive, as seeds that agree exactly don't say how far "
+                "apart others are."
+            )
+        alone = "" if interval.examples else ", over seeds alone"
+        of = f" ({self.level.question})" if self.level else ""
         return (
-            f"{names}: {interval.mean:+.3g} ({interval.low:+.3g} to "
-            f"{interval.high:+.3g}): {words} ({self.level.question})."
+            f"{names}: {gain} ({' to '.join(ends)}{alone}): "
+            f"{self._judged()}{of}."
+        )
+
+    def _judged(self):
+        if self.verdict != "inconclusive":
+            return "helped" if self.verdict == "gain" else "hurt"
+        if self.interval.verdict == "inconclusive":
+            return "inconclusive"
+        return (
+            f"inconclusive, a {self.interval.verdict} by itself that does not "
+            f"survive the correction for {self.comparisons} comparisons"
         )
 
 
@@ -48,14 +92,22 @@ class Attribution:
     """What each level of knowledge was worth.
 
     Gains are above 0 where the method is better, whichever way the score
-    points. Intervals are Student's t, 95 %, over the seeds that both methods
-    have. Each stands by itself: of 20 comparisons between equals, one is
-    expected to exclude 0.
+    points. Their intervals are of 95 %, each by itself; findings rest on what
+    survives Holm's correction for the number of comparisons. Where the score
+    of each test example is known, an interval holds what another seed and
+    what another test set would change, and otherwise another seed alone: see
+    `paired_interval`. Where a score is exp of a mean, such as a perplexity,
+    logarithms are compared, and the gain is told at the baseline's score.
 
     Attributes:
         scores: dict by method of dicts by seed of floats.
         metric: name of the score.
         higher_is_better: boolean.
+        results: optional dict by method of dicts by seed of dicts, all that
+            a run returned, such as "examples"; see `attribute`.
+        teacher_similarity: optional [classes, classes] cosines of the
+            teacher's logit layer.
+        superclasses: optional [classes] integers.
 
     Example:
     >>> print(attribution)
@@ -65,6 +117,9 @@ class Attribution:
     scores: dict
     metric: str = "score"
     higher_is_better: bool = True
+    results: dict = dataclasses.field(default_factory=dict, repr=False)
+    teacher_similarity: object = dataclasses.field(default=None, repr=False)
+    superclasses: object = dataclasses.field(default=None, repr=False)
 
     def gain(self, method, baseline="plain"):
         """The gain of one method over another.
@@ -76,19 +131,78 @@ class Attribution:
         Returns:
             An `Interval`.
         """
+        pair = method, baseline
+        if pair not in self._gains:
+            self._gains[pair] = self._compared(*pair)
+        return self._gains[pair]
+
+    @functools.cached_property
+    def _gains(self):
+        """The gains that were asked for, by (method, baseline)."""
+        return {}
+
+    def _compared(self, method, baseline):
         sign = 1 if self.higher_is_better else -1
         ours, theirs = self.scores[method], self.scores[baseline]
-        return paired_interval(
-            [sign * (ours[s] - theirs[s]) for s in ours if s in theirs]
+        seeds = [seed for seed in ours if seed in theirs]
+        examples = self._examples(method, baseline, seeds)
+        if examples is not None:
+            return _gain_of_examples(sign, *examples)
+        pairs = np.array([(ours[s], theirs[s]) for s in seeds], "float64")
+        pairs = pairs.reshape(-1, 2)
+        differences = sign * (pairs[:, 0] - pairs[:, 1])
+        rounding = _ROUNDING * np.abs(pairs).max(initial=0.0)
+        if seeds and np.ptp(differences) <= rounding:
+            differences[:] = differences.mean()
+        differences[np.abs(differences) <= rounding] = 0.0
+        return paired_interval(differences)
+
+    def _examples(self, method, baseline, seeds):
+        """Both [seeds, examples], and how a score follows; or `None`."""
+        found = [
+            [self.results.get(name, {}).get(seed, {}) for seed in seeds]
+            for name in (method, baseline)
+        ]
+        if not seeds or not all(
+            "examples" in r for runs in found for r in runs
+        ):
+            return None
+        ours, theirs = (
+            np.array([run["examples"] for run in of_method], "float64")
+            for of_method in found
         )
+        return ours, theirs, found[0][0].get("examples_of", "mean")
 
     @property
     def levels(self):
-        """List of the `Comparison`s whose methods were run."""
-        return [
-            Comparison(level, baseline, self.gain(level.method, baseline))
+        """List of the `Comparison`s of levels whose methods were run."""
+        return [each for each in self.comparisons if each.level is not None]
+
+    @functools.cached_property
+    def comparisons(self):
+        """List of all `Comparison`s, those of the levels first.
+
+        The others are of methods against "plain" which no level compares.
+        """
+        pairs = [
+            (level, level.method, baseline)
             for level in LEVELS
             if (baseline := self._baseline(level)) is not None
+        ]
+        compared = {(method, baseline) for _, method, baseline in pairs}
+        pairs += [
+            (None, method, "plain")
+            for method in self.scores
+            if method != "plain" and (method, "plain") not in compared
+        ]
+        gains = [self.gain(method, baseline) for _, method, baseline in pairs]
+        adjusted = holm([gain.p_value for gain in gains])
+        tests = sum(gain.is_known for gain in gains)
+        return [
+            Comparison(method, baseline, gain, p, tests, level, self.unit)
+            for (level, method, baseline), gain, p in zip(
+                pairs, gains, adjusted, strict=True
+            )
         ]
 
     def _baseline(self, level):
@@ -100,31 +214,75 @@ class Attribution:
         return max(names, key=lambda name: self.gain(name).mean)
 
     @property
+    def unit(self):
+        """The `keras_kd.reports.numbers.Unit` that scores are shown in."""
+        scores = [
+            s for by_seed in self.scores.values() for s in by_seed.values()
+        ]
+        shares = all(0 <= score <= 1 for score in scores)
+        named = "acc" in self.metric.lower()
+        return numbers.POINTS if named and shares else numbers.PLAIN
+
+    @property
     def findings(self):
         """List of sentences, what each level was worth."""
         return [_finding(name, group) for name, group in _by_level(self.levels)]
+
+    @property
+    def note(self):
+        """What the intervals hold, how many there are and what survives."""
+        known = [c for c in self.comparisons if c.interval.is_known]
+        alone = sum(c.interval.verdict != "inconclusive" for c in known)
+        survive = sum(c.verdict != "inconclusive" for c in known)
+        direction = "higher" if self.higher_is_better else "lower"
+        text = (
+            f"Scores are {self.metric}; {direction} is better, and a gain "
+            "above 0 is an improvement. "
+        )
+        if not known:
+            return text + "No two methods have two seeds in common yet."
+        over = {c.interval.over for c in known}
+        holds = {
+            True: "both another seed and another test set would change",
+            False: "another seed would change, and not another test set, as "
+            "the scores of its examples are not known",
+        }
+        if len(over) == 1:
+            text += f"Intervals hold what {holds[over != {'seeds'}]}."
+        else:
+            text += "Some intervals are over seeds alone."
+        return text + (
+            f" Comparisons: {len(known)}; excluding 0 at 95 %, each by itself: "
+            f"{alone} (one in 20 between equals would); surviving Holm's "
+            f"correction for {len(known)}: {survive}."
+        )
 
     def __str__(self):
         return self.to_markdown()
 
     def to_markdown(self):
         """The findings and tables, as text that is also Markdown."""
-        from keras_kd.reports import tables
-
         findings = "\n".join(f"- {finding}" for finding in self.findings)
         methods, levels = self.method_rows(), self.level_rows()
         parts = [findings, tables.markdown(methods), tables.markdown(levels)]
-        return "\n\n".join(part for part in parts if part)
+        return "\n\n".join(part for part in [*parts, self.note] if part)
 
     def method_rows(self):
         """Table of the methods: list of dicts of strings."""
+        against_plain = {
+            c.method: c for c in self.comparisons if c.baseline == "plain"
+        }
+        mean = self.unit.titled(f"mean {self.metric}", "scores")
+        width = self._finest_width()
         return [
             {
                 "method": method,
-                f"mean {self.metric}": _mean(scores),
-                "gain over plain": "-"
-                if method == "plain"
-                else _span(self.gain(method)),
+                mean: self.unit.score(np.mean(list(scores.values())), width)
+                if scores
+                else "-",
+                **self._gain_cells(
+                    "gain over plain", against_plain.get(method)
+                ),
                 "seeds": str(len(scores)),
             }
             for method, scores in self.scores.items()
@@ -135,16 +293,38 @@ class Attribution:
         return [
             {
                 "level": comparison.level.name,
-                "method": comparison.level.method,
+                "method": comparison.method,
                 "against": comparison.baseline,
-                "gain": _span(comparison.interval),
-                "verdict": comparison.interval.verdict,
+                **self._gain_cells("gain", comparison),
+                "over": comparison.interval.over,
             }
             for comparison in self.levels
         ]
 
+    def _gain_cells(self, name, comparison):
+        keys = self.unit.titled(name), "p", "p, Holm", "verdict"
+        if comparison is None:
+            return dict.fromkeys(keys, "-")
+        gain = comparison.interval
+        values = (
+            self.unit.span(gain.mean, gain.low, gain.high),
+            numbers.p_value(gain.p_value),
+            numbers.p_value(comparison.adjusted_p_value),
+            comparison.words,
+        )
+        return dict(zip(keys, values, strict=True))
+
+    def _finest_width(self):
+        """Width of the narrowest interval, which means are compared by."""
+        widths = [
+            c.interval.high - c.interval.low
+            for c in self.comparisons
+            if c.interval.is_known
+        ]
+        return min(widths, default=None)
+
     def to_dict(self):
-        """Everything, in JSON's types; an unknown number is `None`."""
+        """Gains and scores, in JSON's types; an unknown number is `None`."""
         return {
             "metric": self.metric,
             "higher_is_better": self.higher_is_better,
@@ -156,12 +336,15 @@ class Attribution:
             "levels": [
                 {
                     "level": c.level.name,
-                    "method": c.level.method,
+                    "method": c.method,
                     "baseline": c.baseline,
                     "gain": _plain(c.interval),
+                    "adjusted_p_value": _number(c.adjusted_p_value),
+                    "verdict": c.verdict,
                 }
                 for c in self.levels
             ],
+            "comparisons": sum(c.interval.is_known for c in self.comparisons),
             "findings": self.findings,
         }
 
@@ -212,7 +395,7 @@ def _finding(name, group):
     if not controls:
         return f"{name.capitalize()}: {first.sentence()}"
     (control,) = controls
-    verdicts = first.interval.verdict, control.interval.verdict
+    verdicts = first.verdict, control.verdict
     together = {
         ("gain", "gain"): "worth it, and the control shows that the knowledge "
         "is why",
@@ -235,20 +418,30 @@ def _finding(name, group):
     )
 
 
-def _mean(scores):
-    return f"{np.mean(list(scores.values())):.4g}" if scores else "-"
+def _gain_of_examples(sign, ours, theirs, examples_of):
+    """The gain in a score that follows from [seeds, examples].
 
-
-def _span(interval):
-    if interval.seeds < 2:
-        return "-"
-    return f"{interval.mean:+.3g} [{interval.low:+.3g}, {interval.high:+.3g}]"
+    Of exp of a mean, means are compared: a difference d of them is a factor
+    exp(d), told at the baseline's score.
+    """
+    gain = paired_interval(sign * (ours - theirs))
+    if examples_of == "mean":
+        return gain
+    baseline = math.exp(theirs.mean())
+    ends = {
+        name: sign * baseline * math.expm1(sign * getattr(gain, name))
+        for name in ("mean", "low", "high")
+    }
+    return dataclasses.replace(gain, **ends)
 
 
 def _plain(interval):
     """An interval in JSON's types."""
     values = dataclasses.asdict(interval)
-    for key, value in values.items():
-        if isinstance(value, float) and math.isnan(value):
-            values[key] = None
-    return {**values, "verdict": interval.verdict}
+    values = {key: _number(value) for key, value in values.items()}
+    return {**values, "over": interval.over, "verdict": interval.verdict}
+
+
+def _number(value):
+    is_nan = isinstance(value, float) and math.isnan(value)
+    return None if is_nan else value

@@ -4,14 +4,14 @@ import contextlib
 import dataclasses
 import pathlib
 
+from keras_kd.attribution import pictures
 from keras_kd.files import user_path
 from keras_kd.reports import events
 
-_CAPTIONS = {
-    "gains_by_level": "Gain of each level over its baseline, with 95 % "
-    "intervals over seeds.",
-    "gains_by_method": "Gain of each method over plain training, with 95 % "
-    "intervals over seeds.",
+_HEADINGS = {
+    "learning_curves": "Learning curves",
+    "gradient_scale": "Gradient scales over training",
+    "class_similarity": "Class relations",
 }
 
 
@@ -29,8 +29,8 @@ def page(attribution):
     report = Page("What each level of the teacher's knowledge was worth")
     for finding in attribution.findings:
         report.add_text(finding)
-    for name, figure in figures(attribution).items():
-        report.add_figure(figure, _CAPTIONS[name])
+    for picture in pictures.of_gains(attribution).values():
+        report.add_figure(*picture)
     for heading, rows in (
         ("Levels", attribution.level_rows()),
         ("Methods", attribution.method_rows()),
@@ -40,49 +40,12 @@ def page(attribution):
             report.add_table(
                 list(rows[0]), [list(row.values()) for row in rows]
             )
-    direction = "higher" if attribution.higher_is_better else "lower"
-    report.add_text(
-        f"Scores are {attribution.metric}; {direction} is better. A gain above "
-        "0 is an improvement. Intervals are Student's t, paired by seed, at "
-        "95 %, each by itself: of 20 comparisons between equals, one is "
-        "expected to exclude 0."
-    )
+    report.add_text(attribution.note)
+    for name, picture in pictures.of_training(attribution).items():
+        # A heading between them gives each the page's whole width.
+        report.add_heading(_HEADINGS[name])
+        report.add_figure(*picture)
     return report
-
-
-def figures(attribution):
-    """The figures of an attribution.
-
-    Args:
-        attribution: a `keras_kd.Attribution`.
-
-    Returns:
-        Dict by name of `keras_kd.reports.figures.Figure`, of the gains with
-        at least two paired seeds; empty figures are left out.
-    """
-    from keras_kd.reports.figures import bars
-
-    groups = {
-        "gains_by_level": {
-            f"{c.level.name}:\n{c.level.method} - {c.baseline}": c.interval
-            for c in attribution.levels
-        },
-        "gains_by_method": {
-            method: attribution.gain(method)
-            for method in attribution.scores
-            if method != "plain"
-        },
-    }
-    return {
-        name: bars(
-            list(gains),
-            [gain.mean for gain in gains.values()],
-            [(gain.low, gain.high) for gain in gains.values()],
-            f"gain in {attribution.metric}",
-        )
-        for name, group in groups.items()
-        if (gains := {k: g for k, g in group.items() if g.seeds > 1})
-    }
 
 
 def to_tensorboard(attribution, log_dir):
@@ -94,7 +57,11 @@ def to_tensorboard(attribution, log_dir):
     """
     import tensorflow as tf
 
-    images = {k: each.to_image() for k, each in figures(attribution).items()}
+    images = {
+        name: figure.to_image()
+        for drawn in (pictures.of_gains, pictures.of_training)
+        for name, (figure, _) in drawn(attribution).items()
+    }
     write_hparams(
         log_dir,
         {
@@ -113,7 +80,7 @@ def to_tensorboard(attribution, log_dir):
             level = comparison.level
             tag = f"{level.name}/{level.method}_over_{comparison.baseline}"
             interval = dataclasses.asdict(comparison.interval)
-            for key in ("mean", "low", "high"):
+            for key in ("mean", "low", "high", "p_value"):
                 name = f"{tag.replace(' ', '_')}/{key}"
                 tf.summary.scalar(name, interval[key], step=0)
 

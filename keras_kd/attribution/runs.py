@@ -5,7 +5,14 @@ import math
 import pathlib
 import re
 
-from keras_kd.files import errors_naming, read_json, user_path, write_json
+from keras_kd.attribution.results import check
+from keras_kd.files import (
+    errors_naming,
+    read_json,
+    user_path,
+    write_json,
+    write_whole,
+)
 
 
 class Runs:
@@ -22,8 +29,9 @@ class Runs:
     """
 
     def __init__(self, folder, study):
-        # By (method, seed), and by method.
-        self.results, self.seconds = {}, {}
+        # (score, results) by (method, seed), and seconds by method.
+        self.finished, self.seconds = {}, {}
+        self._examples = None
         self.folder = None
         if folder is None:
             return
@@ -36,10 +44,19 @@ class Runs:
     def scores(self, method, seeds):
         """Dict by seed of a method's scores, of the seeds that were run."""
         return {
-            seed: self.results[method, seed]
-            for seed in seeds
-            if (method, seed) in self.results
+            seed: self.finished[method, seed][0]
+            for seed in self._run(method, seeds)
         }
+
+    def results_of(self, method, seeds):
+        """The same of all that its runs returned."""
+        return {
+            seed: self.finished[method, seed][1]
+            for seed in self._run(method, seeds)
+        }
+
+    def _run(self, method, seeds):
+        return [seed for seed in seeds if (method, seed) in self.finished]
 
     def expected_seconds(self, methods):
         """Time that one run of each method takes, by the longest so far."""
@@ -47,7 +64,7 @@ class Runs:
         longest = max((max(s) for s in known.values()), default=0.0)
         return sum(max(known.get(name, [longest])) for name in methods)
 
-    def add(self, method, seed, score, seconds):
+    def add(self, method, seed, score, seconds, results):
         """Keeps a finished run.
 
         Args:
@@ -55,20 +72,43 @@ class Runs:
             seed: integer.
             score: float.
             seconds: float, the time that it took.
+            results: dict in JSON's types, all that it returned.
+
+        Raises:
+            ValueError: if it was tested on another number of examples than
+                the runs before it.
         """
         run = {
             "method": method,
             "seed": seed,
             "score": score,
             "seconds": seconds,
+            "results": results,
         }
         self._take(**run)
         if self.folder is not None:
-            write_json(self.folder / _file_name(method, seed), run)
+            path = self.folder / _file_name(method, seed)
+            # Not by `write_json`, which begins a line for each example.
+            write_whole(path, json.dumps(run) + "\n")
 
-    def _take(self, method, seed, score, seconds):
-        self.results[method, seed] = score
+    def _take(self, method, seed, score, seconds, results=None):
+        results = results or {}
+        self._check_examples(method, seed, results)
+        self.finished[method, seed] = score, results
         self.seconds.setdefault(method, []).append(seconds)
+
+    def _check_examples(self, method, seed, results):
+        if "examples" not in results:
+            return
+        run, count = f"{method!r} with seed {seed}", len(results["examples"])
+        first = self._examples = self._examples or (run, count)
+        if count != first[1]:
+            raise ValueError(
+                "All students must be tested on the same examples. Received: "
+                f"{count} for {run}, where {first[0]} has {first[1]}. Let "
+                '`train` return "examples" of the same test data, or choose '
+                "another `folder`."
+            )
 
     def _claim(self, study):
         """Makes the folder one of this study, or refuses it."""
@@ -110,14 +150,22 @@ def _read_run(path):
             f"The file {path} must hold the finished run of its name. "
             f"Received: {json.dumps(run)[:200]}. {remedy}"
         )
+    try:
+        check(run.get("results", {}), run["score"], path.name)
+    except ValueError as error:
+        raise ValueError(
+            f"The file {path} is damaged. {error} {remedy}"
+        ) from error
     return run
 
 
 def _is_run(value):
     return (
         isinstance(value, dict)
-        and value.keys() == {"method", "seed", "score", "seconds"}
+        # Earlier versions kept nothing beside the score.
+        and value.keys() - {"results"} == {"method", "seed", "score", "seconds"}
         and isinstance(value["seed"], int)
+        and isinstance(value.get("results", {}), dict)
         and all(
             isinstance(value[key], int | float) and math.isfinite(value[key])
             for key in ("score", "seconds")

@@ -7,6 +7,9 @@ import io
 
 # Inches: on a phone's 360 points of width text then keeps its size.
 _WIDTH, _HEIGHT = 4.2, 2.7
+# Of many small panels: how many side by side, and the height of each.
+_COLUMNS, _PANEL_HEIGHT = 3, 1.75
+_PALE = 0.35
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +124,9 @@ def _drawn_later(function):
 
 
 @_drawn_later
-def bars(names, values, intervals=None, label="", baseline=0.0):
+def bars(
+    names, values, intervals=None, label="", baseline=0.0, emphasised=None
+):
     """Horizontal bars, with intervals where there are some.
 
     Args:
@@ -130,14 +135,25 @@ def bars(names, values, intervals=None, label="", baseline=0.0):
         intervals: optional list of (low, high).
         label: of the axis.
         baseline: where the bars start.
+        emphasised: optional list of booleans; other bars are pale.
 
     Returns:
         A `Figure`.
     """
-    figure, (axes,) = _new_figure(height=0.9 + 0.32 * len(names))
+    lines_of_text = sum(1 + name.count("\n") for name in names)
+    figure, (axes,) = _new_figure(
+        height=0.9 + max(0.32 * len(names), 0.19 * lines_of_text)
+    )
     places = range(len(names))
-    lengths = [value - baseline for value in values]
-    axes.barh(places, lengths, 0.6, left=baseline, color="C0")
+    bars = axes.barh(
+        places,
+        [value - baseline for value in values],
+        0.6,
+        left=baseline,
+        color="C0",
+    )
+    for bar, is_one in zip(bars, emphasised or (), strict=False):
+        bar.set_alpha(1.0 if is_one else _PALE)
     for place, (low, high) in zip(places, intervals or (), strict=False):
         axes.plot([low, high], [place, place], color=_ink(), lw=1.4, marker="|")
     axes.axvline(baseline, color=_ink(), lw=0.8)
@@ -217,6 +233,105 @@ def histograms(edges, groups, x_label="", marks=()):
 
 
 @_drawn_later
+def densities(edges, panels, x_label="", y_label="", label="", marks=()):
+    """Histograms in the course of something: a panel for each group.
+
+    Args:
+        edges: [bins + 1], the edges of all histograms.
+        panels: dict by name of [times, bins] counts; each row is shown as
+            shares of its sum, the first at the bottom.
+        x_label: of what is counted.
+        y_label: of the course, in which rows are numbered from 1 on.
+        label: of the scale of colours.
+        marks: x values to draw a dotted line at.
+
+    Returns:
+        A `Figure`.
+    """
+    import numpy as np
+    from matplotlib.colors import PowerNorm
+
+    shares = {
+        name: np.asarray(counts) / np.maximum(np.sum(counts, 1), 1)[:, None]
+        for name, counts in panels.items()
+    }
+    figure, grid = _new_grid(len(panels))
+    for axes, (name, rows) in zip(grid, shares.items(), strict=True):
+        image = axes.imshow(
+            rows,
+            cmap=_shades(),
+            # Rare values are seen beside the frequent ones.
+            norm=PowerNorm(0.5, 0, max(map(np.max, shares.values()))),
+            extent=(edges[0], edges[-1], 0.5, len(rows) + 0.5),
+            origin="lower",
+            aspect="auto",
+            interpolation="nearest",
+        )
+        for x in marks:
+            axes.axvline(x, color=_ink(), lw=0.8, ls=":")
+        axes.set_title(name)
+        axes.set_xlim(_occupied(edges, list(shares.values())))
+        axes.yaxis.get_major_locator().set_params(integer=True)
+    # Not below the scale of colours.
+    for axes in grid[-_COLUMNS:]:
+        axes.set_xlabel(x_label)
+    figure.supylabel(y_label, fontsize=9.5)
+    _scale(figure, image, grid, label)
+    return figure
+
+
+def _occupied(edges, shares):
+    """The range of the bins that hold more than one example in 1,000."""
+    import numpy as np
+
+    used = np.flatnonzero(np.concatenate(shares).max(0) > 1e-3)
+    if not len(used):
+        return edges[0], edges[-1]
+    return edges[used[0]], edges[used[-1] + 1]
+
+
+@_drawn_later
+def curves(panels, reference=None, x_label="", y_label=""):
+    """Curves with bands, a panel for each, and one to compare them with.
+
+    Args:
+        panels: dict by name of (x, middle, low, high), lists of numbers.
+        reference: optional (name, (x, middle, low, high)), drawn in each.
+        x_label: of all axes.
+        y_label: of all axes.
+
+    Returns:
+        A `Figure`.
+    """
+    figure, grid = _new_grid(len(panels), share=True)
+    for axes, (name, curve) in zip(grid, panels.items(), strict=True):
+        if reference:
+            _draw_band(axes, reference[1], "C1", "--")
+        _draw_band(axes, curve, "C0", "-")
+        axes.set_title(name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.supxlabel(x_label, fontsize=9.5)
+    figure.supylabel(y_label, fontsize=9.5)
+    if reference:
+        lines = grid[0].lines[1], grid[0].lines[0]
+        figure.legend(
+            lines,
+            ("named above the panel", reference[0]),
+            loc="outside upper left",
+            ncols=2,
+        )
+    return figure
+
+
+def _draw_band(axes, curve, colour, style):
+    x, middle, low, high = curve
+    axes.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
+    # A single epoch is a point.
+    marker = "o" if len(x) == 1 else None
+    axes.plot(x, middle, color=colour, ls=style, lw=1.6, marker=marker, ms=4)
+
+
+@_drawn_later
 def heatmaps(panels, limit=1.0, label=""):
     """Matrices side by side in one scale of colours, from -limit to limit.
 
@@ -228,8 +343,11 @@ def heatmaps(panels, limit=1.0, label=""):
     Returns:
         A `Figure`.
     """
-    height = 1.2 + 0.9 * _WIDTH / len(panels)
-    figure, axes = _new_figure(height, len(panels))
+    if len(panels) > _COLUMNS:
+        figure, axes = _new_grid(len(panels), _COLUMNS + 1, 2.25)
+    else:
+        height = 1.2 + 0.9 * _WIDTH / len(panels)
+        figure, axes = _new_figure(height, len(panels))
     for each, (name, values) in zip(axes, panels.items(), strict=True):
         image = each.imshow(
             values,
@@ -242,12 +360,23 @@ def heatmaps(panels, limit=1.0, label=""):
         each.set_xticks([])
         each.set_yticks([])
         each.spines[:].set_visible(True)
+    _scale(figure, image, axes, label)
+    return figure
+
+
+def _scale(figure, image, axes, label):
+    """A scale of the colours below all axes."""
+    rows = figure.get_figheight() / _HEIGHT
     bar = figure.colorbar(
-        image, ax=list(axes), orientation="horizontal", fraction=0.05, pad=0.02
+        image,
+        ax=list(axes),
+        orientation="horizontal",
+        fraction=0.05 / max(rows, 1),
+        pad=0.02,
+        aspect=40,
     )
     bar.set_label(label)
     bar.outline.set_visible(False)
-    return figure
 
 
 @_drawn_later
@@ -277,13 +406,7 @@ def overview(table, shares, curve, band):
 
 
 def _draw_table(axes, table):
-    from matplotlib.colors import LinearSegmentedColormap, to_rgb
-
-    # From nothing, so that the page shows through, to the first colour.
-    colours = LinearSegmentedColormap.from_list(
-        "shares", [(*to_rgb("C0"), 0), (*to_rgb("C0"), 1)]
-    )
-    axes.imshow(table, cmap=colours, vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(table, cmap=_shades(), vmin=0, vmax=1, interpolation="nearest")
     axes.set(xlabel="prediction", ylabel="label", xticks=[], yticks=[])
     axes.spines[:].set_visible(True)
 
@@ -311,6 +434,15 @@ def _draw_curve(axes, curve, band):
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set(xlabel="temperature", ylabel="nats", ylim=(0, None))
+
+
+def _shades():
+    """From nothing, so that the page shows through, to the first colour."""
+    from matplotlib.colors import LinearSegmentedColormap, to_rgb
+
+    return LinearSegmentedColormap.from_list(
+        "shares", [(*to_rgb("C0"), 0), (*to_rgb("C0"), 1)]
+    )
 
 
 def _ink():
@@ -341,6 +473,28 @@ def _new_figure(height=_HEIGHT, columns=1):
 
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     return figure, figure.subplots(1, columns, squeeze=False)[0]
+
+
+def _new_grid(count, columns=_COLUMNS, height=_PANEL_HEIGHT, share=False):
+    """A wide figure of so many panels, and their axes in order."""
+    from matplotlib.figure import Figure
+
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = Figure(
+        figsize=(2 * _WIDTH, 0.9 + height * rows), layout="constrained"
+    )
+    grid = list(
+        figure.subplots(
+            rows, columns, sharex=share, sharey=share, squeeze=False
+        ).flat
+    )
+    for axes in grid[count:]:
+        axes.set_axis_off()
+    # Those above an empty place would have their numbers there.
+    for axes in grid[max(count - columns, 0) : count]:
+        axes.tick_params(labelbottom=True)
+    return figure, grid[:count]
 
 
 def _require_matplotlib():

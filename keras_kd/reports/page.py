@@ -47,8 +47,9 @@ figure { margin: 0; break-inside: avoid; }
 figure img { width: 100%; height: auto; display: block; }
 figcaption { font-size: .9rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .25rem .8rem .25rem 0;
+table { border-collapse: collapse; font-variant-numeric: tabular-nums;
+  font-size: .875rem; }
+th, td { text-align: left; padding: .25rem .6rem .25rem 0;
   border-bottom: 1px solid var(--faint); white-space: nowrap; }
 td + td, th + th { text-align: right; }
 td:first-child { white-space: normal; }

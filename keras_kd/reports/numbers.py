@@ -1,0 +1,107 @@
+"""How the numbers of a report are written: as many digits as they deserve."""
+
+import dataclasses
+import math
+
+# Of a mean without an interval; of a number that is no larger, in digits.
+_DIGITS = 3
+_MOST_PLACES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """What scores are shown in.
+
+    Attributes:
+        of_gains: its name behind a gain, such as "points"; may be empty.
+        of_scores: behind a score, such as "%".
+        factor: what a score is multiplied by.
+    """
+
+    of_gains: str = ""
+    of_scores: str = ""
+    factor: float = 1.0
+
+    def titled(self, name, of="gains"):
+        """The heading of a column or axis, such as "accuracy, %".
+
+        Args:
+            name: of what is shown.
+            of: "gains" or "scores".
+        """
+        unit = self.of_gains if of == "gains" else self.of_scores
+        return f"{name}, {unit}" if unit else name
+
+    def score(self, value, width=None):
+        """A score that is known to within a width.
+
+        Args:
+            value: float.
+            width: of the interval that it is in, or `None`.
+
+        Returns:
+            A string, without the unit.
+        """
+        value, width = self._shown(value, width)
+        return _fixed(value, _places(value, width))
+
+    def gain(self, mean, low=math.nan, high=math.nan):
+        """A gain with its interval.
+
+        Args:
+            mean: float.
+            low: float; NaN if there is no interval.
+            high: float.
+
+        Returns:
+            Strings, without the unit: the mean, the lower and the upper end;
+            the mean alone if there is no interval.
+        """
+        if math.isnan(mean):
+            return ("-",)
+        values = (mean,) if math.isnan(low) else (mean, low, high)
+        mean, width = self._shown(mean, high - low)
+        places = _places(mean, width)
+        return tuple(_fixed(self.factor * v, places, "+") for v in values)
+
+    def span(self, mean, low=math.nan, high=math.nan):
+        """A gain with its interval as one string, as "+1.4 [-0.2, +3.0]"."""
+        mean, *ends = self.gain(mean, low, high)
+        return f"{mean} [{', '.join(ends)}]" if ends else mean
+
+    def _shown(self, value, width):
+        width = math.nan if width is None else width
+        return self.factor * value, self.factor * width
+
+
+PLAIN = Unit()
+# Accuracies and other shares.
+POINTS = Unit("points", "%", 100.0)
+
+
+def p_value(p):
+    """A p-value with three decimals; "-" for NaN."""
+    if math.isnan(p):
+        return "-"
+    return "<0.001" if p < 0.0005 else f"{min(p, 1.0):.3f}"
+
+
+def _places(value, width):
+    """Decimals: two digits of half a width, else three digits of a value."""
+    if width > 0:
+        return _decimals(width / 2, 2)
+    return _decimals(value, _DIGITS) if value else 0
+
+
+def _decimals(size, digits):
+    """How many show so many digits of a number."""
+    if not math.isfinite(size) or size == 0:
+        return 0
+    exponent = math.floor(math.log10(abs(size)))
+    return min(max(digits - 1 - exponent, 0), _MOST_PLACES)
+
+
+def _fixed(value, places, sign="-"):
+    """With so many decimals; nothing has the sign of a zero."""
+    text = f"{value:{sign}.{places}f}"
+    return text if float(text) else text.lstrip("+-")
