@@ -18,6 +18,7 @@ from keras_kd.losses import (
     LabelSmoothing,
 )
 from keras_kd.precomputed import check_outputs
+from keras_kd.tuning import Tuning, tune
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ __all__ = [
     "KDTopK",
     "LabelSmoothing",
     "TeacherCache",
+    "Tuning",
     "attribute",
     "callbacks",
     "check_outputs",
@@ -43,4 +45,5 @@ __all__ = [
     "metrics",
     "read_top_log_probabilities",
     "similarity",
+    "tune",
 ]
