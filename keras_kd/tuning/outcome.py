@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import math
 
 from keras_kd import losses
 from keras_kd.attribution import Attribution
@@ -150,29 +149,27 @@ class Tuning:
             for row in self.final.method_rows()
         ]
 
+    @property
+    def leaders(self):
+        """List of the best finished `Trial` of each method, in order."""
+        methods = {trial.method for trial in self.trials}
+        found = (best(self.trials, self.higher_is_better, m) for m in methods)
+        sign = 1 if self.higher_is_better else -1
+        return sorted(
+            filter(None, found), key=lambda trial: -sign * trial.score
+        )
+
     def method_rows(self):
         """Table of the search: list of dicts of strings, the best first."""
-        methods = {trial.method: None for trial in self.trials}
-        leaders = {
-            method: best(self.trials, self.higher_is_better, method)
-            for method in methods
-        }
-        sign = 1 if self.higher_is_better else -1
-        order = sorted(
-            methods,
-            key=lambda m: -sign * leaders[m].score if leaders[m] else math.inf,
-        )
         return [
             {
-                "best of each method": str(leaders[method] or method),
-                self.metric: short(leaders[method].score)
-                if leaders[method]
-                else "-",
-                "found by": leaders[method].why if leaders[method] else "-",
-                "students": str(self._count(method)),
-                "stopped": str(self._count(method, "stopped")),
+                "best of each method": str(trial),
+                self.metric: short(trial.score),
+                "from": trial.why,
+                "students": str(self._count(trial.method)),
+                "stopped": str(self._count(trial.method, "stopped")),
             }
-            for method in order
+            for trial in self.leaders
         ]
 
     def _count(self, method, state=None):

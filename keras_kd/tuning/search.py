@@ -402,13 +402,25 @@ def open_storage(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _drop_unfinished_line(path)
         try:
-            return JournalStorage(JournalFileBackend(str(path)))
+            return JournalStorage(_Journal(str(path)))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"The file {path} is damaged: it must be a journal of Optuna. "
                 f"Received: {path.stat().st_size} bytes, {error}. Remove it, "
                 "which loses its trials, or choose another `folder`."
             ) from error
+
+
+class _Journal(JournalFileBackend):
+    """A journal whose errors say which file could not be written."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self._named = path
+
+    def append_logs(self, logs):
+        with errors_naming(self._named):
+            super().append_logs(logs)
 
 
 def _drop_unfinished_line(path):
