@@ -152,7 +152,7 @@ def test_baselines_get_an_even_share():
     # As long as that is not more than ten students for each setting.
     for name, settings in (("plain", 1), ("label_smoothing", 2)):
         due = min(share, 10 * settings * trainer.epochs)
-        assert abs(epochs[name] - due) <= trainer.epochs
+        assert abs(epochs[name] - due) <= 1.5 * trainer.epochs
     rate = result.plain.settings["learning_rate"]
     assert abs(math.log(rate / BEST["learning_rate"], 4)) < 0.5
     # It began with the trainer's own.
@@ -171,11 +171,11 @@ def test_plain_training_without_settings_is_not_repeated():
 
 def test_bad_students_are_stopped_early():
     trainer = SurfaceTrainer(heights=FEW)
-    result = tune(trainer, 40)
+    result = tune(trainer, 60)
     stopped = [trial for trial in result.trials if trial.state == "stopped"]
     assert len(stopped) > 5
     for trial in stopped:
-        assert trainer.epochs // 3 <= len(trial.curve) < trainer.epochs
+        assert trainer.epochs // 2 <= len(trial.curve) < trainer.epochs
         assert trial.score is None
     finished = [t for t in result.trials if t.state == "finished"]
     truths = [
@@ -184,7 +184,10 @@ def test_bad_students_are_stopped_early():
     ]
     assert truths[0] > truths[1]
     # What that saves trains more students.
-    assert len(result.trials) > 31 + 5
+    whole = SurfaceTrainer(heights=FEW)
+    unstopped = tune(whole, 60, pruner=optuna.pruners.NopPruner())
+    assert len(result.trials) > len(unstopped.trials)
+    assert all(len(trial.curve) == 9 for trial in unstopped.trials)
 
 
 @pytest.mark.parametrize("how", ["raised", "not a number"])
@@ -723,7 +726,7 @@ def test_each_student_has_a_line(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(trainer.calls)
     assert lines[0] == "  3% plain: accuracy 0.6874, the best"
-    assert any("stopped after 4 of 9 epochs" in line for line in lines)
+    assert any("stopped after 5 of 9 epochs" in line for line in lines)
     assert lines[-1].startswith("fresh seed 3/3 tuned: accuracy")
     assert len(result.trials) == len(lines) - 9
 

@@ -78,7 +78,7 @@ def tune(
         seed: integer, of the students in the search, and of the sampler.
         sampler: optional `optuna.samplers.BaseSampler`; by default TPE.
         pruner: optional `optuna.pruners.BasePruner`, which stops students
-            that fall behind; by default those below the median.
+            that fall behind; by default the worst quarter, at half time.
         verbose: whether to print a line for each student.
 
     Returns:
