@@ -19,6 +19,7 @@ from keras_kd.losses import (
 )
 from keras_kd.precomputed import check_outputs
 from keras_kd.student_trainer import StudentTrainer
+from keras_kd.tuning import Tuning, tune
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ __all__ = [
     "LabelSmoothing",
     "StudentTrainer",
     "TeacherCache",
+    "Tuning",
     "attribute",
     "callbacks",
     "check_outputs",
@@ -45,4 +47,5 @@ __all__ = [
     "metrics",
     "read_top_log_probabilities",
     "similarity",
+    "tune",
 ]

@@ -125,6 +125,10 @@ _COUNTS = (
 TOLD = {"label": "labels", "fault": "outputs", "fault_row": "outputs"}
 
 
+class DivergedError(ValueError):
+    """The student's loss is not finite, of finite inputs and teachers."""
+
+
 class InvalidExamples(keras.metrics.Metric):
     """Counts the examples that must not be trained on.
 
@@ -209,6 +213,7 @@ class InvalidExamples(keras.metrics.Metric):
 
         Raises:
             ValueError: with what was received.
+            DivergedError: if it is the student's loss alone.
         """
         # Replica by replica: their sum, which is what a metric's variable
         # gives, would mix up the labels that two of them saw.
@@ -233,7 +238,9 @@ def _refuse(counts, distiller, head):
             if counts[f"{role}_output"]:
                 distiller.reader(role, head.name).refuse()
     output = "" if head.name is None else f"Output {head.name!r}: "
-    raise ValueError(
+    others = ("inputs", "outputs", "teacher")
+    diverged = counts["student"] and not any(counts[name] for name in others)
+    raise (DivergedError if diverged else ValueError)(
         f"{output}{_message(counts, distiller, head)} The batch left the "
         "student as it was."
     )

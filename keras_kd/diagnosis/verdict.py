@@ -99,11 +99,22 @@ def _what_helps(numbers, codes):
     return "It has little to give beyond the labels."
 
 
-def _what_to_try(numbers, codes):
+def suggested_temperature(numbers):
+    """The middle of the temperatures at which soft targets say most.
+
+    Args:
+        numbers: of a `keras_kd.Diagnosis`.
+
+    Returns:
+        A number out of `bins.TEMPERATURES`.
+    """
     low, high = numbers["temperature"]["suggested"]
     middle = math.sqrt(low * high)
-    nearest = min(TEMPERATURES, key=lambda t: abs(math.log(t / middle)))
-    temperature = f"{nearest:g}"
+    return min(TEMPERATURES, key=lambda t: abs(math.log(t / middle)))
+
+
+def _what_to_try(numbers, codes):
+    temperature = f"{suggested_temperature(numbers):g}"
     if "no_class_relations" in codes or numbers["class_relations"] is None:
         return f"First: KDPt(temperature={temperature})."
     return (

@@ -332,6 +332,96 @@ def _draw_band(axes, curve, colour, style):
 
 
 @_drawn_later
+def scatter(
+    groups, x_label="", y_label="", log_x=False, rug=(), steps=None, ring=None
+):
+    """Points of several groups, the last of them on top.
+
+    Args:
+        groups: dict by name of (x values, y values). One called "others" is
+            drawn faintly.
+        x_label: of the axis.
+        y_label: of the axis.
+        log_x: whether the x axis is logarithmic.
+        rug: x values to mark at the bottom, whose y is not known.
+        steps: optional (x values, y values) of a line of steps.
+        ring: optional (x, y) of a point to put a ring around.
+
+    Returns:
+        A `Figure`.
+    """
+    figure, (axes,) = _new_figure()
+    if steps is not None:
+        axes.step(*steps, color="C1", lw=1.4, where="post")
+    number = 0
+    for name, (x, y) in groups.items():
+        colour = _faint() if name == "others" else f"C{number}"
+        number += name != "others"
+        axes.scatter(x, y, 16, color=colour, label=name, linewidths=0)
+    if rug:
+        axes.plot(
+            rug,
+            [0.02] * len(rug),
+            "|",
+            color=_faint(),
+            ms=7,
+            transform=axes.get_xaxis_transform(),
+        )
+    if ring is not None:
+        axes.scatter(*ring, 90, facecolors="none", edgecolors="C1", lw=1.6)
+    if log_x:
+        _log_axis(axes, [*rug, *(v for x, _ in groups.values() for v in x)])
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    _legend(axes, groups, len(groups))
+    return figure
+
+
+def _log_axis(axes, values):
+    """A logarithmic axis with few ticks, and numbers as they are read."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    subs = (1, 2, 5) if max(values) < 100 * min(values) else (1,)
+    axes.xaxis.set_major_locator(LogLocator(10, subs))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+@_drawn_later
+def courses(groups, x_label="", y_label=""):
+    """Many lines from 1 on, in the colour of their group.
+
+    Args:
+        groups: dict by name of lists of lists of y values, at most three; the
+            last on top, and thicker.
+        x_label: of the axis.
+        y_label: of the axis.
+
+    Returns:
+        A `Figure`.
+    """
+    figure, (axes,) = _new_figure()
+    colours = ["C1", _faint(), "C0"][-len(groups) :]
+    for i, (name, members) in enumerate(groups.items()):
+        last = i == len(groups) - 1
+        for n, values in enumerate(members):
+            axes.plot(
+                range(1, len(values) + 1),
+                values,
+                color=colours[i],
+                lw=2.2 if last else 0.9,
+                label=None if n else name,
+            )
+            if len(values) == 1 or not last:
+                axes.plot(len(values), values[-1], ".", color=colours[i], ms=4)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    _legend(axes, groups, len(groups))
+    return figure
+
+
+@_drawn_later
 def heatmaps(panels, limit=1.0, label=""):
     """Matrices side by side in one scale of colours, from -limit to limit.
 
@@ -457,13 +547,15 @@ def _faint():
     return matplotlib.rcParams["axes.edgecolor"]
 
 
-def _legend(axes, names):
+def _legend(axes, names, columns=1):
     """Above the axes, where it hides nothing."""
     if len(names) > 1:
         axes.legend(
             loc="lower left",
             bbox_to_anchor=(0, 1),
             borderaxespad=0.2,
+            ncols=columns,
+            columnspacing=1.2,
         )
 
 

@@ -1,0 +1,308 @@
+"""What a search found: trials, the final comparison, tables."""
+
+import collections
+import dataclasses
+
+from keras_kd import losses
+from keras_kd.attribution import Attribution
+from keras_kd.tuning.spaces import PLAIN
+
+# The names of the final comparison.
+WINNER, DEFAULT_KD = "tuned", "kd"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A student that the search trained.
+
+    Attributes:
+        number: in the order of training, from 0.
+        method: name.
+        settings: dict of the loss's arguments, and perhaps "learning_rate".
+        score: on the validation data, of a finished student; else `None`.
+        state: "finished"; "stopped", early or because it diverged; or
+            "failed", where the process died.
+        curve: list of validation scores, one an epoch.
+        seconds: that it took; `None` where that is not known.
+        why: "default", "diagnosis" or "search".
+    """
+
+    number: int
+    method: str
+    settings: dict
+    score: float | None
+    state: str
+    curve: list
+    seconds: float | None
+    why: str
+
+    def __str__(self):
+        return described(self.method, self.settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """The best loss that `tune` found, and what was tried.
+
+    Attributes:
+        trials: list of `Trial`, in order.
+        final: `keras_kd.Attribution` over fresh seeds: "plain", tuned; "kd"
+            at its defaults, where there is a teacher; and "tuned", the
+            winner, unless it is one of the two.
+        winner: the `Trial` that won.
+        winner_name: its name in `final`.
+        loss: its loss, to compile a `Distiller` with.
+        plain: the best `Trial` of plain training.
+        metric: name of the score.
+        higher_is_better: boolean.
+        importance: dict by method of dicts by setting of the share of the
+            method's good and bad trials that the setting explains.
+        spent: dict of the "seconds" and "epochs" that all of it took.
+        verdict: list of sentences of the teacher's diagnosis.
+
+    Example:
+    >>> result = kd.tune(trainer, seconds=3600, folder="runs/tuning")
+    >>> print(result)
+    >>> distiller.compile("adam", loss=result.loss)
+    """
+
+    trials: list
+    final: Attribution
+    winner: Trial
+    winner_name: str
+    loss: losses.DistillationLoss
+    plain: Trial
+    metric: str
+    higher_is_better: bool
+    importance: dict
+    spent: dict
+    verdict: list
+
+    @property
+    def method(self):
+        """Name of the method that won."""
+        return self.winner.method
+
+    @property
+    def settings(self):
+        """Dict of its settings."""
+        return self.winner.settings
+
+    def gain(self, baseline=PLAIN):
+        """What the winner gained, on seeds that the search did not use.
+
+        Args:
+            baseline: "plain", with its best settings, or "kd", at its
+                defaults.
+
+        Returns:
+            A `keras_kd.attribution.Interval`; `None` where the winner is the
+            baseline, or there is no such student.
+        """
+        if baseline == self.winner_name or baseline not in self.final.scores:
+            return None
+        return self.final.gain(self.winner_name, baseline)
+
+    @property
+    def findings(self):
+        """List of sentences: what won, and what it gained."""
+        trained = f"{self.spent['epochs']:,} epochs of students"
+        counts = collections.Counter(trial.state for trial in self.trials)
+        states = ", ".join(f"{n} {state}" for state, n in counts.items())
+        found = [
+            f"The best of {len(self.trials)} students ({states}) is "
+            f"{self.winner}, with {self.metric} {short(self.winner.score)} in "
+            f"the search, which took {trained} and "
+            f"{in_words(self.spent['seconds'])} in all.",
+        ]
+        for baseline, words in _BASELINES.items():
+            gain = self.gain(baseline)
+            if gain is not None:
+                found.append(
+                    f"On {gain.seeds} fresh seeds it gains {span(gain)} in "
+                    f"{self.metric} over {words}: {_VERDICTS[gain.verdict]}."
+                )
+        if self.winner_name == PLAIN:
+            found.append("No loss beat plain training in the search.")
+        return found
+
+    def __str__(self):
+        return self.to_markdown()
+
+    def to_markdown(self):
+        """Findings and tables, as text that is also Markdown."""
+        from keras_kd.reports import tables
+
+        findings = "\n".join(f"- {finding}" for finding in self.findings)
+        both = self.final_rows(), self.method_rows()
+        return "\n\n".join([findings, *map(tables.markdown, both)])
+
+    def final_rows(self):
+        """Table of the comparison on fresh seeds: list of dicts of strings."""
+        tried = {
+            PLAIN: str(self.plain),
+            DEFAULT_KD: "kd at its defaults",
+            self.winner_name: str(self.winner),
+        }
+        return [
+            {"on fresh seeds": tried[row.pop("method")], **row}
+            for row in self.final.method_rows()
+        ]
+
+    @property
+    def leaders(self):
+        """List of the best finished `Trial` of each method, in order."""
+        methods = {trial.method for trial in self.trials}
+        found = (best(self.trials, self.higher_is_better, m) for m in methods)
+        sign = 1 if self.higher_is_better else -1
+        return sorted(
+            filter(None, found), key=lambda trial: -sign * trial.score
+        )
+
+    def method_rows(self):
+        """Table of the search: list of dicts of strings, the best first."""
+        return [
+            {
+                "best of each method": str(trial),
+                self.metric: short(trial.score),
+                "from": trial.why,
+                "students": str(self._count(trial.method)),
+                "stopped": str(self._count(trial.method, "stopped")),
+            }
+            for trial in self.leaders
+        ]
+
+    def _count(self, method, state=None):
+        return sum(
+            trial.method == method and state in (None, trial.state)
+            for trial in self.trials
+        )
+
+    def to_dict(self):
+        """Everything, in JSON's types."""
+        return {
+            "winner": dataclasses.asdict(self.winner),
+            "plain": dataclasses.asdict(self.plain),
+            "final": self.final.to_dict(),
+            "trials": [dataclasses.asdict(trial) for trial in self.trials],
+            "importance": self.importance,
+            "spent": self.spent,
+            "metric": self.metric,
+            "higher_is_better": self.higher_is_better,
+            "verdict": self.verdict,
+            "findings": self.findings,
+        }
+
+    def to_tensorboard(self, log_dir):
+        """Writes a row for each student to the HParams table, and figures.
+
+        Args:
+            log_dir: path of the logs; the event files are written to its
+                folder "hparams".
+
+        Raises:
+            ImportError: without Matplotlib, which draws the figures.
+            OSError: if the files can't be written, such as on a full disk.
+        """
+        from keras_kd.tuning import report
+
+        report.to_tensorboard(self, log_dir)
+
+    def save(self, path):
+        """Writes a report: one HTML page that needs no other file.
+
+        Args:
+            path: of a file that does not exist yet.
+
+        Raises:
+            FileExistsError: if it does.
+            ImportError: without Matplotlib, which draws the figures.
+            OSError: if it can't be written, such as on a full disk.
+        """
+        from keras_kd.reports.page import check_new
+        from keras_kd.tuning import report
+
+        path = check_new(path)
+        report.page(self).save(path)
+
+
+# What the winner is compared with, in words.
+_BASELINES = {
+    PLAIN: "plain training at its best",
+    DEFAULT_KD: "KD at its defaults",
+}
+_VERDICTS = {
+    "gain": "a gain",
+    "loss": "a loss",
+    "inconclusive": "inconclusive",
+}
+
+
+def best(trials, higher_is_better, method=None):
+    """The best finished trial.
+
+    Args:
+        trials: list of `Trial`.
+        higher_is_better: boolean.
+        method: optional name, of whose trials alone.
+
+    Returns:
+        A `Trial`, or `None`.
+    """
+    sign = 1 if higher_is_better else -1
+    return max(
+        (
+            trial
+            for trial in trials
+            if trial.state == "finished" and method in (None, trial.method)
+        ),
+        key=lambda trial: sign * trial.score,
+        default=None,
+    )
+
+
+def score_of(result, metric):
+    """The score in what a trainer returned.
+
+    Args:
+        result: a number, or a dict with the key `metric`.
+        metric: name.
+
+    Returns:
+        A float.
+
+    Raises:
+        ValueError: if it is not there.
+    """
+    if isinstance(result, dict) and metric not in result:
+        raise ValueError(
+            "The metric is not among what the trainer returned. Received: "
+            f"{metric!r}, where there are {', '.join(map(repr, result))}. Log "
+            "it, or choose one of these as the trainer's metric."
+        )
+    return float(result[metric] if isinstance(result, dict) else result)
+
+
+def described(method, settings):
+    """A student in a few words: "kd(weight=0.9, temperature=4)"."""
+    words = ", ".join(f"{name}={short(v)}" for name, v in settings.items())
+    return f"{method}({words})" if words else method
+
+
+def span(interval):
+    """A gain with its interval."""
+    return f"{interval.mean:+.3g} [{interval.low:+.3g}, {interval.high:+.3g}]"
+
+
+def in_words(seconds):
+    """A duration: "12 s", "3 min" or "2.5 h"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def short(value):
+    """A value in as many digits as it deserves."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
