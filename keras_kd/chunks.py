@@ -24,6 +24,7 @@ from keras_kd import backend
 from keras_kd.backend.private import (
     compiled_metrics,
     get_keras_mask,
+    set_keras_mask,
 )
 from keras_kd.batch import (
     LABELS,
@@ -308,21 +309,7 @@ class _Pass:
         size = self._step.size(tokens, layer.num_classes)
         state = self._first_state(features)
 
-        whole, rest = tokens // size, tokens % size
-        if isinstance(whole, int):
-            if whole == 1:
-                state = self._chunk(0, size, state)
-            elif whole:
-                state = self._chunks(state, size, whole)
-            if rest:
-                state = self._chunk(whole * size, rest, state)
-        else:
-            state = self._chunks(state, size, whole)
-            state = ops.cond(
-                rest > 0,
-                lambda: self._chunk(whole * size, rest, state),
-                lambda: state,
-            )
+        state = self._over_chunks(state, tokens, size)
         # TensorFlow's tape has seen the loop.
         state = keras.tree.map_structure(ops.stop_gradient, state)
         self._keep(state["variables"])
@@ -332,10 +319,32 @@ class _Pass:
         counts = self._finished(state["counts"], _divided_up(tokens, size))
         return total, divisor, self._roles, counts
 
-    def _chunks(self, state, size, count):
-        return backend.repeat(
-            lambda i, state: self._chunk(i * size, size, state), state, count
-        )
+    def _over_chunks(self, state, tokens, size):
+        """The state after all chunks, of which the last may be smaller."""
+        whole, rest = tokens // size, tokens % size
+        is_even = isinstance(rest, int) and rest == 0
+
+        def chunk(i, state):
+            return self._chunk(i * size, size, state)
+
+        def any_chunk(i, state):
+            left = tokens - i * size
+            return self._chunk(i * size, _smaller(size, left), state)
+
+        def last_chunk():
+            return self._chunk(whole * size, rest, state)
+
+        if not is_even and backend.takes_any_size(self._distiller.jit_compile):
+            count = _divided_up(tokens, size)
+            return backend.repeat(any_chunk, state, count)
+        if isinstance(whole, int):
+            if whole == 1:
+                state = chunk(0, state)
+            elif whole:
+                state = backend.repeat(chunk, state, whole)
+            return state if is_even else last_chunk()
+        state = backend.repeat(chunk, state, whole)
+        return ops.cond(rest > 0, last_chunk, lambda: state)
 
     def _first_state(self, features):
         dtype = self._head.loss.dtype
@@ -369,14 +378,14 @@ class _Pass:
             total, others, gradient = backend.value_and_gradient(loss, logits)
         else:
             total, others = loss(logits)
-        divisor, counts, variables = others
+        variables = self._update_metrics(others)
         after = {
             "total": state["total"] + total,
-            "counts": self._added(state["counts"], counts, start),
+            "counts": self._added(state["counts"], others["counts"], start),
             "variables": variables,
         }
         if "divisor" in state:
-            after["divisor"] = state["divisor"] + divisor
+            after["divisor"] = state["divisor"] + others["divisor"]
         if self._training:
             after["weights"], of_features = layer.add_gradients(
                 state["weights"], gradient, rows["features"], self._weights
@@ -387,11 +396,10 @@ class _Pass:
         return after
 
     def _loss(self, logits, rows, values):
-        """A chunk's loss, what to divide it by, counts, and variables."""
+        """A chunk's loss, and a dict of what else came out."""
         head, training = self._head, self._training
-        with keras.StatelessScope(
-            list(zip(self._variables, values, strict=True))
-        ) as scope:
+        others = {}
+        with self._changing_values(values, others):
             mask = rows.get("mask")
             if mask is not None:
                 mask = self._unflat(mask)
@@ -406,17 +414,38 @@ class _Pass:
                 0, outputs, settled, losses, training
             )
             total, divisor = batch_sums(losses, settled, head.loss.reduction)
-            self._update_metrics(settled, outputs)
+        if divisor is not None:
+            others["divisor"] = divisor
+        others["counts"] = {
+            name: ops.cast(counts.get(name, 0.0), "float32") for name in COUNTS
+        }
+        arguments = head.metric_arguments(settled, outputs)
+        if arguments is not None:
+            names = ("labels", "outputs", "weights", "mask")
+            values = (*arguments, get_keras_mask(arguments[1]))
+            others["metrics"] = {
+                name: value
+                for name, value in zip(names, values, strict=True)
+                if value is not None
+            }
+        return total, others
+
+    @contextlib.contextmanager
+    def _changing_values(self, values, others):
+        """A context in which variables have values, which may change.
+
+        Args:
+            values: list, of the variables.
+            others: dict that gets the values at the end, as "variables".
+        """
+        pairs = list(zip(self._variables, values, strict=True))
+        with keras.StatelessScope(pairs) as scope:
+            yield
         self._check_changed(scope)
-        variables = [
+        others["variables"] = [
             ops.stop_gradient(scope.get_current_value(variable))
             for variable in self._variables
         ]
-        divisor = ops.zeros(()) if divisor is None else divisor
-        counts = {
-            name: ops.cast(counts.get(name, 0.0), "float32") for name in COUNTS
-        }
-        return total, (divisor, counts, variables)
 
     def _check_changed(self, scope):
         """Refuses to lose what is assigned to a variable in a chunk."""
@@ -450,12 +479,29 @@ class _Pass:
         logits = self._teacher.layer.product(features, self._teacher_weights)
         return self._teacher.finish(self._unflat(logits))
 
-    def _update_metrics(self, settled, outputs):
-        """Updates the metrics that the Distiller is compiled with."""
+    def _update_metrics(self, others):
+        """Updates the metrics that the Distiller is compiled with.
+
+        After the gradient is taken: on PyTorch metrics change what they get.
+
+        Args:
+            others: what `_loss` gave.
+
+        Returns:
+            List of the values of the variables.
+        """
         metrics = compiled_metrics(self._distiller)
-        arguments = self._head.metric_arguments(settled, outputs)
-        if metrics is not None and arguments is not None:
+        given = others.get("metrics")
+        if metrics is None or given is None:
+            return others["variables"]
+        outputs = given["outputs"]
+        if "mask" in given:
+            set_keras_mask(outputs, given["mask"])
+        arguments = (given["labels"], outputs, given.get("weights"))
+        after = {}
+        with self._changing_values(others["variables"], after):
             metrics.update_state(*map(self._named, arguments))
+        return after["variables"]
 
     def _build_metrics(self):
         """Makes the variables of these metrics, which a loop can't."""
@@ -544,6 +590,12 @@ def _at_least_1(number):
     if isinstance(number, int):
         return max(1, number)
     return ops.maximum(number, 1)
+
+
+def _smaller(first, second):
+    if isinstance(second, int):
+        return min(first, second)
+    return ops.minimum(first, second)
 
 
 def _begins_with(shape, first):

@@ -193,6 +193,18 @@ def repeat(function, state, count):
     return _chosen.repeat(function, state, count)
 
 
+def takes_any_size(jit_compile):
+    """Whether tensors may differ in size between the times of `repeat`.
+
+    Args:
+        jit_compile: whether the step is compiled by XLA.
+
+    Returns:
+        A boolean.
+    """
+    return _chosen.takes_any_size(jit_compile)
+
+
 def value_and_gradient(function, tensor):
     """A function's value and gradient, apart from those of the step.
 

@@ -97,6 +97,11 @@ def repeat(function, state, count):
     return state
 
 
+def takes_any_size(jit_compile):
+    """Unless XLA compiles."""
+    return not jit_compile
+
+
 def value_and_gradient(function, tensor):
     """By a tape of its own."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
