@@ -44,10 +44,16 @@ _TEACHER_FEATURES = "teacher_features"
 # Beside labels, what a batch tells once, not for each token.
 _OF_BATCH = (STATISTICS_TEMPERATURE, TEACHER_FINGERPRINT)
 
-# With "auto", a chunk's logits take at most so many bytes of float32; but
-# there are some tokens in a chunk, without which matrix products are slow.
+# Where the number of chunks is not given, a chunk's logits take at most so many
+# bytes of float32; but there are some tokens in a chunk, without which matrix
+# products are slow.
 CHUNK_BYTES = 64 * 2**20
 FEWEST_TOKENS = 64
+
+
+def most_tokens(classes):
+    """The number of tokens in a chunk at most, where it is not given."""
+    return max(FEWEST_TOKENS, CHUNK_BYTES // (4 * classes))
 
 
 def check_chunks(chunks):
@@ -210,8 +216,8 @@ class ChunkedStep:
         """
         chunks = self._distiller.logit_chunks
         if chunks == AUTO:
-            most = max(FEWEST_TOKENS, CHUNK_BYTES // (4 * classes))
-            chunks = _at_least_1(_divided_up(tokens, most))
+            chunks = _divided_up(tokens, most_tokens(classes))
+            chunks = _at_least_1(chunks)
         return _at_least_1(_divided_up(tokens, chunks))
 
 

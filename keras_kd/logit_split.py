@@ -190,6 +190,22 @@ class ModelSplit:
         return logits
 
 
+def split_or_none(model, output=None):
+    """As `split_model`, but `None` of a model that can't be split.
+
+    Args:
+        model: a `keras.Model`.
+        output: name of the output; `None` for the only one.
+
+    Returns:
+        A `ModelSplit`, or `None`.
+    """
+    try:
+        return split_model(model, "teacher", output)
+    except ValueError:
+        return None
+
+
 def split_model(model, role, output=None):
     """Splits a model at its logit layer.
 
