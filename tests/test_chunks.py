@@ -4,12 +4,14 @@ import keras
 import numpy as np
 import pytest
 import reference
+import tensorflow as tf
 from keras import layers, ops
 from models import assert_same_weights, assert_weights_differ, uniform
 from test_distiller_correctness import get_loss
 
 import keras_kd as kd
 from keras_kd import chunks as by_chunks
+from keras_kd.cache import teacher_pass
 
 BACKEND = keras.backend.backend()
 WORDS, STEPS, WIDTH = 11, 4, 5
@@ -531,6 +533,27 @@ def test_it_is_saved_with_the_distiller(tmp_path):
     assert_same_weights(
         distiller.student.get_weights(), loaded.student.get_weights()
     )
+
+
+def test_a_cache_is_written_by_chunks(tmp_path, monkeypatch):
+    """The same statistics, of a teacher of many classes."""
+    x, labels, _ = words(6)
+    dataset = tf.data.Dataset.from_tensor_slices((x, labels)).batch(3)
+    teacher, loss = language_model(9), kd.KDTopK(k=3)
+    found = []
+    for name, most in (("whole", 10**6), ("chunks", 2)):
+        monkeypatch.setattr(teacher_pass, "_CHUNKS", 1)
+        monkeypatch.setattr(teacher_pass, "most_tokens", lambda _, n=most: n)
+        cache = kd.TeacherCache.write(
+            tmp_path / name, dataset, teacher, loss, dtype="float32", verbose=0
+        )
+        errors = cache.verify(dataset, teacher).largest_errors
+        assert max(errors.values()) < 1e-5
+        found += [y for _, y in cache.attach(dataset, loss).take(1)]
+    whole, chunked = found
+    assert whole.keys() == chunked.keys()
+    for key, value in whole.items():
+        np.testing.assert_allclose(chunked[key], value, rtol=1e-5, atol=1e-6)
 
 
 # -- memory -------------------------------------------------------------------
