@@ -12,6 +12,7 @@ from test_distiller_correctness import get_loss
 import keras_kd as kd
 from keras_kd import chunks as by_chunks
 from keras_kd.cache import teacher_pass
+from keras_kd.diagnosis import by_chunks as diagnosis_by_chunks
 
 BACKEND = keras.backend.backend()
 WORDS, STEPS, WIDTH = 11, 4, 5
@@ -554,6 +555,37 @@ def test_a_cache_is_written_by_chunks(tmp_path, monkeypatch):
     assert whole.keys() == chunked.keys()
     for key, value in whole.items():
         np.testing.assert_allclose(chunked[key], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("student", [None, language_model])
+def test_a_diagnosis_is_made_by_chunks(student, monkeypatch):
+    """Of 16 sequences with padding, an ignored label and bad ones."""
+    x, labels, _ = words(16)
+    teacher = language_model(9, masked=True)
+    student = student and student()
+    found = []
+    for most in (10**6, 5):
+        monkeypatch.setattr(diagnosis_by_chunks, "_CHUNKS", 1)
+        monkeypatch.setattr(
+            diagnosis_by_chunks, "most_tokens", lambda _, n=most: n
+        )
+        diagnosis = kd.diagnose(
+            teacher,
+            (x, labels),
+            student,
+            kd.KDPt(ignore_class=IGNORED),
+            batch_size=8,
+        )
+        found.append(diagnosis.numbers)
+    flat = [
+        [
+            n
+            for n in keras.tree.flatten(numbers)
+            if not isinstance(n, (str, type(None)))
+        ]
+        for numbers in found
+    ]
+    assert flat[0] == pytest.approx(flat[1], rel=1e-4, abs=1e-5)
 
 
 # -- memory -------------------------------------------------------------------
