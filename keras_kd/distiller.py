@@ -11,6 +11,7 @@ from keras import ops
 from keras_kd import (
     backend,
     batch,
+    chunks,
     data_errors,
     distribution,
     fingerprint,
@@ -28,6 +29,7 @@ from keras_kd.logits import (
     output_names,
     shared_class_count,
 )
+from keras_kd.losses.base import mean_over_replicas
 from keras_kd.metrics import GradientScale
 from keras_kd.monitors import TOLD, InvalidExamples, LossTracker
 from keras_kd.sharing import check_sharing
@@ -119,13 +121,20 @@ class Distiller(backend.Trainer):
         gradient_scale: a `GradientScale` that gives the bins of the
             histograms, or `False` for no histograms.
         name: optional name.
+        logit_chunks: in how many chunks of tokens logits, losses, metrics and
+            gradients are computed, one after another, so that no array of
+            [tokens, classes] is held; for a large vocabulary. "auto" chooses
+            it by size. Student and, where it runs, teacher are split at their
+            logit layers: a `Dense`, or an embedding used in reverse, after
+            which activations, a scale or a soft cap may follow. The results
+            are the same. `None` computes all logits at once.
 
     Raises:
         TypeError: if student or teacher is not a `keras.Model`.
         ValueError: if they have different numbers of classes or tokenizers
             of different vocabularies, are one object or share variables that
-            training changes, or the student has a training step or a loss of
-            its own.
+            training changes, the student has a training step or a loss of
+            its own, or `logit_chunks` is not a number of chunks.
 
     Example:
     ```python
@@ -159,9 +168,11 @@ class Distiller(backend.Trainer):
         student_output=None,
         teacher_output=None,
         shared_classes=None,
+        logit_chunks=None,
     ):
         check_model("student", student)
         _check_overrides(student)
+        chunks.check_chunks(logit_chunks)
         # The student's policy decides on loss scaling; inputs are left to the
         # student's own layers to cast.
         super().__init__(name=name, dtype=student.dtype_policy, autocast=False)
@@ -170,10 +181,14 @@ class Distiller(backend.Trainer):
         self.student_output = student_output
         self.teacher_output = teacher_output
         self.shared_classes = shared_classes
+        self.logit_chunks = logit_chunks
+        self._chunked = _Untracked(
+            None if logit_chunks is None else chunks.ChunkedStep(self)
+        )
         self._evaluating = False
         self._class_weight = {}
         self._prepare = _Untracked({})
-        self._teacher_number = None
+        self.teacher_number = None
         # Out of Keras's tracking, which ends when a model is built: a
         # Distiller can be compiled again with a loss of other terms.
         self._heads = _Untracked([])
@@ -253,7 +268,7 @@ class Distiller(backend.Trainer):
         # Past Keras, which would track it: it would be trained, its
         # regularisation would join the loss and `trainable` would reach it.
         object.__setattr__(self, name, value)
-        self._teacher_number = None
+        self.teacher_number = None
         for head in self.distilled_heads:
             head.forget_teacher()
         if self.compiled:
@@ -277,7 +292,9 @@ class Distiller(backend.Trainer):
         self.built = True
 
     def call(self, inputs, training=None):
-        """The student's outputs."""
+        """The student's outputs; its features in a step by chunks."""
+        if self._runs_by_chunks:
+            return self._chunked.value.features(inputs, training)
         return self.student(inputs, training=training)
 
     def compile(
@@ -312,8 +329,9 @@ class Distiller(backend.Trainer):
         Raises:
             ValueError: if `loss` is not a distillation loss, or names an
                 output that does not exist; if it needs a logit layer that is
-                not found; if `loss_weights` are given for one output; or if
-                student and teacher share what training changes.
+                not found; if `loss_weights` are given for one output; if
+                student and teacher share what training changes; or if the
+                student can't be split for `logit_chunks`.
         """
         self._configure(
             optimizer, loss, loss_weights, metrics, weighted_metrics, **kwargs
@@ -365,6 +383,8 @@ class Distiller(backend.Trainer):
             **kwargs,
         }
         self._heads.value = heads
+        if self.logit_chunks is not None:
+            self._chunked.value.check()
         super().compile(**{**arguments, "optimizer": self._scaled(**arguments)})
         with self._scope():
             set_loss_tracker(self, LossTracker(name="loss"))
@@ -520,6 +540,26 @@ class Distiller(backend.Trainer):
 
     # -- one step ------------------------------------------------------------
 
+    def train_step(self, *args):
+        """One step of training; see `keras_kd.backend`."""
+        with self._step():
+            return super().train_step(*args)
+
+    def test_step(self, *args):
+        """One step of evaluation; see `keras_kd.backend`."""
+        with self._step():
+            return super().test_step(*args)
+
+    def _step(self):
+        by_chunks = self._chunked.value
+        return by_chunks.running() if by_chunks else contextlib.nullcontext()
+
+    @property
+    def _runs_by_chunks(self):
+        """Whether a step runs now that computes logits by chunks."""
+        by_chunks = self._chunked.value
+        return by_chunks is not None and by_chunks.is_running
+
     def with_teacher(self, data):
         """Adds to a batch what the loss needs from the teacher.
 
@@ -554,11 +594,13 @@ class Distiller(backend.Trainer):
         by_head = {
             head.name: batch.as_dict(part) for head, part in self._parts(y)
         }
+        if self._runs_by_chunks:
+            return self._chunked.value.with_teacher(by_head, inputs)
         outputs = []
 
         def teacher_outputs():
             if not outputs:
-                self._check_teacher(by_head)
+                self.check_teacher(by_head)
                 outputs.append(self.teacher(inputs, training=False))
             return outputs[0]
 
@@ -572,8 +614,15 @@ class Distiller(backend.Trainer):
         }
         return by_head[None] if None in by_head else by_head
 
-    def _check_teacher(self, by_head):
-        """Refuses a loss that needs a teacher where there is none."""
+    def check_teacher(self, by_head):
+        """Refuses a loss that needs a teacher where there is none.
+
+        Args:
+            by_head: dict by head of what the data hold.
+
+        Raises:
+            ValueError: naming what is missing.
+        """
         if self.teacher is not None:
             return
         for head in self.distilled_heads:
@@ -627,15 +676,19 @@ class Distiller(backend.Trainer):
             sample_weight: optional, [batch] or the shape of the labels.
 
         Returns:
-            Dict of a `keras_kd.batch.Batch` by head.
+            Dict of a `keras_kd.batch.Batch` by head; of a
+            `keras_kd.chunks.Unsettled` in a step by chunks.
         """
         if isinstance(y, _Settled):
             return y
-        class_weight = None if self._evaluating else self._class_weight
+        by_class = None if self._evaluating else self._class_weight
+        by_chunks = self._runs_by_chunks
         return _Settled(
             (
                 head.name,
-                head.settle(part, y_pred, _one_of(weight), class_weight),
+                (chunks.Unsettled if by_chunks else head.settle)(
+                    part, y_pred, _one_of(weight), by_class
+                ),
             )
             for (head, part), (_, weight) in zip(
                 self._parts(y),
@@ -663,18 +716,20 @@ class Distiller(backend.Trainer):
             strategy, this replica's share of the sum over all.
         """
         settled = self.settle(y, y_pred, sample_weight)
-        # Not every layer passes a NaN on.
-        inputs = sum((ops.sum(each) for each in _floats(x)), ops.zeros(()))
-        sound_inputs = ops.isfinite(inputs)
+        bad_inputs = _bad_inputs(x)
         total, updates = 0.0, []
         for index, head in enumerate(self.heads):
             part = settled[head.name]
-            values = head.losses(part, training)
-            counts = self._counts(
-                index, x, sound_inputs, y_pred, part, values, training
-            )
-            updates.append(counts)
-            loss = head.reduced(values, part)
+            if isinstance(part, chunks.Unsettled):
+                *sums, roles, counts = self._chunked.value.loss(part, training)
+                loss = mean_over_replicas(*sums)
+            else:
+                values = head.losses(part, training)
+                roles, counts = self.counts(
+                    index, y_pred, part, values, training
+                )
+                loss = head.reduced(values, part)
+            updates.append((roles, {**counts, "inputs": bad_inputs}))
             if head.tracker is not None:
                 rows = ops.shape(keras.tree.flatten(y_pred)[0])[0]
                 head.tracker.update_state(loss, sample_weight=rows)
@@ -693,29 +748,28 @@ class Distiller(backend.Trainer):
         is_invalid = distribution.sum_over_replicas(invalid) > 0
         return ops.where(is_invalid, float("nan"), total)
 
-    def _counts(
-        self, index, x, sound_inputs, y_pred, settled, values, training
-    ):
+    def counts(self, index, y_pred, settled, values, training):
         """Counts what must not be trained on in a head's batch.
+
+        Args:
+            index: integer, which head.
+            y_pred: the student's outputs.
+            settled: what the batch is to the head.
+            values: [...], the loss of each example.
+            training: whether it is trained on.
 
         Returns:
             List of the roles of the models whose outputs were looked at, and
             a dict of scalars; see `InvalidExamples.update_state`.
         """
         head = self.heads[index]
-        counts = head.counts(settled, training, self._teacher_number)
+        counts = head.counts(settled, training, self.teacher_number)
         infinite = number(ops.logical_not(ops.isfinite(values)))
-        origins = ops.cond(
-            ops.logical_or(infinite > 0, ops.logical_not(sound_inputs)),
-            lambda: _origins(x, getattr(settled, "logits", None), infinite),
-            lambda: ops.zeros((3,)),
+        counts["student"], counts["teacher"] = ops.cond(
+            infinite > 0,
+            lambda: _origins(getattr(settled, "logits", None), infinite),
+            lambda: (ops.zeros(()), ops.zeros(())),
         )
-        for name, count in zip(
-            ("inputs", "student", "teacher"),
-            ops.unstack(origins, 3),
-            strict=True,
-        ):
-            counts[name] = count
         roles = []
         for reader, outputs in head.outputs_to_check(settled, y_pred):
             roles.append(reader.role)
@@ -738,6 +792,8 @@ class Distiller(backend.Trainer):
 
         Half-precision outputs are given in float32, as some metrics ask.
         """
+        if self._runs_by_chunks:
+            return self.get_metrics_result()
         settled = self.settle(y, y_pred, sample_weight)
         found = {
             head.name: head.metric_arguments(settled[head.name], y_pred)
@@ -781,8 +837,8 @@ class Distiller(backend.Trainer):
         number = fingerprint.teacher_number(
             fingerprint.teacher_fingerprint(self.teacher)
         )
-        if number != self._teacher_number:
-            self._teacher_number = number
+        if number != self.teacher_number:
+            self.teacher_number = number
             self.train_function = None
 
     # -- running -------------------------------------------------------------
@@ -842,7 +898,7 @@ class Distiller(backend.Trainer):
         return_dict=False,
     ):
         """Trains on one batch; arguments as in `keras.Model.train_on_batch`."""
-        if _names_a_teacher(y) and self._teacher_number is None:
+        if _names_a_teacher(y) and self.teacher_number is None:
             self._note_teacher()
         self._note_class_weight(class_weight)
         prepare = self._preprocessing(with_teacher=True)
@@ -1001,6 +1057,7 @@ class Distiller(backend.Trainer):
             "student_output": self.student_output,
             "teacher_output": self.teacher_output,
             "shared_classes": self.shared_classes,
+            "logit_chunks": self.logit_chunks,
             "gradient_scale": serialize(self._bins.value or False),
             "name": self.name,
         }
@@ -1063,21 +1120,31 @@ def _names_a_teacher(y):
     return TEACHER_FINGERPRINT in y or any(map(_names_a_teacher, y.values()))
 
 
-def _origins(x, logits, infinite):
+def _bad_inputs(x):
+    """How many inputs are not finite; not every layer passes a NaN on."""
+    inputs = _floats(x)
+    total = sum((ops.sum(each) for each in inputs), ops.zeros(()))
+    return ops.cond(
+        ops.isfinite(total),
+        lambda: ops.zeros(()),
+        lambda: sum(
+            (number(ops.logical_not(ops.isfinite(each))) for each in inputs),
+            ops.zeros(()),
+        ),
+    )
+
+
+def _origins(logits, infinite):
     """Where losses that are not finite come from.
 
     Returns:
-        [3]: numbers of inputs that are not finite, of examples if it is the
-        student's logits, and if it is what the teacher gave.
+        Numbers of examples if it is the student's logits, and if it is what
+        the teacher gave.
     """
-    inputs = sum(
-        (number(ops.logical_not(ops.isfinite(each))) for each in _floats(x)),
-        ops.zeros(()),
-    )
     # Outputs that are not logits have no teacher.
     sound = logits is not None and ops.all(ops.isfinite(logits))
     student = ops.where(sound, 0.0, infinite)
-    return ops.stack([inputs, student, infinite - student])
+    return student, infinite - student
 
 
 def _floats(x):

@@ -252,10 +252,7 @@ class Head:
             "label": ops.where(ops.any(bad), _worst_label(settled), 0.0),
         }
         if training:
-            counts["stale"] = number(self._stale(settled))
-            counts["other_teacher"] = number(
-                _of_other_teacher(settled, teacher_number)
-            )
+            counts |= self.counts_of_statistics(settled.y, teacher_number)
             fault = settled.y.get(precomputed.OUTPUT_FAULT)
             if fault is not None:
                 counted = ops.cast(settled.counted, "bool")
@@ -263,6 +260,21 @@ class Head:
                     fault, counted, settled.weights
                 )
         return counts
+
+    def counts_of_statistics(self, y, teacher_number):
+        """Counts of statistics that belong to something else.
+
+        Args:
+            y: dict of labels and what comes beside them.
+            teacher_number: of the teacher's fingerprint, or `None`.
+
+        Returns:
+            A dict of scalars.
+        """
+        return {
+            "stale": number(self._stale(y)),
+            "other_teacher": number(_of_other_teacher(y, teacher_number)),
+        }
 
     def outputs_to_check(self, settled, y_pred):
         """List of pairs of a reader and outputs that its model gave."""
@@ -272,9 +284,9 @@ class Head:
             pairs.append((self.teacher_reader, outputs))
         return pairs
 
-    def _stale(self, settled):
+    def _stale(self, y):
         """Booleans: whether statistics are of another temperature."""
-        kept = settled.y.get(STATISTICS_TEMPERATURE)
+        kept = y.get(STATISTICS_TEMPERATURE)
         if kept is None:
             return ops.zeros((1,), dtype="bool")
         wanted = ops.cast(self.loss.temperature, kept.dtype)
@@ -414,9 +426,9 @@ def _in_full_precision(outputs):
     return outputs
 
 
-def _of_other_teacher(settled, teacher_number):
+def _of_other_teacher(y, teacher_number):
     """Booleans: whether statistics are not those of this teacher."""
-    kept = settled.y.get(TEACHER_FINGERPRINT)
+    kept = y.get(TEACHER_FINGERPRINT)
     if kept is None or teacher_number is None:
         return ops.zeros((1,), dtype="bool")
     return ops.not_equal(kept, teacher_number)

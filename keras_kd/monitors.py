@@ -107,7 +107,7 @@ class Monitors:
 # teacher's outputs in the data that are not valid, with what is wrong with the
 # first and where it is.
 _ROLES = ("student", "teacher")
-_COUNTS = (
+COUNTS = (
     "labels",
     "label",
     "inputs",
@@ -144,7 +144,7 @@ class InvalidExamples(keras.metrics.Metric):
         # For each head: batches of which the outputs of student and teacher
         # were seen, then all 0 as long as all is well.
         self.state = self.add_variable(
-            (heads, len(_ROLES) + len(_COUNTS)), "zeros", name="state"
+            (heads, len(_ROLES) + len(COUNTS)), "zeros", name="state"
         )
 
     # Not a property: Keras reads those when it saves, which the chief of
@@ -166,19 +166,19 @@ class InvalidExamples(keras.metrics.Metric):
 
         Args:
             updates: list by head of the roles of the models whose outputs were
-                seen, and a dict of scalars by names of `_COUNTS`; others are
+                seen, and a dict of scalars by names of `COUNTS`; others are
                 0.
         """
         rows = []
         for before, (roles, counts) in zip(
             ops.unstack(self.result(), len(updates)), updates, strict=True
         ):
-            before = ops.unstack(before, len(_ROLES) + len(_COUNTS))
+            before = ops.unstack(before, len(_ROLES) + len(COUNTS))
             seen = [
                 count + float(role in roles)
                 for role, count in zip(_ROLES, before, strict=False)
             ]
-            before = dict(zip(_COUNTS, before[len(_ROLES) :], strict=True))
+            before = dict(zip(COUNTS, before[len(_ROLES) :], strict=True))
             after = {
                 name: count + ops.cast(counts.get(name, 0), self.dtype)
                 for name, count in before.items()
@@ -226,7 +226,7 @@ class InvalidExamples(keras.metrics.Metric):
             return
         self.reset_state()
         for head, row in zip(distiller.heads, state, strict=True):
-            counts = dict(zip(_COUNTS, row[len(_ROLES) :], strict=True))
+            counts = dict(zip(COUNTS, row[len(_ROLES) :], strict=True))
             if any(counts.values()):
                 _refuse(counts, distiller, head)
 

@@ -48,6 +48,21 @@ _PRESET_DEFAULTS = {
     "teacher": {"teacher_epochs": 0, "teacher_learning_rate": 1e-4},
     "student": {"learning_rate": 1e-4},
 }
+# From so many tokens on, logits are computed by chunks unless told otherwise.
+_LARGE_VOCABULARY = 20_000
+
+
+def _read_chunks(context, parameter, value):
+    """An integer, "auto", or `None`; what a Distiller would refuse is refused.
+
+    "0" stands for all logits at once.
+    """
+    del context, parameter
+    if value in (None, "auto"):
+        return value
+    if not value.isdecimal():
+        raise click.BadParameter(f'{value!r} is not a number, nor "auto".')
+    return int(value)
 
 
 @click.command(context_settings={"show_default": True})
@@ -91,6 +106,14 @@ _PRESET_DEFAULTS = {
     type=positive,
     default=32,
     help="Tokens; a longer document continues in another sequence.",
+)
+@click.option(
+    "--logit-chunks",
+    callback=_read_chunks,
+    metavar="NUMBER",
+    help="In how many chunks of tokens logits are computed, so that they never "
+    'fill the memory; "auto" chooses, 0 computes all at once. [default: auto '
+    f"from {_LARGE_VOCABULARY:,} classes on, else 0]",
 )
 @language_model.optimizer_options(5e-3, 2e-3)
 @options.shared_options(("plain", "kd_pt", "kd"))
@@ -485,6 +508,13 @@ class CausalLMStudy(language_model.LanguageModelStudy):
     def classes(self):
         """Number of logits."""
         return self.vocabulary.classes
+
+    def distiller_arguments(self):
+        """By chunks where the vocabulary is large."""
+        chunks = self.options["logit_chunks"]
+        if chunks is None and self.classes() >= _LARGE_VOCABULARY:
+            chunks = "auto"
+        return {"logit_chunks": chunks or None}
 
     def adapted_teacher(self, model):
         """A loaded model, refused if it does not take these sequences."""

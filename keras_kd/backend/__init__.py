@@ -118,6 +118,123 @@ def add_to_rows(variable, rows, values):
     _chosen.add_to_rows(variable, rows, values)
 
 
+# -- a step by chunks ---------------------------------------------------------
+
+
+def product(first, second, transposed=False):
+    """The matrix product.
+
+    Args:
+        first: [m, n].
+        second: [n, p]; [p, n] if `transposed`.
+        transposed: whether the second matrix is to be transposed, which is
+            done without a copy.
+
+    Returns:
+        [m, p].
+    """
+    return _chosen.product(first, second, transposed)
+
+
+def add_product(total, first, second):
+    """A matrix plus the product of another one, transposed, with a third.
+
+    Args:
+        total: [n, p], which may be overwritten.
+        first: [m, n].
+        second: [m, p].
+
+    Returns:
+        [n, p], in the dtype of `total`.
+    """
+    return _chosen.add_product(total, first, second)
+
+
+def take_rows(values, start, size):
+    """Consecutive rows.
+
+    Args:
+        values: [rows, ...].
+        start: integer scalar.
+        size: integer; on TensorFlow it may be a scalar tensor.
+
+    Returns:
+        [size, ...].
+    """
+    return _chosen.take_rows(values, start, size)
+
+
+def put_rows(values, start, rows):
+    """Values with others in consecutive rows.
+
+    Args:
+        values: [rows, ...], which may be overwritten.
+        start: integer scalar.
+        rows: [size, ...].
+
+    Returns:
+        [rows, ...].
+    """
+    return _chosen.put_rows(values, start, rows)
+
+
+def repeat(function, state, count):
+    """Runs a function one time after another, never two times at once.
+
+    Args:
+        function: function of a number from 0 to `count` - 1 and of the state,
+            a nested structure of tensors, that returns the state.
+        state: the first one.
+        count: integer; on TensorFlow it may be a scalar tensor.
+
+    Returns:
+        The last state.
+    """
+    return _chosen.repeat(function, state, count)
+
+
+def takes_any_size(jit_compile):
+    """Whether tensors may differ in size between the times of `repeat`.
+
+    Args:
+        jit_compile: whether the step is compiled by XLA.
+
+    Returns:
+        A boolean.
+    """
+    return _chosen.takes_any_size(jit_compile)
+
+
+def value_and_gradient(function, tensor):
+    """A function's value and gradient, apart from those of the step.
+
+    Args:
+        function: function of a tensor that returns a scalar, and a nested
+            structure of tensors.
+        tensor: where to take them.
+
+    Returns:
+        The scalar and the structure, constants to the step's gradient; and
+        the gradient of the scalar.
+    """
+    return _chosen.value_and_gradient(function, tensor)
+
+
+def with_gradients(value, tensors, gradients):
+    """A scalar whose gradients are known.
+
+    Args:
+        value: scalar, a constant to the gradient.
+        tensors: list of tensors that it depends on.
+        gradients: list of its gradients, of their shapes; they may be
+            overwritten.
+
+    Returns:
+        The scalar.
+    """
+    return _chosen.with_gradients(value, tensors, gradients)
+
+
 def from_tf_data(element):
     """An element of a `tf.data.Dataset` as tensors of the backend.
 

@@ -83,6 +83,77 @@ def add_to_rows(variable, rows, values):
     variable.assign(variable.value.at[rows].add(values))
 
 
+def product(first, second, transposed):
+    """By a contraction, which needs no transposed copy."""
+    axes = ((1,), (1 if transposed else 0,))
+    return jax.lax.dot_general(first, second, (axes, ((), ())))
+
+
+def add_product(total, first, second):
+    """The compiler adds in place."""
+    axes = (((0,), (0,)), ((), ()))
+    return total + jax.lax.dot_general(
+        first, second, axes, preferred_element_type=total.dtype
+    )
+
+
+def take_rows(values, start, size):
+    """By a slice of a size known to the compiler."""
+    return jax.lax.dynamic_slice_in_dim(values, start, size)
+
+
+def put_rows(values, start, rows):
+    """The compiler does it in place."""
+    return jax.lax.dynamic_update_slice_in_dim(values, rows, start, 0)
+
+
+def repeat(function, state, count):
+    """By a loop of the compiled program."""
+    return jax.lax.fori_loop(0, count, function, state)
+
+
+def takes_any_size(jit_compile):
+    """A loop is compiled once."""
+    del jit_compile
+    return False
+
+
+def value_and_gradient(function, tensor):
+    """By JAX's own."""
+    both = jax.value_and_grad(function, has_aux=True)
+    (value, others), gradient = both(tensor)
+    return value, others, gradient
+
+
+def with_gradients(value, tensors, gradients):
+    """By a custom gradient of what is computed already."""
+    value, gradients = jax.lax.stop_gradient((value, gradients))
+    return _known(value, tensors, gradients)
+
+
+@jax.custom_vjp
+def _known(value, tensors, gradients):
+    del tensors, gradients
+    return value
+
+
+def _known_forward(value, tensors, gradients):
+    like = [jax.numpy.zeros((), each.dtype) for each in tensors]
+    return value, (gradients, like)
+
+
+def _known_backward(kept, up):
+    gradients, like = kept
+    scaled = [
+        (up.astype(each.dtype) * each).astype(tensor.dtype)
+        for each, tensor in zip(gradients, like, strict=True)
+    ]
+    return None, scaled, None
+
+
+_known.defvjp(_known_forward, _known_backward)
+
+
 @contextlib.contextmanager
 def _substituted(variables, values):
     """Lets variables have other values, such as the arguments of a trace."""
@@ -180,7 +251,14 @@ class Trainer(keras.Model):
         teacher = [] if self.teacher is None else all_variables(self.teacher)
         student = {id(variable) for variable in all_variables(self.student)}
         teacher = [v for v in teacher if id(v) not in student]
-        return [*teacher, *self.loss_variables]
+        drawn = {id(variable) for variable in self._drawn_in_loss}
+        of_losses = [v for v in self.loss_variables if id(v) not in drawn]
+        return [*teacher, *of_losses]
+
+    @property
+    def _drawn_in_loss(self):
+        """The state of random numbers that the loss draws, not the teacher."""
+        return [] if self.logit_chunks is None else self.random_variables
 
     def _make_function(self, step_function, concatenate_outputs=False):
         # Of the three functions that Keras makes, `predict` alone has outputs.
@@ -246,7 +324,8 @@ class Trainer(keras.Model):
         variables = super().metrics_variables
         if not self.compiled:
             return variables
-        return [*variables, self.invalid_examples.state]
+        drawn = self._drawn_in_loss
+        return [*variables, *drawn, self.invalid_examples.state]
 
     # Keras loses a mask where it takes the outputs out of the gradient.
 

@@ -29,11 +29,28 @@ try:
     # The base of the convolutions, whose `activation` comes last.
     from keras.src.layers.convolutional.base_conv import BaseConv
 
+    # Tells a model that runs the graph it was made of.
+    from keras.src.models.functional import Functional
+
     # What `keras.ops.softmax` and its like leave in a functional model's
     # graph; Keras exports the functions alone.
     from keras.src.ops.core import Cast
     from keras.src.ops.nn import LogSoftmax, Sigmoid, Softmax
-    from keras.src.ops.numpy import ExpandDims, Reshape, Squeeze
+    from keras.src.ops.numpy import (
+        Add,
+        Clip,
+        Divide,
+        ExpandDims,
+        Maximum,
+        Minimum,
+        Multiply,
+        Negative,
+        Reshape,
+        Squeeze,
+        Subtract,
+        Tanh,
+        TrueDivide,
+    )
 
     # Attributes of a model that Keras must not list among its own parts.
     from keras.src.utils.tracking import DotNotTrackScope
@@ -45,6 +62,19 @@ LOG_SOFTMAX_OPERATIONS = (LogSoftmax,)
 SIGMOID_OPERATIONS = (Sigmoid,)
 # Those that give their input's values in another shape or dtype.
 RESHAPING_OPERATIONS = (Cast, ExpandDims, Reshape, Squeeze)
+# Those of which scales and soft caps are made.
+ELEMENTWISE_OPERATIONS = (
+    Add,
+    Clip,
+    Divide,
+    Maximum,
+    Minimum,
+    Multiply,
+    Negative,
+    Subtract,
+    Tanh,
+    TrueDivide,
+)
 
 # Methods of `keras.Model` that the backends' trainers override. Were one gone,
 # Keras would never call the override.
@@ -95,6 +125,36 @@ def made_by(tensor):
     """
     operation, node, position = tensor._keras_history
     return operation, operation._inbound_nodes[node].input_tensors, position
+
+
+def call_of(tensor):
+    """The call that made a tensor of a functional model.
+
+    Args:
+        tensor: a `keras.KerasTensor`, such as one of `model.outputs`.
+
+    Returns:
+        A tuple of the operation, a pair of the arguments that it was called
+        with (a tuple and a dict), and the tensor's position among its outputs.
+    """
+    operation, node, position = tensor._keras_history
+    arguments = operation._inbound_nodes[node].arguments
+    return operation, (arguments.args, arguments.kwargs), position
+
+
+def runs_its_graph(model):
+    """Whether a model's `call` does what its graph says.
+
+    Args:
+        model: a `keras.Model`.
+
+    Returns:
+        A boolean, false for a subclass with a `call` of its own.
+    """
+    if not getattr(model, "outputs", None):
+        return False
+    known = (Functional.call, keras.Sequential.call)
+    return type(model).call in known
 
 
 def input_structure(model):
@@ -304,6 +364,7 @@ def check_keras(backend):
 
 
 __all__ = [
+    "ELEMENTWISE_OPERATIONS",
     "LOG_SOFTMAX_OPERATIONS",
     "NEWEST_KERAS",
     "OLDEST_KERAS",
@@ -312,6 +373,8 @@ __all__ = [
     "SIGMOID_OPERATIONS",
     "SOFTMAX_OPERATIONS",
     "BaseConv",
+    "Cast",
+    "call_of",
     "check_keras",
     "compiled_metrics",
     "flatten_layers",
@@ -323,6 +386,7 @@ __all__ = [
     "loss_tracker",
     "made_by",
     "own_statistics",
+    "runs_its_graph",
     "set_held_value",
     "set_initial_epoch",
     "set_keras_mask",

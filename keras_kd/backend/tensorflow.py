@@ -59,6 +59,74 @@ def add_to_rows(variable, rows, values):
     variable.value.scatter_add(tf.IndexedSlices(values, rows))
 
 
+def product(first, second, transposed):
+    """By a flag of the product."""
+    return tf.matmul(first, second, transpose_b=transposed)
+
+
+def add_product(total, first, second):
+    """In two steps, as there is no operation for both."""
+    added = tf.matmul(first, second, transpose_a=True)
+    return total + tf.cast(added, total.dtype)
+
+
+def take_rows(values, start, size):
+    """By a slice whose size XLA can tell."""
+    zeros = [0] * (len(values.shape) - 1)
+    rows = tf.slice(values, [start, *zeros], [size, *(-1 for _ in zeros)])
+    # Which TensorFlow loses where the start is not known.
+    known = size if isinstance(size, int) else None
+    rows.set_shape((known, *values.shape[1:]))
+    return rows
+
+
+def put_rows(values, start, rows):
+    """By a scatter, which is in place where nothing else reads the values."""
+    at = start + tf.range(tf.shape(rows)[0])
+    return tf.tensor_scatter_nd_update(values, tf.expand_dims(at, -1), rows)
+
+
+def repeat(function, state, count):
+    """By a loop that runs one iteration at a time."""
+    _, state = tf.while_loop(
+        lambda i, state: i < count,
+        lambda i, state: (i + 1, function(i, state)),
+        (tf.constant(0), state),
+        parallel_iterations=1,
+    )
+    return state
+
+
+def takes_any_size(jit_compile):
+    """Unless XLA compiles."""
+    return not jit_compile
+
+
+def value_and_gradient(function, tensor):
+    """By a tape of its own."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(tensor)
+        value, others = function(tensor)
+    return value, others, tape.gradient(value, tensor)
+
+
+def with_gradients(value, tensors, gradients):
+    """By TensorFlow's custom gradient."""
+
+    @tf.custom_gradient
+    def known(*tensors):
+        def gradient(up):
+            return [
+                tf.cast(tf.cast(up, each.dtype) * each, tensor.dtype)
+                for each, tensor in zip(gradients, tensors, strict=True)
+            ]
+
+        return tf.identity(value), gradient
+
+    # A variable would be read inside.
+    return known(*map(tf.convert_to_tensor, tensors))
+
+
 class Trainer(keras.Model):
     """The part of a Distiller that runs a step."""
 

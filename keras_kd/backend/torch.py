@@ -56,6 +56,75 @@ def add_to_rows(variable, rows, values):
     variable.value.index_add_(0, rows.long(), values)
 
 
+def product(first, second, transposed):
+    """With a view of the second matrix."""
+    return first @ (second.T if transposed else second)
+
+
+def add_product(total, first, second):
+    """In place, in one operation."""
+    if total.dtype == first.dtype:
+        return total.addmm_(first.T, second)
+    return total.add_(first.T @ second)
+
+
+def take_rows(values, start, size):
+    """By a view."""
+    return values.narrow(0, start, size)
+
+
+def put_rows(values, start, rows):
+    """In place."""
+    values.narrow(0, start, len(rows)).copy_(rows)
+    return values
+
+
+def repeat(function, state, count):
+    """By a loop of Python's."""
+    for i in range(count):
+        state = function(i, state)
+    return state
+
+
+def takes_any_size(jit_compile):
+    """Nothing is compiled."""
+    del jit_compile
+    return True
+
+
+def value_and_gradient(function, tensor):
+    """By a graph of its own, which is freed at once."""
+    with torch.enable_grad():
+        tensor = tensor.detach().requires_grad_()
+        value, others = function(tensor)
+        (gradient,) = torch.autograd.grad(value, tensor)
+    value, others = keras.tree.map_structure(torch.detach, (value, others))
+    return value, others, gradient
+
+
+def with_gradients(value, tensors, gradients):
+    """By a function of autograd's."""
+    return _KnownGradients.apply(value, gradients, *tensors)
+
+
+class _KnownGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(context, value, gradients, *tensors):
+        context.gradients = gradients
+        context.dtypes = [each.dtype for each in tensors]
+        return value.clone()
+
+    @staticmethod
+    def backward(context, up):
+        scaled = [
+            each.mul_(up).to(dtype)
+            for each, dtype in zip(
+                context.gradients, context.dtypes, strict=True
+            )
+        ]
+        return None, None, *scaled
+
+
 class Trainer(keras.Model):
     """The part of a Distiller that runs a step."""
 

@@ -6,9 +6,14 @@ from keras import ops
 
 from keras_kd import backend, distribution
 from keras_kd.batch import TEACHER_RIGHT
+from keras_kd.chunks import most_tokens
 from keras_kd.data import take
+from keras_kd.logit_split import split_or_none
 from keras_kd.preprocessing import Preprocessing
 from keras_kd.states import all_variables, assign_states, read_states
+
+# A batch of so many chunks' logits at most is computed at once.
+_CHUNKS = 4
 
 
 class TeacherPass:
@@ -33,6 +38,7 @@ class TeacherPass:
         self._checked = False
         self._strategy = distribution.strategy_of(teacher)
         self._step = self._compile_step()
+        self._by_chunks = None
 
     def run(self, examples):
         """What the stores keep of a batch.
@@ -60,8 +66,8 @@ class TeacherPass:
         if self._prepare.is_needed:
             x, _, _ = self._prepare.on_batch(x)
         if replicas == 1:
-            x, ids = backend.from_tf_data((x, ids))
-            arrays, *flags = self._step(x, ids)
+            x = backend.from_tf_data(x)
+            arrays, *flags = self._chosen_step(ids)(x, ids)
             flags = [bool(flag) for flag in flags]
             gather = ops.convert_to_numpy
         else:
@@ -94,24 +100,82 @@ class TeacherPass:
 
     def _compile_step(self):
         def encode(x, ids):
-            outputs = self.teacher(x, training=False)
-            logits = ops.cast(self._reader.logits(outputs), "float32")
-            finite = ops.all(ops.isfinite(ops.sum(logits, axis=-1)))
-            contradicted = self._reader.contradicted(outputs)
-            best = ops.cast(ops.argmax(logits, axis=-1), "int32")
-            arrays = {TEACHER_RIGHT: ops.equal(best, ids)}
-            in_range = ops.maximum(ids, 0)
-            for store in self.stores:
-                arrays.update(store.encode(in_range, logits))
-            return arrays, finite, contradicted
+            return self._encode(self.teacher(x, training=False), ids)
 
         if distribution.num_replicas(self._strategy) == 1:
-            variables = all_variables(self.teacher)
-            variables += [v for store in self.stores for v in store.variables]
-            return backend.compiled(encode, variables)
+            step = backend.compiled(encode, self._variables())
+            return lambda x, ids: step(x, backend.from_tf_data(ids))
         return backend.compiled(
             lambda x, ids: self._strategy.run(encode, args=(x, ids))
         )
+
+    def _encode(self, outputs, ids):
+        """What is kept; whether all is finite, and the outputs unexpected."""
+        logits = ops.cast(self._reader.logits(outputs), "float32")
+        finite = ops.all(ops.isfinite(ops.sum(logits, axis=-1)))
+        contradicted = self._reader.contradicted(outputs)
+        best = ops.cast(ops.argmax(logits, axis=-1), "int32")
+        arrays = {TEACHER_RIGHT: ops.equal(best, ids)}
+        in_range = ops.maximum(ids, 0)
+        for store in self.stores:
+            arrays.update(store.encode(in_range, logits))
+        return arrays, finite, contradicted
+
+    def _variables(self):
+        variables = all_variables(self.teacher)
+        return variables + [v for each in self.stores for v in each.variables]
+
+    def _chosen_step(self, ids):
+        """The step, by chunks of tokens where all logits are many."""
+        if ids.size <= _CHUNKS * most_tokens(self.classes):
+            return self._step
+        if self._by_chunks is None:
+            split = split_or_none(self.teacher, self._reader.output)
+            self._by_chunks = self._step
+            if split is not None:
+                self._by_chunks = self._compile_chunks(split)
+        return self._by_chunks
+
+    def _compile_chunks(self, split):
+        """The same step without all logits at once."""
+
+        def encode(features, ids):
+            logits = split.layer.product(features, split.layer.weights())
+            return self._encode(split.finish(logits), ids)
+
+        body = backend.compiled(
+            lambda x: split.body(x, training=False),
+            all_variables(self.teacher),
+        )
+        chunk = backend.compiled(encode, self._variables())
+        size = most_tokens(self.classes)
+
+        def step(x, ids):
+            features = ops.convert_to_numpy(body(x))
+            features = features.reshape(-1, features.shape[-1])
+            found, flags = [], []
+            for start in range(0, ids.size, size):
+                # The last chunk is filled up, so that one size is compiled.
+                at = np.arange(start, start + size) % ids.size
+                part = (features[at], ids.reshape(-1)[at])
+                arrays, *of_chunk = chunk(*backend.from_tf_data(part))
+                arrays = keras.tree.map_structure(ops.convert_to_numpy, arrays)
+                found.append(arrays)
+                flags.append([bool(flag) for flag in of_chunk])
+            finite, contradicted = zip(*flags, strict=True)
+            joined = {
+                name: np.concatenate([arrays[name] for arrays in found])
+                for name in found[0]
+            }
+            arrays = {
+                name: values[: ids.size].reshape(*ids.shape, *values.shape[1:])
+                for name, values in joined.items()
+            }
+            # Logits show that they are by a single row of them.
+            whole = all if self._reader.kind == "logits" else any
+            return arrays, all(finite), whole(contradicted)
+
+        return step
 
 
 def inside(ids, classes):

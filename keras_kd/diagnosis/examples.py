@@ -5,11 +5,14 @@ Labels and weights are settled here, on the host, in the shapes and types that
 """
 
 import dataclasses
+import functools
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_kd.batch import LABELS
+from keras_kd.states import num_rows
 
 # Stands for a label that is not a class id.
 NO_CLASS = -1
@@ -167,3 +170,47 @@ def _check_whole(labels, counted):
             f"{labels[broken][0]:g}, which is not an integer. Pass class ids "
             "from 0, not values to regress or scores."
         )
+
+
+def known_before(x, mask, labels, counted):
+    """What is known of each example without the logits.
+
+    Args:
+        x: the models' inputs.
+        mask: [...] booleans of the teacher's outputs, or `None`.
+        labels: [examples].
+        counted: [examples] booleans.
+
+    Returns:
+        [examples] booleans: which ones count, and which have inputs that are
+        not finite.
+    """
+    rows = num_rows(x)
+    if mask is not None:
+        mask = ops.reshape(ops.cast(mask, "bool"), (rows, -1))
+        counted = counted & _spread(mask, labels)
+    finite = ops.ones((rows,), "bool") & _finite_inputs(x)
+    return counted, ~_spread(ops.expand_dims(finite, -1), labels)
+
+
+def _finite_inputs(x):
+    """[batch] booleans: whether an example's inputs are all finite."""
+    flags = [
+        ops.isfinite(ops.sum(_rows(each), axis=-1))
+        for each in map(ops.convert_to_tensor, keras.tree.flatten(x))
+        if "float" in keras.backend.standardize_dtype(each.dtype)
+    ]
+    return functools.reduce(ops.logical_and, flags, True)
+
+
+def _rows(values):
+    """[batch, n] in float32, in which a sum of float16 does not overflow."""
+    values = ops.cast(values, "float32")
+    return ops.reshape(values, (ops.shape(values)[0], -1))
+
+
+def _spread(flags, labels):
+    """[examples] booleans: flags of [rows, 1] or more, for all of a row."""
+    rows = ops.shape(flags)[0]
+    whole = ops.ones_like(ops.reshape(labels, (rows, -1)), dtype="bool")
+    return ops.reshape(ops.logical_and(flags, whole), (-1,))

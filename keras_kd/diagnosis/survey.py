@@ -10,8 +10,6 @@ Shapes are those of the batch, as JAX requires: an example that does not count
 keeps its place, with 0 in `keep`, logits of 0 and a label in range.
 """
 
-import functools
-
 import keras
 import numpy as np
 from keras import ops
@@ -20,7 +18,7 @@ from keras_kd import backend, metrics
 from keras_kd.backend import private
 from keras_kd.batch import LABELS
 from keras_kd.data import TfData
-from keras_kd.diagnosis import examples
+from keras_kd.diagnosis import by_chunks, examples
 from keras_kd.diagnosis.agreement import Agreement
 from keras_kd.diagnosis.bins import (
     CONFIDENCE_BINS,
@@ -68,7 +66,7 @@ class Survey:
         )
         self.agreement = Agreement(self.num_classes)
         self.samples = Samples()
-        self.input_spec = self._step = None
+        self.input_spec = self._step = self._by_chunks = None
 
     def run(self, data):
         """Goes over the data once.
@@ -87,7 +85,7 @@ class Survey:
         """
         self.input_spec = _input_spec(data, self.teacher.model)
         self._step = backend.compiled(
-            self.batch_sums, self._variables(), _signature(self.input_spec)
+            self.batch_sums, self.variables, _signature(self.input_spec)
         )
         random = np.random.default_rng(0)
         totals, first_bad_batch, batch = {}, -1, -1
@@ -126,7 +124,13 @@ class Survey:
     def _run_step(self, settled, sample, order):
         """Dict of a batch's sums, as float64 NumPy arrays."""
         data = (settled.x, settled.labels, settled.counted)
-        sums = self._step(*backend.from_tf_data(data), sample, order)
+        if by_chunks.pays(settled.labels.size, self.num_classes):
+            if self._by_chunks is None:
+                self._by_chunks = by_chunks.make(self) or self._step
+            step = self._by_chunks
+        else:
+            step = self._step
+        sums = step(*backend.from_tf_data(data), sample, order)
         return {
             name: ops.convert_to_numpy(value).astype("float64")
             for name, value in sums.items()
@@ -200,8 +204,9 @@ class Survey:
             + ". Leave the student out, or diagnose an earlier state of it."
         )
 
-    def _variables(self):
-        """What a step reads or changes."""
+    @property
+    def variables(self):
+        """List of what a step reads or changes."""
         variables = [*all_variables(self.teacher.model), *self.loss.variables]
         if self.student is not None:
             variables += all_variables(self.student.model)
@@ -228,19 +233,65 @@ class Survey:
         Returns:
             Dict of tensors by name.
         """
+        outputs = [each.model(x, training=False) for each in self.readers]
+        mask = private.get_keras_mask(self.teacher.single(outputs[0]))
+        counted, bad_inputs = examples.known_before(x, mask, labels, counted)
+        sums, keep, *logits = self.sums_of_all(
+            outputs, labels, counted, bad_inputs
+        )
+        labels = ops.maximum(labels, 0)
+        labels, keep, *logits = (
+            ops.take(each, sample, axis=0) for each in (labels, keep, *logits)
+        )
+        return {**sums, **self.sums_of_sample(labels, keep, logits, order)}
+
+    @property
+    def readers(self):
+        """List of the `LogitReader`s, of the teacher and of the student."""
+        both = (self.teacher, self.student)
+        return [reader for reader in both if reader is not None]
+
+    def sums_of_all(self, outputs, labels, counted, bad_inputs):
+        """Sums over all examples.
+
+        Args:
+            outputs: list of what the models gave.
+            labels: see `batch_sums`.
+            counted: the same, less what is masked.
+            bad_inputs: [examples] booleans, those with inputs not finite.
+
+        Returns:
+            Dict of tensors by name; 1 for the examples that count and have
+            nothing wrong, else 0, [examples]; and for each model the logits,
+            [examples, classes].
+        """
         labels, keep, logits, student_logits, invalid = self._read(
-            x, labels, counted
+            outputs, labels, counted, bad_inputs
         )
         sums = {**invalid, **self._predictions(labels, keep, logits)}
-        if self.student is not None:
-            sums |= _against_student(labels, keep, logits, student_logits)
-        labels, keep, logits = (
-            ops.take(each, sample, axis=0) for each in (labels, keep, logits)
-        )
         if self.student is None:
-            student_logits = _halfway_logits(labels, self.num_classes)
+            return sums, keep, logits
+        sums |= _against_student(labels, keep, logits, student_logits)
+        return sums, keep, logits, student_logits
+
+    def sums_of_sample(self, labels, keep, logits, order):
+        """Sums over a sample of the examples.
+
+        Args:
+            labels: [n] class ids, inside of the classes.
+            keep: [n], from `sums_of_all`.
+            logits: list of [n, classes], of each model.
+            order: [n] int32, a random order of the sample.
+
+        Returns:
+            Dict of tensors by name.
+        """
+        logits, *of_student = logits
+        if of_student:
+            (student_logits,) = of_student
         else:
-            student_logits = ops.take(student_logits, sample, axis=0)
+            student_logits = _halfway_logits(labels, self.num_classes)
+        sums = {}
         if self.relations is not None:
             sums |= self.relations.batch_sums(labels, keep, logits, order)
         return {
@@ -250,21 +301,16 @@ class Survey:
             **self._gradient_scales(labels, keep, logits, student_logits),
         }
 
-    def _read(self, x, labels, counted):
-        """Runs the models on a batch.
+    def _read(self, outputs, labels, counted, bad_inputs):
+        """Reads what the models gave for a batch.
 
         Returns:
             Labels [examples]; 1 for the examples that count and have nothing
             wrong, else 0; the teacher's and the student's logits [examples,
             classes] (or `None`); and what was wrong, as sums.
         """
-        outputs = self.teacher.model(x, training=False)
+        outputs, *student_outputs = outputs
         logits, finite = _logits(self.teacher, outputs)
-        mask = private.get_keras_mask(self.teacher.single(outputs))
-        if mask is not None:
-            counted = counted & _spread(ops.cast(mask, "bool"), finite)
-        bad_inputs = ~_spread(_finite_inputs(x), finite)
-        finite = ops.reshape(finite, (-1,))
         in_range = labels != examples.NO_CLASS
         bad_labels = counted & ~in_range
         invalid = {
@@ -281,9 +327,9 @@ class Survey:
         logits = _where_kept(keep, logits)
         student_logits = None
         if self.student is not None:
-            outputs = self.student.model(x, training=False)
+            (outputs,) = student_outputs
             student_logits, finite = _logits(self.student, outputs)
-            bad = keep & ~ops.reshape(finite, (-1,))
+            bad = keep & ~finite
             invalid |= {
                 "student_contradicted": as_number(
                     self.student.contradicted(outputs)
@@ -470,35 +516,10 @@ def not_finite_weights(model):
 
 
 def _logits(reader, outputs):
-    """[examples, classes] logits in float32; [...] whether they are finite."""
+    """[examples, classes] logits in float32, and whether they are finite."""
     logits = ops.cast(reader.logits(outputs), "float32")
-    finite = ops.isfinite(ops.sum(logits, axis=-1))
-    return ops.reshape(logits, (-1, logits.shape[-1])), finite
-
-
-def _finite_inputs(x):
-    """[batch] booleans: whether an example's inputs are all finite."""
-    flags = [
-        ops.isfinite(ops.sum(_rows(each), axis=-1))
-        for each in map(ops.convert_to_tensor, keras.tree.flatten(x))
-        if "float" in keras.backend.standardize_dtype(each.dtype)
-    ]
-    return functools.reduce(ops.logical_and, flags, True)
-
-
-def _rows(values):
-    """[batch, n] in float32, in which a sum of float16 does not overflow."""
-    values = ops.cast(values, "float32")
-    return ops.reshape(values, (ops.shape(values)[0], -1))
-
-
-def _spread(flags, like):
-    """[examples] booleans: flags of [batch] or more for all of [...]."""
-    flags = ops.convert_to_tensor(flags, "bool")
-    while 0 < len(flags.shape) < len(like.shape):
-        flags = ops.expand_dims(flags, -1)
-    whole = ops.logical_and(flags, ops.ones_like(like))
-    return ops.reshape(whole, (-1,))
+    logits = ops.reshape(logits, (-1, logits.shape[-1]))
+    return logits, ops.isfinite(ops.sum(logits, axis=-1))
 
 
 def _where_kept(keep, logits):

@@ -625,17 +625,50 @@ def reduce_over_batch(values, batch, reduction):
         A scalar, this replica's share of the sum over all replicas; [...]
         with reduction "none" or `None`.
     """
-    if batch.weights is not None:
-        values = values * ops.cast(batch.weights, values.dtype)
     if reduction in (None, "none"):
-        return values
-    total = ops.sum(values)
+        return _weighed(values, batch)
+    return mean_over_replicas(*batch_sums(values, batch, reduction))
+
+
+def batch_sums(values, batch, reduction):
+    """The weighted sum of losses, and what a mean divides it by.
+
+    Args:
+        values: see `reduce_over_batch`.
+        batch: the same.
+        reduction: the same, but not "none" or `None`.
+
+    Returns:
+        Two scalars; the second is `None` for a sum.
+    """
+    total = ops.sum(_weighed(values, batch))
     if reduction == "sum":
-        return total
+        return total, None
     counted = ops.cast(batch.counted, values.dtype)
     if reduction == "mean_with_sample_weight" and batch.weights is not None:
         counted = counted * ops.cast(batch.weights, values.dtype)
-    count = distribution.sum_over_replicas(ops.sum(counted))
+    return total, ops.sum(counted)
+
+
+def mean_over_replicas(total, count):
+    """A replica's share of the mean over all of them.
+
+    Args:
+        total: scalar, this replica's sum.
+        count: scalar, what it counted; `None` for no mean.
+
+    Returns:
+        A scalar.
+    """
+    if count is None:
+        return total
+    count = distribution.sum_over_replicas(count)
     # PyTorch's `ops.divide_no_nan` makes float32 of float64.
     is_empty = ops.equal(count, 0)
     return ops.where(is_empty, 0.0, total / ops.where(is_empty, 1.0, count))
+
+
+def _weighed(values, batch):
+    if batch.weights is None:
+        return values
+    return values * ops.cast(batch.weights, values.dtype)

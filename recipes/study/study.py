@@ -332,13 +332,18 @@ class Study:
             result["reversed_share"] = summary["reversed_share"]
         return result
 
+    def distiller_arguments(self):
+        """Further arguments of the Distillers that train."""
+        return {}
+
     def _trainer(self, role, model, loss_name=PLAIN, teacher=None):
         """What trains and evaluates a model, compiled."""
         with distribution.scope(self.strategy):
+            arguments = self.distiller_arguments()
             if loss_name == PLAIN:
-                trainer = kd.Distiller(model, gradient_scale=False)
+                trainer = kd.Distiller(model, gradient_scale=False, **arguments)
             else:
-                trainer = kd.Distiller(model, teacher)
+                trainer = kd.Distiller(model, teacher, **arguments)
             trainer.compile(
                 optimizer=self.optimizer(role),
                 loss=self.loss(loss_name, teacher),

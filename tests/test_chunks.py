@@ -1,0 +1,750 @@
+"""Training by chunks of tokens is training, without the logits in memory."""
+
+import keras
+import numpy as np
+import pytest
+import reference
+import tensorflow as tf
+from keras import layers, ops
+from models import assert_same_weights, assert_weights_differ, uniform
+from test_distiller_correctness import get_loss
+
+import keras_kd as kd
+from keras_kd import chunks as by_chunks
+from keras_kd.cache import teacher_pass
+from keras_kd.diagnosis import by_chunks as diagnosis_by_chunks
+
+BACKEND = keras.backend.backend()
+WORDS, STEPS, WIDTH = 11, 4, 5
+ROWS, BATCH = 7, 4
+IGNORED = 3
+
+
+class KDTop1(kd.losses.DistillationLoss):
+    """The loss of one's own that the README shows."""
+
+    statistics = ("top_class", "top_probability")
+    reads_labels = False
+
+    def teacher_statistics(self, labels, teacher_logits):
+        p = ops.softmax(teacher_logits / self.temperature)
+        return {
+            "top_class": ops.argmax(p, axis=-1),
+            "top_probability": ops.max(p, axis=-1),
+        }
+
+    def target(self, labels, statistics, num_classes):
+        mass = statistics["top_probability"]
+        return kd.losses.SparseTarget(
+            classes=statistics["top_class"][..., None],
+            masses=mass[..., None],
+            rest=1 - mass,
+        )
+
+
+def make_loss(name, **arguments):
+    return KDTop1(**arguments) if name == "own" else get_loss(name, **arguments)
+
+
+def body(width, seed, masked=False):
+    """Inputs and features of a language model."""
+    inputs = keras.Input((STEPS,), dtype="int32")
+    x = layers.Embedding(
+        WORDS,
+        width,
+        mask_zero=masked,
+        embeddings_initializer=uniform(seed),
+    )(inputs)
+    x = layers.Dense(width, "tanh", kernel_initializer=uniform(seed + 1))(x)
+    return inputs, x
+
+
+def logit_layer(seed=0, **arguments):
+    return layers.Dense(
+        WORDS,
+        kernel_initializer=uniform(seed + 2),
+        bias_initializer=uniform(seed + 3),
+        **arguments,
+    )
+
+
+def language_model(seed=0, width=WIDTH, masked=False, **arguments):
+    inputs, x = body(width, seed, masked)
+    return keras.Model(inputs, logit_layer(seed, **arguments)(x))
+
+
+def words(rows=ROWS, seed=0):
+    """Tokens, next tokens and weights."""
+    random = np.random.default_rng(seed)
+    shape = (rows, STEPS)
+    x, labels = random.integers(0, WORDS, (2, *shape)).astype("int32")
+    return x, labels, random.uniform(0, 2, shape).astype("float32")
+
+
+def make(
+    chunks, loss, student=language_model, teacher=None, compiled=None, **made
+):
+    teacher = language_model(9, 6) if teacher is None else teacher()
+    student = student()
+    distiller = kd.Distiller(student, teacher, logit_chunks=chunks, **made)
+    # TensorFlow takes seconds to make a graph; the tests of graphs say so.
+    arguments = {
+        "run_eagerly": BACKEND == "tensorflow",
+        **(compiled() if compiled else {}),
+    }
+    arguments.setdefault("optimizer", keras.optimizers.SGD(0.5, momentum=0.9))
+    distiller.compile(loss=loss(), **arguments)
+    return distiller
+
+
+def train(distiller, epochs=1, data=None, **fit):
+    x, labels, weights = words() if data is None else data
+    history = distiller.fit(
+        x,
+        labels,
+        sample_weight=weights,
+        batch_size=BATCH,
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        **fit,
+    )
+    return history.history
+
+
+def same(loss, chunks=3, fit=None, epochs=1, data=None, **made):
+    """Trains by chunks and at once, and compares all that comes out."""
+    results = []
+    for each in (None, chunks):
+        distiller = make(each, loss, **made)
+        history = train(distiller, epochs, data, **(fit or {}))
+        results.append((distiller, history))
+    (whole, expected), (distiller, history) = results
+    assert_weights_differ(
+        whole.student.get_weights(),
+        make(None, loss, **made).student.get_weights(),
+    )
+    assert_same_weights(
+        whole.student.get_weights(), distiller.student.get_weights()
+    )
+    assert history.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(
+            history[name], values, rtol=2e-5, atol=1e-6, err_msg=name
+        )
+    for group, scale in whole.gradient_scales.items():
+        np.testing.assert_allclose(
+            distiller.gradient_scales[group].snapshot(),
+            scale.snapshot(),
+            rtol=2e-5,
+            atol=1e-5,
+        )
+    return distiller
+
+
+# -- the same training --------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*kd.losses.NAMES, "own"])
+def test_ten_steps_end_at_the_same_weights(name):
+    """With weights, classes that weigh more or are ignored, masks, metrics.
+
+    The last batch has 12 tokens, and so chunks of 2 to 4 tokens.
+    """
+    same(
+        lambda: make_loss(name, ignore_class=IGNORED),
+        epochs=5,
+        student=lambda: language_model(masked=True),
+        compiled=lambda: {
+            "metrics": ["accuracy"],
+            "weighted_metrics": [keras.metrics.SparseCategoricalAccuracy("w")],
+        },
+        fit={"class_weight": {1: 2.0, 5: 0.5}},
+    )
+
+
+@pytest.mark.parametrize("chunks", [1, 16, 1000, "auto"])
+def test_any_number_of_chunks_will_do(chunks):
+    same(kd.KDPt, chunks)
+
+
+# PyTorch compiles nothing.
+COMPILED = {
+    "tensorflow": [{"jit_compile": False}, {"jit_compile": True}],
+    "jax": [{"jit_compile": True}],
+    "torch": [{}],
+}
+
+
+@pytest.mark.parametrize("compiled", COMPILED[BACKEND])
+def test_a_compiled_step_is_the_same(compiled):
+    x, labels, weights = words(seed=1)
+    same(
+        kd.KDPtSim,
+        fit={"validation_data": (x, labels, weights)},
+        student=lambda: language_model(masked=True),
+        compiled=lambda: {
+            "metrics": ["accuracy"],
+            "run_eagerly": False,
+            **compiled,
+        },
+    )
+
+
+def test_gradients_are_those_of_explicit_distributions():
+    """In float64 NumPy, of features, kernel and bias."""
+    x, labels, weights = words(4)
+    hidden = np.random.default_rng(1).normal(size=(4, STEPS, WIDTH))
+    teacher = np.random.default_rng(2).normal(size=(4, STEPS, WORDS))
+    inputs = keras.Input((STEPS, WIDTH))
+    scale = layers.EinsumDense(
+        "btd,d->btd", (STEPS, WIDTH), kernel_initializer="ones"
+    )
+    layer = logit_layer()
+    student = keras.Model(inputs, layer(scale(inputs)))
+    kernel, bias = (w.astype("float64") for w in layer.get_weights())
+    distiller = kd.Distiller(student, logit_chunks=5)
+    distiller.compile(
+        keras.optimizers.SGD(1.0),
+        kd.KDPt(weight=0.6, temperature=2.0),
+        run_eagerly=BACKEND == "tensorflow",
+    )
+    y = {
+        "labels": labels,
+        "teacher_logits": teacher.astype("float32"),
+    }
+    distiller.train_on_batch(hidden.astype("float32"), y, weights)
+
+    logits = hidden @ kernel + bias
+    target = reference.pt_target(labels, teacher, 2.0)
+    gradient = reference.per_example_gradient(
+        logits, labels, [(0.6, target)], 2.0
+    )
+    gradient = gradient * weights[..., None] / weights.size
+    expected = (
+        1.0 - (hidden * (gradient @ kernel.T)).sum((0, 1)),
+        kernel - np.einsum("btd,btv->dv", hidden, gradient),
+        bias - gradient.sum((0, 1)),
+    )
+    for value, wanted in zip(student.get_weights(), expected, strict=True):
+        np.testing.assert_allclose(value, wanted, rtol=1e-5, atol=1e-6)
+
+
+# -- models -------------------------------------------------------------------
+
+
+def _nested():
+    inner = language_model()
+    inputs = keras.Input((STEPS,), dtype="int32")
+    return keras.Model(inputs, inner(inputs))
+
+
+def _sequential():
+    return keras.Sequential(
+        [
+            keras.Input((STEPS,), dtype="int32"),
+            layers.Embedding(WORDS, WIDTH, embeddings_initializer=uniform(0)),
+            logit_layer(use_bias=False),
+        ]
+    )
+
+
+def _ends_in(function):
+    def make():
+        inputs, x = body(WIDTH, 0)
+        return keras.Model(inputs, function(x))
+
+    return make
+
+
+def _embedding(tied, **arguments):
+    def make():
+        inputs = keras.Input((STEPS,), dtype="int32")
+        embedding = layers.ReversibleEmbedding(
+            WORDS,
+            WIDTH,
+            tie_weights=tied,
+            embeddings_initializer=uniform(0),
+            **arguments,
+        )
+        x = layers.Dense(WIDTH, "tanh", kernel_initializer=uniform(1))(
+            embedding(inputs)
+        )
+        return keras.Model(inputs, embedding(x, reverse=True))
+
+    return make
+
+
+STUDENTS = {
+    "nested": _nested,
+    "sequential": _sequential,
+    "frozen kernel": _ends_in(lambda x: logit_layer(trainable=False)(x)),
+    "softmax": _ends_in(lambda x: logit_layer(activation="softmax")(x)),
+    "softmax layer": _ends_in(lambda x: layers.Softmax()(logit_layer()(x))),
+    "log softmax": _ends_in(
+        lambda x: ops.log_softmax(logit_layer()(x), axis=2)
+    ),
+    "scale": _ends_in(lambda x: layers.Rescaling(0.5)(logit_layer()(x))),
+    "soft cap": _ends_in(lambda x: 3.0 * ops.tanh(logit_layer()(x) / 3.0)),
+    "einsum": _ends_in(
+        lambda x: layers.EinsumDense(
+            "btd,dv->btv",
+            (STEPS, WORDS),
+            bias_axes="v",
+            kernel_initializer=uniform(2),
+        )(x)
+    ),
+    "each step": _ends_in(lambda x: layers.TimeDistributed(logit_layer())(x)),
+    "tied": _embedding(True),
+    "tied, capped": _embedding(True, logit_soft_cap=2.0),
+    "untied": _embedding(False),
+}
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_students_are_split_at_their_logit_layer(name):
+    """So are teachers, here one of the same form."""
+
+    def student():
+        keras.utils.set_random_seed(0)
+        return STUDENTS[name]()
+
+    def teacher():
+        keras.utils.set_random_seed(1)
+        model = STUDENTS[name]()
+        random = np.random.default_rng(0)
+        model.set_weights(
+            [random.normal(size=w.shape) for w in model.get_weights()]
+        )
+        return model
+
+    same(kd.KD, student=student, teacher=teacher)
+
+
+def test_images_are_tokens_too():
+    """A batch without a time axis."""
+    x, labels, weights = words(12)
+    inputs = keras.Input((STEPS,))
+
+    def student():
+        return keras.Model(inputs, logit_layer()(inputs))
+
+    data = (x.astype("float32"), labels[:, 0], weights[:, 0])
+    same(kd.KD, student=student, teacher=student, data=data)
+
+
+class _Subclass(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = logit_layer()
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+def _built_subclass():
+    model = _Subclass()
+    model(np.zeros((1, STEPS), "float32"))
+    return model
+
+
+UNFIT = {
+    "LayerNormalization": _ends_in(
+        lambda x: layers.LayerNormalization()(logit_layer()(x))
+    ),
+    "joins 2 tensors": _ends_in(
+        lambda x: layers.Add()([logit_layer()(x), logit_layer(5)(x)])
+    ),
+    "Softmax": _ends_in(lambda x: layers.Softmax(axis=1)(logit_layer()(x))),
+    "activity regularizer": _ends_in(
+        lambda x: logit_layer(activity_regularizer="l2")(x)
+    ),
+    "GRU": _ends_in(lambda x: layers.GRU(WORDS, return_sequences=True)(x)),
+    "`call` of its own": _built_subclass,
+}
+
+
+@pytest.mark.parametrize("what", UNFIT)
+def test_a_student_that_cannot_be_split_is_refused(what):
+    with pytest.raises(ValueError, match=what) as error:
+        make(4, kd.LabelSmoothing, student=UNFIT[what], teacher=UNFIT[what])
+    assert "Received: student" in str(error.value)
+    assert "Leave `logit_chunks` out" in str(error.value)
+
+
+def test_a_teacher_that_cannot_be_split_is_refused_where_it_runs():
+    unfit = UNFIT["LayerNormalization"]
+    distiller = make(4, kd.KD, teacher=unfit)
+    with pytest.raises(ValueError, match="Received: teacher.*TeacherCache"):
+        train(distiller)
+    train(make(4, kd.LabelSmoothing, teacher=unfit))
+
+
+@pytest.mark.parametrize("chunks", [0, -1, 2.5, True, "many"])
+def test_a_number_of_chunks_is_checked(chunks):
+    with pytest.raises(ValueError, match="logit_chunks=.*Give a"):
+        kd.Distiller(language_model(), logit_chunks=chunks)
+
+
+def test_what_cannot_be_added_up_is_refused():
+    with pytest.raises(ValueError, match="reduction=None"):
+        make(4, lambda: kd.KD(reduction=None))
+    inputs, x = body(WIDTH, 0)
+    heads = [logit_layer(name=name)(x) for name in ("a", "b")]
+    student = keras.Model(inputs, heads)
+    distiller = kd.Distiller(student, logit_chunks=4)
+    with pytest.raises(ValueError, match=r"\['a', 'b'\].*Leave"):
+        distiller.compile(loss={"a": kd.LabelSmoothing(), "b": "mse"})
+    inputs = keras.Input((3,))
+    units = keras.Model(inputs, layers.Dense(2, "sigmoid")(inputs))
+    with pytest.raises(ValueError, match="binary_probabilities"):
+        kd.Distiller(units, logit_chunks=4).compile(loss=kd.LabelSmoothing())
+
+
+def test_statistics_must_be_of_tokens():
+    x, labels, _ = words(4)
+    distiller = make(4, kd.KDPt)
+    y = {"labels": labels, "label_log_odds": np.zeros((4, 1), "float32")}
+    with pytest.raises(ValueError, match=r"'label_log_odds' of shape \(4, 1\)"):
+        distiller.train_on_batch(x, y)
+
+
+# -- labels -------------------------------------------------------------------
+
+
+def test_soft_labels_and_missing_ones():
+    x, labels, weights = words()
+    soft = np.eye(WORDS, dtype="float32")[labels] * 0.7
+    soft += np.eye(WORDS, dtype="float32")[labels[::-1]] * 0.3
+    same(kd.KDPt, data=(x, soft, weights))
+    labels = np.where(labels < 4, -1, labels)
+    same(kd.KD, data=(x, labels, weights))
+
+
+def test_weights_of_examples_and_labels_with_an_axis_more():
+    x, labels, weights = words()
+    data = (x, labels[..., None], weights[:, 0])
+    same(kd.KD, data=data, compiled=lambda: {"metrics": ["accuracy"]})
+
+
+def test_a_bad_label_leaves_the_student_as_it_was():
+    x, labels, weights = words()
+    labels[1, 2] = WORDS
+    distiller = make(3, kd.KD)
+    before = distiller.student.get_weights()
+    with pytest.raises(ValueError, match=f"label {WORDS} among 1 labels"):
+        train(distiller, data=(x, labels, weights))
+    assert_same_weights(before, distiller.student.get_weights(), 0)
+
+
+def test_a_teacher_that_is_not_finite_is_told():
+    def teacher():
+        model = language_model(9)
+        model.layers[-1].bias.assign(np.full(WORDS, np.nan))
+        return model
+
+    distiller = make(3, kd.KDPt, teacher=teacher)
+    with pytest.raises(ValueError, match="What the teacher gives is not"):
+        train(distiller)
+
+
+# -- what surrounds a loss ----------------------------------------------------
+
+
+def test_evaluation_and_prediction_are_the_students():
+    x, labels, weights = words()
+    found = []
+    for chunks in (None, 3):
+        distiller = make(
+            chunks,
+            kd.KD,
+            compiled=lambda: {
+                "metrics": [
+                    "accuracy",
+                    keras.metrics.SparseTopKCategoricalAccuracy(3),
+                ]
+            },
+        )
+        found.append(
+            distiller.evaluate(
+                x, labels, sample_weight=weights, verbose=0, return_dict=True
+            )
+        )
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    logits = distiller.predict(x, verbose=0)
+    assert logits.shape == (ROWS, STEPS, WORDS)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(distiller(x)), logits, rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"gradient_accumulation_steps": 2},
+        {"clipnorm": 0.1},
+        {"weight_decay": 0.1},
+    ],
+)
+def test_optimizers_see_the_same_gradients(optimizer):
+    """And a penalty on the logit layer, as `add_loss` gives."""
+    same(
+        kd.KD,
+        student=lambda: language_model(kernel_regularizer="l2"),
+        compiled=lambda: {"optimizer": keras.optimizers.SGD(0.5, **optimizer)},
+    )
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_half_precision(policy):
+    """Losses are scaled; sums over chunks are in float32."""
+    keras.config.set_dtype_policy(policy)
+    weights = []
+    for chunks in (None, 3):
+        distiller = make(chunks, kd.KD)
+        train(distiller, epochs=2)
+        weights.append(distiller.student.get_weights())
+    tolerance = 5e-3 if policy == "mixed_float16" else 5e-2
+    assert_same_weights(*weights, tolerance)
+    if policy == "mixed_float16":
+        assert int(distiller.optimizer.inner_optimizer.iterations) == 4
+
+
+def test_draws_advance_from_chunk_to_chunk_and_step_to_step():
+    x, labels, _ = words(4)
+    states = []
+    for chunks in (2, 4):
+        distiller = make(chunks, lambda: kd.KDSampled(k=3, seed=1))
+        for _ in range(2):
+            distiller.train_on_batch(x, labels)
+        distiller.sync_variables()
+        (state,) = distiller.random_variables
+        states.append(ops.convert_to_numpy(state)[1])
+    assert states == [4, 8]
+
+
+def test_it_is_saved_with_the_distiller(tmp_path):
+    distiller = make(3, kd.KDPtSim, compiled=lambda: {"run_eagerly": False})
+    train(distiller)
+    distiller.save(tmp_path / "distiller.keras")
+    loaded = keras.models.load_model(tmp_path / "distiller.keras")
+    assert loaded.logit_chunks == 3
+    for each in (distiller, loaded):
+        train(each)
+    assert_same_weights(
+        distiller.student.get_weights(), loaded.student.get_weights()
+    )
+
+
+def test_a_cache_is_written_by_chunks(tmp_path, monkeypatch):
+    """The same statistics, of a teacher of many classes."""
+    x, labels, _ = words(6)
+    dataset = tf.data.Dataset.from_tensor_slices((x, labels)).batch(3)
+    teacher, loss = language_model(9), kd.KDTopK(k=3)
+    found = []
+    for name, most in (("whole", 10**6), ("chunks", 2)):
+        monkeypatch.setattr(teacher_pass, "_CHUNKS", 1)
+        monkeypatch.setattr(teacher_pass, "most_tokens", lambda _, n=most: n)
+        cache = kd.TeacherCache.write(
+            tmp_path / name, dataset, teacher, loss, dtype="float32", verbose=0
+        )
+        errors = cache.verify(dataset, teacher).largest_errors
+        assert max(errors.values()) < 1e-5
+        found += [y for _, y in cache.attach(dataset, loss).take(1)]
+    whole, chunked = found
+    assert whole.keys() == chunked.keys()
+    for key, value in whole.items():
+        np.testing.assert_allclose(chunked[key], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("student", [None, language_model])
+def test_a_diagnosis_is_made_by_chunks(student, monkeypatch):
+    """Of 16 sequences with padding, an ignored label and bad ones."""
+    x, labels, _ = words(16)
+    teacher = language_model(9, masked=True)
+    student = student and student()
+    found = []
+    for most in (10**6, 5):
+        monkeypatch.setattr(diagnosis_by_chunks, "_CHUNKS", 1)
+        monkeypatch.setattr(
+            diagnosis_by_chunks, "most_tokens", lambda _, n=most: n
+        )
+        diagnosis = kd.diagnose(
+            teacher,
+            (x, labels),
+            student,
+            kd.KDPt(ignore_class=IGNORED),
+            batch_size=8,
+        )
+        found.append(diagnosis.numbers)
+    flat = [
+        [
+            n
+            for n in keras.tree.flatten(numbers)
+            if not isinstance(n, (str, type(None)))
+        ]
+        for numbers in found
+    ]
+    assert flat[0] == pytest.approx(flat[1], rel=1e-4, abs=1e-5)
+
+
+# -- memory -------------------------------------------------------------------
+
+TOKENS, VOCABULARY, CHUNKS = 24, 60, 6
+
+
+def memory_case(name="kd"):
+    """A Distiller and a batch of sizes that tell arrays apart."""
+    inputs = keras.Input(batch_shape=(TOKENS, 5))
+
+    def model():
+        x = layers.Dense(7, "tanh")(inputs)
+        return keras.Model(inputs, layers.Dense(VOCABULARY)(x))
+
+    distiller = kd.Distiller(model(), model(), logit_chunks=CHUNKS)
+    distiller.compile(
+        "sgd", get_loss(name), metrics=["accuracy"], jit_compile=False
+    )
+    random = np.random.default_rng(0)
+    x = random.normal(size=(TOKENS, 5)).astype("float32")
+    return distiller, x, random.integers(0, VOCABULARY, TOKENS)
+
+
+def largest_logits(shapes):
+    """The most rows of an array whose last axis is the vocabulary."""
+    rows = [
+        int(np.prod(shape[:-1]))
+        for shape in shapes
+        if shape and shape[-1] == VOCABULARY and None not in shape
+    ]
+    assert rows
+    # The kernel and its gradient have 7, a table of class relations has all.
+    return max(each for each in rows if each not in (7, VOCABULARY))
+
+
+def _shapes_on_tensorflow(distiller, x, labels):
+    import tensorflow as tf
+
+    step = tf.function(lambda x, y: distiller.train_step((x, y)))
+    graph = step.get_concrete_function(
+        tf.constant(x), tf.constant(labels)
+    ).graph
+    graphs, shapes = [graph], []
+    while graphs:
+        graph = graphs.pop()
+        for operation in graph.get_operations():
+            shapes += [
+                tuple(t.shape) for t in operation.outputs if t.shape.rank
+            ]
+        functions = graph._functions
+        graphs += [f.graph for f in functions.values() if hasattr(f, "graph")]
+    return shapes
+
+
+def _shapes_on_jax(distiller, x, labels):
+    import re
+
+    import jax
+
+    distiller.train_on_batch(x, labels)
+    distiller.sync_variables()
+    state = tuple(
+        [variable.value for variable in variables]
+        for variables in (
+            distiller.trainable_variables,
+            distiller.non_trainable_variables,
+            distiller.optimizer.variables,
+            distiller.metrics_variables,
+        )
+    )
+    values = [v.value for v in distiller._step_variables()]
+    text = (
+        jax.jit(distiller.train_step)
+        .lower(state, (values, (x, labels)))
+        .compile()
+        .as_text()
+    )
+    return [
+        tuple(map(int, found.split(",")))
+        for found in re.findall(r"[a-z]\w*\[([\d,]+)\]", text)
+    ]
+
+
+def _shapes_on_torch(distiller, x, labels):
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    shapes = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            shapes.extend(
+                tuple(each.shape)
+                for each in keras.tree.flatten(result)
+                if isinstance(each, torch.Tensor)
+            )
+            return result
+
+    distiller.train_on_batch(x, labels)
+    with Record():
+        distiller.train_on_batch(x, labels)
+    return shapes
+
+
+@pytest.mark.parametrize("name", ["kd", "kd_pt_sim", "kd_topk"])
+def test_no_array_has_the_logits_of_all_tokens(name):
+    shapes_of = {
+        "tensorflow": _shapes_on_tensorflow,
+        "jax": _shapes_on_jax,
+        "torch": _shapes_on_torch,
+    }[BACKEND]
+    arguments = memory_case(name)
+    assert largest_logits(shapes_of(*arguments)) == TOKENS // CHUNKS
+
+
+def test_the_memory_test_finds_such_arrays():
+    distiller, x, labels = memory_case()
+    whole = kd.Distiller(distiller.student, distiller.teacher)
+    whole.compile("sgd", kd.KD(), jit_compile=False)
+    shapes_of = {
+        "tensorflow": _shapes_on_tensorflow,
+        "jax": _shapes_on_jax,
+        "torch": _shapes_on_torch,
+    }[BACKEND]
+    assert largest_logits(shapes_of(whole, x, labels)) == TOKENS
+
+
+def test_chunks_are_chosen_by_size():
+    distiller = kd.Distiller(language_model(), logit_chunks="auto")
+    step = by_chunks.ChunkedStep(distiller)
+    size = step.size(2048, 50_000)
+    assert 2048 // size >= 6
+    assert size * 50_000 * 4 <= by_chunks.CHUNK_BYTES
+    assert step.size(2048, 100) == 2048
+    assert step.size(2048, 10**7) >= by_chunks.FEWEST_TOKENS
+    assert step.size(0, 50_000) == 1
+
+
+# -- several devices ----------------------------------------------------------
+
+
+if BACKEND == "tensorflow":
+
+    def test_two_replicas_train_as_one(two_replicas):
+        weights = []
+        for strategy, chunks in ((None, None), (two_replicas, 3)):
+            with kd.distribution.scope(strategy):
+                distiller = make(
+                    chunks,
+                    lambda: kd.KDPtSim(ignore_class=IGNORED),
+                    compiled=lambda: {
+                        "run_eagerly": False,
+                        "metrics": ["accuracy"],
+                    },
+                )
+            history = train(distiller)
+            weights.append((distiller.student.get_weights(), history))
+        assert_same_weights(weights[0][0], weights[1][0])
+        for name, values in weights[0][1].items():
+            np.testing.assert_allclose(weights[1][1][name], values, rtol=2e-5)
