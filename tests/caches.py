@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
-from models import CLASSES, FEATURES, data, mlp, uniform
+from models import CLASSES, EAGERLY, FEATURES, data, mlp, uniform
 
 import keras_kd as kd
 
@@ -21,9 +21,11 @@ def write(path, dataset, teacher, losses, **more):
     )
 
 
-def compiled(loss, teacher=None, student=None):
+def compiled(loss, teacher=None, student=None, **arguments):
     distiller = kd.Distiller(student or mlp(), teacher)
-    distiller.compile(optimizer=keras.optimizers.SGD(0.1), loss=loss)
+    distiller.compile(
+        keras.optimizers.SGD(0.1), loss, **{**EAGERLY, **arguments}
+    )
     return distiller
 
 

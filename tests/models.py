@@ -6,6 +6,11 @@ from keras import layers
 
 CLASSES, FEATURES = 7, 5
 
+# Arguments of `compile` where tests look at what a few steps compute: tracing
+# takes longer than running them. That a traced step computes the same is tested
+# for each loss in `test_distiller_correctness`. On JAX it is compiled anyway.
+EAGERLY = {"run_eagerly": True}
+
 
 def mlp(units=6, classes=CLASSES, seed=0, name=None, **dense):
     """A classifier that starts from the same numbers for the same seed."""

@@ -3,16 +3,25 @@
 Training from a cache gives the weights of training with the teacher.
 """
 
+import functools
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from models import CLASSES, FEATURES, assert_same_weights, mlp, weights_of
+from models import (
+    CLASSES,
+    EAGERLY,
+    FEATURES,
+    assert_same_weights,
+    mlp,
+    weights_of,
+)
 
 import keras_kd as kd
 
-EXAMPLES, BATCH = 24, 8
+EXAMPLES, BATCH = 12, 8
 random = np.random.default_rng(0)
 x = random.normal(size=(EXAMPLES, FEATURES)).astype("float32")
 ids = random.integers(0, CLASSES, EXAMPLES).astype("int32")
@@ -26,9 +35,16 @@ def teacher():
 def trained(data, loss, with_teacher):
     student = mlp(seed=1)
     distiller = kd.Distiller(student, teacher() if with_teacher else None)
-    distiller.compile(keras.optimizers.SGD(0.1), loss)
+    distiller.compile(keras.optimizers.SGD(0.1), loss, **EAGERLY)
     distiller.fit(data, epochs=2, verbose=0, shuffle=False)
-    return student
+    return weights_of(student)
+
+
+@functools.cache
+def trained_online(name, soft):
+    """With the teacher, on soft labels or on none."""
+    arrays = (x, shares) if soft else (x,)
+    return trained(of_kind("batches", *arrays), kd.losses.get(name), True)
 
 
 def of_kind(kind, *arrays):
@@ -38,10 +54,6 @@ def of_kind(kind, *arrays):
     arrays = arrays if len(arrays) > 1 else arrays[0]
     dataset = tf.data.Dataset.from_tensor_slices(arrays)
     return dataset.batch(BATCH) if kind == "batches" else dataset
-
-
-def online(*arrays):
-    return of_kind("batches", *arrays)
 
 
 def attached(cache, data, kind, loss):
@@ -64,9 +76,8 @@ def test_soft_labels(tmp_path, kind, name):
         tmp_path / "cache", data, teacher(), kept, dtype="float32", verbose=0
     )
     loss = kd.losses.get(name)
-    student = trained(attached(cache, data, kind, loss), loss, False)
-    expected = trained(online(x, shares), kd.losses.get(name), True)
-    assert_same_weights(weights_of(student), weights_of(expected), 1e-5)
+    found = trained(attached(cache, data, kind, loss), loss, False)
+    assert_same_weights(found, trained_online(name, soft=True), 1e-5)
 
 
 def test_other_shares_are_noticed(tmp_path):
@@ -90,9 +101,8 @@ def test_no_labels(tmp_path, kind, name):
         verbose=0,
     )
     loss = kd.losses.get(name)
-    student = trained(attached(cache, data, kind, loss), loss, False)
-    expected = trained(online(x), kd.losses.get(name), True)
-    assert_same_weights(weights_of(student), weights_of(expected), 1e-5)
+    found = trained(attached(cache, data, kind, loss), loss, False)
+    assert_same_weights(found, trained_online(name, soft=False), 1e-5)
 
 
 def test_losses_that_need_labels_are_refused(tmp_path):
@@ -147,21 +157,29 @@ def test_a_cache_for_each_output(tmp_path, kind):
             joined = (x, {**joined[1], name: statistics})
     if kind == "examples":
         joined = joined.batch(BATCH)
-    students = of_two(1), of_two(1)
-    cached = kd.Distiller(students[0])
-    cached.compile(keras.optimizers.SGD(0.1), losses)
+    student = of_two(1)
+    cached = kd.Distiller(student)
+    # One kind is traced.
+    how = {} if kind == "batches" else EAGERLY
+    cached.compile(keras.optimizers.SGD(0.1), losses, **how)
     if kind == "arrays":
         cached.fit(
             *joined, batch_size=BATCH, epochs=2, shuffle=False, verbose=0
         )
     else:
         cached.fit(joined, epochs=2, verbose=0)
-    distiller = kd.Distiller(students[1], of_two(5))
-    distiller.compile(
-        keras.optimizers.SGD(0.1), {"species": kd.KDPt(), "colour": kd.KD()}
-    )
-    distiller.fit(online(x, y), epochs=2, verbose=0)
-    assert_same_weights(*map(weights_of, students), 1e-5)
+    assert_same_weights(weights_of(student), two_outputs_online(), 1e-5)
+
+
+@functools.cache
+def two_outputs_online():
+    student = of_two(1)
+    distiller = kd.Distiller(student, of_two(5))
+    losses = {"species": kd.KDPt(), "colour": kd.KD()}
+    distiller.compile(keras.optimizers.SGD(0.1), losses, **EAGERLY)
+    y = {"species": ids, "colour": ids % 3}
+    distiller.fit(of_kind("batches", x, y), epochs=2, verbose=0)
+    return weights_of(student)
 
 
 @pytest.mark.parametrize("units", [1, 3])
@@ -185,6 +203,8 @@ def test_sigmoid_outputs(tmp_path, units):
             (students[1], model(5), data),
         ):
             distiller = kd.Distiller(student, source)
-            distiller.compile(keras.optimizers.SGD(0.1), kd.losses.get(name))
+            distiller.compile(
+                keras.optimizers.SGD(0.1), kd.losses.get(name), **EAGERLY
+            )
             distiller.fit(given, epochs=2, verbose=0)
         assert_same_weights(*map(weights_of, students), 1e-5)

@@ -31,9 +31,10 @@ def tensors(events, tag):
     ]
 
 
-@pytest.fixture
-def run(tmp_path):
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
     """Two epochs with every callback, and what they should have written."""
+    tmp_path = tmp_path_factory.mktemp("logs")
     x, labels, _ = data()
     student, teacher = mlp(seed=1), mlp(seed=5)
     distiller = kd.Distiller(student, teacher)

@@ -14,6 +14,7 @@ import reference
 from keras import layers
 from models import (
     CLASSES,
+    EAGERLY,
     FEATURES,
     assert_same_weights,
     data,
@@ -349,14 +350,15 @@ def test_the_first_distiller_keeps_the_loss_and_the_next_takes_a_copy():
 
 @pytest.mark.parametrize("name", kd.losses.NAMES)
 def test_a_copy_trains_like_a_loss_of_its_own(name):
-    x, labels, _ = data()
+    x, labels, _ = data(16)
     ends = []
     # Draws are those of a loss of its own by a seed alone.
     arguments = {"seed": 3} if name == "kd_sampled" else {}
     loss = kd.losses.get(name, **arguments)
     compiled(mlp(seed=9), mlp(seed=8), loss)
     for each in (loss, kd.losses.get(name, **arguments)):
-        distiller = compiled(mlp(seed=1), mlp(seed=5), each)
+        distiller = kd.Distiller(mlp(seed=1), mlp(seed=5))
+        distiller.compile(keras.optimizers.SGD(RATE), each, **EAGERLY)
         fit(distiller, x, labels)
         ends.append(weights_of(distiller.student))
     # On a loaded machine threads may add up in another order.

@@ -18,6 +18,7 @@ import reference
 from keras import layers
 from models import (
     CLASSES,
+    EAGERLY,
     FEATURES,
     assert_same_weights,
     assert_weights_differ,
@@ -40,10 +41,14 @@ def get_loss(name, **arguments):
     return kd.losses.get(name, **arguments)
 
 
-def compiled(student, teacher, loss, optimizer=None, **kwargs):
-    distiller = kd.Distiller(student, teacher)
+# Arguments of `compile` where how it runs is tested.
+TRACED = {"run_eagerly": False}
+
+
+def compiled(student, teacher, loss, optimizer=None, said=None, **kwargs):
+    distiller = kd.Distiller(student, teacher, **(said or {}))
     optimizer = optimizer or keras.optimizers.SGD(0.1)
-    distiller.compile(optimizer, loss, **kwargs)
+    distiller.compile(optimizer, loss, **{**EAGERLY, **kwargs})
     return distiller
 
 
@@ -96,7 +101,7 @@ def test_training_step_is_that_of_temperature_squared_kl():
 
 
 def test_subtracting_a_constant_from_the_logits_changes_nothing():
-    x, labels, _ = data()
+    x, labels, _ = data(16)
     ends = []
     for shift in (0.0, -50.0):
         student, teacher = mlp(seed=1), mlp(seed=5)
@@ -121,7 +126,7 @@ def test_gradient_where_the_student_is_confidently_wrong():
 
 
 def test_float16_logits_are_computed_in_float32():
-    x, labels, _ = data()
+    x, labels, _ = data(16)
     student, teacher = mlp(seed=1), mlp(seed=5)
     half = keras.Model(
         teacher.inputs, keras.ops.cast(teacher.outputs[0], "float16")
@@ -153,7 +158,7 @@ def test_sample_weights_weigh_the_whole_loss(name):
 
 @every_loss
 def test_zero_weights_leave_the_student_alone(name):
-    x, labels, _ = data()
+    x, labels, _ = data(16)
     student = mlp(seed=1)
     before = weights_of(student)
     distiller = compiled(student, mlp(seed=5), get_loss(name))
@@ -162,7 +167,7 @@ def test_zero_weights_leave_the_student_alone(name):
 
 
 def test_class_weights_are_sample_weights_by_label():
-    x, labels, _ = data()
+    x, labels, _ = data(16)
     class_weight = {0: 2.0, 3: 0.5}
     by_label = np.array([class_weight.get(k, 1.0) for k in labels], "float32")
     ends = []
@@ -222,7 +227,7 @@ def test_padded_steps_count_neither_in_the_loss_nor_in_its_mean(name):
     loss = get_loss(name)
     # The loss at padded steps is made enormous, should it count.
     garbage = np.where(x == 0, (labels + 4) % 9, labels)
-    history = compiled(student, teacher, loss).fit(
+    history = compiled(student, teacher, loss, **TRACED).fit(
         x, garbage, batch_size=8, verbose=0
     )
     y_true = {
@@ -321,7 +326,7 @@ def test_evaluate_is_plain_cross_entropy_without_the_teacher(name):
     x, labels, weights = data()
     student = mlp(seed=1, kernel_regularizer=keras.regularizers.L2(0.1))
     teacher, calls = counted_mlp(seed=5)
-    distiller = compiled(student, teacher, named_loss(name, teacher))
+    distiller = compiled(student, teacher, named_loss(name, teacher), **TRACED)
     result = distiller.evaluate(
         x, labels, sample_weight=weights, verbose=0, return_dict=True
     )
@@ -337,7 +342,8 @@ def test_a_step_runs_each_model_once_and_the_teacher_only_if_needed(name):
     x, labels, _ = data()
     student, student_calls = counted_mlp(seed=1)
     teacher, teacher_calls = counted_mlp(seed=5)
-    fit(compiled(student, teacher, named_loss(name, teacher)), x, labels)
+    loss = named_loss(name, teacher)
+    fit(compiled(student, teacher, loss, **TRACED), x, labels)
     assert student_calls.count == 4
     needed = name not in ("label_smoothing", "kd_sim")
     assert teacher_calls.count == (4 if needed else 0)
@@ -358,7 +364,7 @@ def test_predict_gives_the_students_outputs():
 def test_training_goes_on_after_loading_as_if_uninterrupted(tmp_path):
     x, labels, _ = data()
     adam = keras.optimizers.Adam(0.05)
-    distiller = compiled(mlp(seed=1), mlp(seed=5), kd.KDPtSim(), adam)
+    distiller = compiled(mlp(seed=1), mlp(seed=5), kd.KDPtSim(), adam, **TRACED)
     fit(distiller, x, labels)
     distiller.loss.pt_weight = 0.2
     distiller.save(tmp_path / "distiller.keras")
@@ -410,7 +416,11 @@ def test_the_saved_student_has_no_trace_of_the_library(tmp_path):
         "assert 'keras_kd' not in sys.modules;"
         "np.save('y.npy', m.predict(np.load('x.npy'), verbose=0))"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    # Keras's backend of NumPy starts in a fraction of the time.
+    environment = {**os.environ, "KERAS_BACKEND": "numpy"}
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True
+    )
     np.testing.assert_allclose(
         np.load(tmp_path / "y.npy"), outputs_of(student, x), atol=1e-6
     )
@@ -424,7 +434,7 @@ class Stop(keras.callbacks.Callback):
 
 @pytest.mark.parametrize("built", [True, False])
 def test_backup_and_restore_from_the_first_epoch(tmp_path, built):
-    x, labels, _ = data()
+    x, labels, _ = data(8)
 
     def make():
         keras.utils.set_random_seed(3)
@@ -453,7 +463,8 @@ def test_backup_and_restore_from_the_first_epoch(tmp_path, built):
 
 def test_weights_and_temperature_change_after_the_first_fit():
     x, labels, _ = data()
-    first = compiled(mlp(seed=1), mlp(seed=5), kd.KDPt(0.9, 1.0))
+    loss = kd.KDPt(0.9, 1.0)
+    first = compiled(mlp(seed=1), mlp(seed=5), loss, **TRACED)
     fit(first, x, labels)
     first.loss.weight, first.loss.temperature = 0.1, 5.0
     middle = weights_of(first.student)
@@ -470,7 +481,7 @@ def test_a_schedule_sets_the_values_of_each_epoch():
         weight=lambda epoch: [0.9, 0.1][epoch],
         temperature=lambda epoch: [1.0, 5.0][epoch],
     )
-    scheduled = compiled(mlp(seed=1), mlp(seed=5), kd.KDPt())
+    scheduled = compiled(mlp(seed=1), mlp(seed=5), kd.KDPt(), **TRACED)
     fit(scheduled, x, labels, epochs=2, callbacks=[schedule])
     by_hand = compiled(mlp(seed=1), mlp(seed=5), kd.KDPt(0.9, 1.0))
     fit(by_hand, x, labels)
@@ -533,38 +544,45 @@ def softmax_ended(kind, seed):
     return keras.Model(base.inputs, ends[kind](base.outputs[0])), base
 
 
+def trained_by_logits(*models, **arguments):
+    """The loss that `fit` logs, and what `evaluate` gives."""
+    x, labels, _ = data(16)
+    distiller = compiled(
+        *models, kd.KD(0.5, 3.0), metrics=["accuracy"], **arguments
+    )
+    history = fit(distiller, x, labels).history
+    return history["loss"], distiller.evaluate(x, labels, verbose=0)
+
+
+@pytest.fixture(scope="module")
+def of_logits():
+    """What models of logits lead to, and the student's weights then."""
+    student = mlp(seed=1)
+    return *trained_by_logits(student, mlp(seed=5)), weights_of(student)
+
+
 @pytest.mark.parametrize(
     "kind", ["dense", "activation", "layer", "operation", "subclassed"]
 )
-def test_models_that_end_in_softmax_are_used_by_their_logits(kind):
-    x, labels, _ = data()
-    results = []
-    for wrap in (False, True):
-        models = []
-        for seed in (1, 5):
-            model = mlp(seed=seed)
-            if wrap:
-                ended, base = softmax_ended(kind, seed)
-                ended(x[:1])
-                ended.set_weights(model.get_weights())
-                model = ended
-            models.append(model)
-        said = {}
-        if wrap and kind == "subclassed" and keras.backend.backend() == "jax":
-            # There is no graph, and Keras keeps no logits there.
-            said = dict.fromkeys(
-                ("student_output", "teacher_output"), "probabilities"
-            )
-        distiller = kd.Distiller(*models, **said)
-        distiller.compile(
-            keras.optimizers.SGD(0.1), kd.KD(0.5, 3.0), metrics=["accuracy"]
+def test_models_that_end_in_softmax_are_used_by_their_logits(kind, of_logits):
+    models = []
+    for seed in (1, 5):
+        ended, _ = softmax_ended(kind, seed)
+        ended(data(1)[0])
+        ended.set_weights(mlp(seed=seed).get_weights())
+        models.append(ended)
+    said = {}
+    if kind == "subclassed" and keras.backend.backend() == "jax":
+        # There is no graph, and Keras keeps no logits there.
+        said = dict.fromkeys(
+            ("student_output", "teacher_output"), "probabilities"
         )
-        history = fit(distiller, x, labels).history
-        evaluated = distiller.evaluate(x, labels, verbose=0)
-        results.append((history["loss"], evaluated, weights_of(models[0])))
-    np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-5)
-    np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-5)
-    assert_same_weights(results[0][2], results[1][2], 1e-5)
+    # Logits are looked up where the step is traced.
+    loss, evaluated = trained_by_logits(*models, said=said, **TRACED)
+    expected_loss, expected_evaluated, expected_weights = of_logits
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+    np.testing.assert_allclose(evaluated, expected_evaluated, rtol=1e-5)
+    assert_same_weights(weights_of(models[0]), expected_weights, 1e-5)
 
 
 # -- how it runs ----------
@@ -572,16 +590,18 @@ def test_models_that_end_in_softmax_are_used_by_their_logits(kind):
 
 # Keras runs PyTorch one step at a time, and compiles it where there is a C++
 # compiler.
-WAYS = [{"run_eagerly": True}]
+WAYS = [TRACED]
 if keras.backend.backend() != "torch":
-    WAYS += [{"steps_per_execution": 3}, {"jit_compile": True}]
+    WAYS += [
+        {**TRACED, "steps_per_execution": 3},
+        {**TRACED, "jit_compile": True},
+    ]
 
 
-@pytest.mark.parametrize("how", WAYS)
-def test_every_way_to_run_gives_the_same_student(how):
+def test_every_way_to_run_gives_the_same_student():
     x, labels, weights = data()
     ends = []
-    for arguments in ({}, how):
+    for arguments in ({"run_eagerly": True}, *WAYS):
         student = mlp(seed=1)
         distiller = compiled(
             student,
@@ -594,9 +614,35 @@ def test_every_way_to_run_gives_the_same_student(how):
             distiller, x, labels, weights, validation_data=(x, labels)
         ).history
         ends.append((weights_of(student), history))
-    assert_same_weights(ends[0][0], ends[1][0])
-    for key, value in ends[0][1].items():
-        np.testing.assert_allclose(value, ends[1][1][key], rtol=1e-4)
+    for weights, history in ends[1:]:
+        assert_same_weights(weights, ends[0][0])
+        assert history.keys() == ends[0][1].keys()
+        for key, value in ends[0][1].items():
+            np.testing.assert_allclose(value, history[key], rtol=1e-4)
+
+
+@every_loss
+def test_traced_steps_are_those_that_run_eagerly(name):
+    """What the tests that run steps eagerly rely on."""
+    x, labels, weights = data(24)
+    ends = []
+    for traced in (False, True):
+        student, teacher = mlp(seed=1), mlp(seed=5)
+        distiller = compiled(
+            student, teacher, get_loss(name), run_eagerly=not traced
+        )
+        history = fit(distiller, x, labels, weights).history
+        histograms = [
+            scale.summary()["histogram"]
+            for scale in distiller.gradient_scales.values()
+        ]
+        ends.append((weights_of(student), history, histograms))
+    one, other = ends
+    assert_same_weights(one[0], other[0])
+    assert one[1].keys() == other[1].keys()
+    for key, value in one[1].items():
+        np.testing.assert_allclose(value, other[1][key], rtol=1e-5)
+    np.testing.assert_array_equal(one[2], other[2])
 
 
 def test_losses_that_need_no_teacher_do_without():
@@ -618,7 +664,7 @@ def test_losses_that_need_no_teacher_do_without():
 
 @every_loss
 def test_data_that_carry_the_statistics_need_no_teacher(name):
-    x, labels, _ = data()
+    x, labels, _ = data(16)
     teacher = mlp(seed=5)
     rows = teacher.layers[-1].get_weights()[0].T
     arguments = {"logit_layer": rows} if "sim" in name else {}
@@ -630,5 +676,5 @@ def test_data_that_carry_the_statistics_need_no_teacher(name):
         keras.ops.convert_to_tensor(outputs_of(teacher, x)),
     )
     y = {"labels": labels, **{k: np.array(v) for k, v in statistics.items()}}
-    fit(compiled(cached, None, loss), x, y)
+    fit(compiled(cached, None, loss, **TRACED), x, y)
     assert_same_weights(weights_of(online), weights_of(cached), 1e-6)

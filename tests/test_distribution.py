@@ -15,14 +15,22 @@ from models import (
 )
 from test_bad_input import bad_labels, refused
 from test_callbacks import read, tensors
-from test_distiller_correctness import compiled, every_loss, get_loss
+from test_distiller_correctness import (
+    TRACED,
+    compiled,
+    every_loss,
+    get_loss,
+)
 
 import keras_kd as kd
 
 
-def train_distributed(strategy, name, loss_outside=None, **compile_arguments):
-    """Five steps, the last of a partial batch, with ignored labels."""
-    x, labels, weights = data(37)
+def train_distributed(strategy, name, loss_outside=None):
+    """Two steps, the last of a partial batch, with ignored labels.
+
+    Replicas run them traced, as a user does.
+    """
+    x, labels, weights = data(13)
     with strategy.scope():
         student = mlp(seed=1, kernel_regularizer=keras.regularizers.L2(0.01))
         teacher = mlp(seed=5)
@@ -32,7 +40,7 @@ def train_distributed(strategy, name, loss_outside=None, **compile_arguments):
             loss_outside or get_loss(name, ignore_class=2),
             keras.optimizers.SGD(0.1, momentum=0.9),
             metrics=["accuracy"],
-            **compile_arguments,
+            run_eagerly=strategy.num_replicas_in_sync == 1,
         )
     dataset = tf.data.Dataset.from_tensor_slices((x, labels, weights)).batch(8)
     history = distiller.fit(dataset, verbose=0).history
@@ -88,7 +96,7 @@ def half_precision_steps(strategy, overflow_at):
     weights[overflow_at] = 1e6
     keras.config.set_dtype_policy("mixed_float16")
     with strategy.scope():
-        distiller = compiled(mlp(seed=1), mlp(seed=5), kd.KDPt())
+        distiller = compiled(mlp(seed=1), mlp(seed=5), kd.KDPt(), **TRACED)
     dataset = tf.data.Dataset.from_tensor_slices((x, labels, weights)).batch(8)
     distiller.fit(dataset, verbose=0)
     optimizer = distiller.optimizer
@@ -113,7 +121,9 @@ def test_overflow_on_one_replica_skips_the_step_on_all(
 def test_label_outside_the_classes_on_one_of_two_replicas(two_replicas):
     x, labels = data()[0], bad_labels()
     with two_replicas.scope():
-        distiller = compiled(mlp(), mlp(), kd.KDPt(), metrics=["accuracy"])
+        distiller = compiled(
+            mlp(), mlp(), kd.KDPt(), metrics=["accuracy"], **TRACED
+        )
     with pytest.raises(ValueError, match="label 77 among 1 labels"):
         fit(distiller, x, labels)
 
@@ -141,7 +151,7 @@ def test_errors_pass_through_a_strategy_unchanged(two_replicas):
     labels = np.eye(CLASSES + 1)[data()[1]].astype("float32")
     with two_replicas.scope():
         student = mlp()
-        distiller = compiled(student, mlp(), kd.KDPt())
+        distiller = compiled(student, mlp(), kd.KDPt(), **TRACED)
     dataset = tf.data.Dataset.from_tensor_slices((x, labels)).batch(8)
     refused(
         lambda: distiller.fit(dataset, verbose=0), student, "share", "class"
@@ -172,7 +182,9 @@ def test_a_nan_that_one_replica_sees_leaves_the_student_as_it_was(
             inputs = keras.Input((x.shape[1],))
             hidden = keras.layers.BatchNormalization()(inputs)
             student = keras.Model(inputs, keras.layers.Dense(CLASSES)(hidden))
-            distiller = compiled(student, mlp(seed=5), kd.KDPt(), "adam")
+            distiller = compiled(
+                student, mlp(seed=5), kd.KDPt(), "adam", **TRACED
+            )
     finally:
         keras.config.set_dtype_policy("float32")
 

@@ -9,6 +9,7 @@ from caches import write
 from keras import layers
 from models import (
     CLASSES,
+    EAGERLY,
     FEATURES,
     assert_same_weights,
     data,
@@ -81,7 +82,7 @@ def test_training_with_an_ensemble_is_training_with_its_mean():
         (None, {"labels": labels, "teacher_logits": logs}),
     ):
         distiller = kd.Distiller(mlp(seed=1), of)
-        distiller.compile(keras.optimizers.SGD(0.1), kd.KD(0.9, 3.0))
+        distiller.compile(keras.optimizers.SGD(0.1), kd.KD(0.9, 3.0), **EAGERLY)
         fit(distiller, x, y)
         ends.append(weights_of(distiller.student))
     assert_same_weights(*ends)
@@ -178,7 +179,7 @@ def test_its_cache_is_that_of_all_members(tmp_path):
         (teacher, cache.attach(dataset, loss)),
     ):
         distiller = kd.Distiller(mlp(seed=1), of)
-        distiller.compile(keras.optimizers.SGD(0.1), kd.KD(0.9, 3.0))
+        distiller.compile(keras.optimizers.SGD(0.1), kd.KD(0.9, 3.0), **EAGERLY)
         distiller.fit(given, shuffle=False, verbose=0)
         ends.append(weights_of(distiller.student))
     assert_same_weights(*ends)

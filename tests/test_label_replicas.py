@@ -6,7 +6,13 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from models import FEATURES, assert_same_weights, uniform, weights_of
+from models import (
+    EAGERLY,
+    FEATURES,
+    assert_same_weights,
+    uniform,
+    weights_of,
+)
 
 import keras_kd as kd
 
@@ -53,18 +59,17 @@ def model(seed, activation, with_age):
     return keras.Model(inputs, {"species": species, "age": years})
 
 
-def trained(case, scope):
+def trained(case, scope, **how):
     activation, with_age, loss, labels = CASES[case]
     with scope:
         student = model(1, activation, with_age)
         distiller = kd.Distiller(student, model(5, activation, with_age))
-        distiller.compile(keras.optimizers.SGD(0.1), loss())
+        distiller.compile(keras.optimizers.SGD(0.1), loss(), **how)
     history = distiller.fit(
         x,
         labels,
         sample_weight=None if with_age else weights,
         batch_size=BATCH,
-        epochs=2,
         shuffle=False,
         verbose=0,
     ).history
@@ -77,7 +82,7 @@ def trained(case, scope):
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_replicas_train_as_one_does(case, two_replicas):
-    expected, logs, scales = trained(case, contextlib.nullcontext())
+    expected, logs, scales = trained(case, contextlib.nullcontext(), **EAGERLY)
     student, found, others = trained(case, two_replicas.scope())
     assert_same_weights(weights_of(student), weights_of(expected), 1e-5)
     assert found.keys() == logs.keys()

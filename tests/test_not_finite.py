@@ -42,15 +42,15 @@ def compiled(student, teacher, **arguments):
     return distiller
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("how", [{}, {"jit_compile": True}])
-def test_inputs(value, how):
+def test_inputs(how):
     if keras.backend.backend() == "torch":
         how = {}  # Compiling needs a C++ compiler there.
     x, labels, _ = data(8)
-    x[3, 1] = value
     distiller = compiled(normalised_student(), mlp(), **how)
-    assert_refused_and_kept(distiller, x, labels, "inputs", "in 1 inputs")
+    for value in (np.nan, np.inf):
+        x[3, 1] = value
+        assert_refused_and_kept(distiller, x, labels, "inputs", "in 1 inputs")
 
 
 def test_inputs_in_mixed_precision():

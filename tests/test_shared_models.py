@@ -10,6 +10,7 @@ import pytest
 from keras import layers
 from models import (
     CLASSES,
+    EAGERLY,
     FEATURES,
     assert_same_weights,
     assert_weights_differ,
@@ -26,7 +27,7 @@ import keras_kd as kd
 
 def compiled(student, teacher, loss=None, **kwargs):
     distiller = kd.Distiller(student, teacher, **kwargs)
-    distiller.compile(keras.optimizers.SGD(0.1), loss or kd.KD())
+    distiller.compile(keras.optimizers.SGD(0.1), loss or kd.KD(), **EAGERLY)
     return distiller
 
 

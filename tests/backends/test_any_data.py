@@ -4,6 +4,7 @@ Runs on every backend; TensorFlow's own data sets are tested where it is the
 backend.
 """
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -89,6 +90,7 @@ def trained(loss, *arguments, teacher=None, **more):
     return weights_of(distiller.student)
 
 
+@functools.cache
 def online(name):
     x, labels, weights = data(EXAMPLES)
     return trained(

@@ -4,7 +4,16 @@ import semi_supervised
 from click.testing import CliRunner
 
 
-def test_it_compares_students_with_and_without_a_teacher():
+def test_it_compares_students_with_and_without_a_teacher(monkeypatch):
+    """The second seed's scores stand in for another training."""
+    train, first = semi_supervised.one_seed, {}
+
+    def one_seed(seed, *arguments):
+        if seed == 0:
+            first.update(train(seed, *arguments))
+        return {name: score + seed / 100 for name, score in first.items()}
+
+    monkeypatch.setattr(semi_supervised, "one_seed", one_seed)
     result = CliRunner().invoke(
         semi_supervised.main, ["--seeds", "2", "--epochs", "1"]
     )
