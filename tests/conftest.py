@@ -4,12 +4,17 @@ The tests run on the backend that KERAS_BACKEND names; those of TensorFlow's
 own features are collected there alone.
 """
 
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras  # noqa: E402
 import pytest  # noqa: E402
+
+# Tracing makes so many objects that by default a tenth of the time goes into
+# looking for those to collect.
+gc.set_threshold(50_000, 20, 100)
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf

@@ -200,3 +200,26 @@ def test_a_nan_that_one_replica_sees_leaves_the_student_as_it_was(
         np.testing.assert_array_equal(now, then)
     fit(distiller, x, labels)
     assert_weights_differ(state(), before)
+
+
+@pytest.mark.parametrize("metrics", [None, ["accuracy", "f1_score"]])
+def test_a_step_is_traced_once(metrics):
+    """The variables of Adam and of metrics are there before it."""
+    traced = []
+
+    class Counted(kd.Distiller):
+        def train_step(self, *args):
+            traced.append("fit")
+            return super().train_step(*args)
+
+        def test_step(self, *args):
+            traced.append("evaluate")
+            return super().test_step(*args)
+
+    for way in ("fit", "evaluate"):
+        distiller = Counted(mlp(), mlp(units=12, seed=5))
+        distiller.compile("adam", kd.KD(), metrics=metrics)
+        x, labels, _ = data(32)
+        labels = np.eye(CLASSES, dtype="float32")[labels]
+        getattr(distiller, way)(x, labels, 8, verbose=0)
+    assert traced == ["fit", "evaluate"]

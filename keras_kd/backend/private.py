@@ -188,6 +188,19 @@ def flatten_layers(model, include_self=True):
     return list(model._flatten_layers(include_self=include_self))
 
 
+def symbolic_build(model, batch):
+    """Makes the variables of a compiled model's metrics and optimizer.
+
+    Keras does so by itself on JAX, on PyTorch and under a strategy, but on a
+    single device of TensorFlow leaves it to the trace of the first step.
+
+    Args:
+        model: a compiled `keras.Model`.
+        batch: (x, y[, sample_weight]) of `keras.KerasTensor`s.
+    """
+    model._symbolic_build(data_batch=batch)
+
+
 def own_statistics(layer):
     """Variables that a layer was built with as not trainable.
 
@@ -342,6 +355,7 @@ def check_keras(backend):
                 "_initial_epoch",
                 "_loss_tracker",
                 "_non_trainable_variables",
+                "_symbolic_build",
             ),
         ),
         (tensor, ("_keras_history",)),
@@ -391,5 +405,6 @@ __all__ = [
     "set_initial_epoch",
     "set_keras_mask",
     "set_loss_tracker",
+    "symbolic_build",
     "values_of_examples",
 ]

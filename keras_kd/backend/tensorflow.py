@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_kd import distribution
-from keras_kd.backend.private import loss_tracker
+from keras_kd.backend import private
 from keras_kd.states import changing_variables, num_rows
 
 # Up to this many, zeros for all of them cost less than a scatter.
@@ -147,7 +147,7 @@ class Trainer(keras.Model):
             batch = self.settle(y, y_pred, sample_weight)
             loss = self.compute_loss(x, batch, y_pred)
             scaled = self.optimizer.scale_loss(loss)
-        loss_tracker(self).update_state(loss, sample_weight=num_rows(x))
+        private.loss_tracker(self).update_state(loss, sample_weight=num_rows(x))
         if self.trainable_weights:
             weights = list(self.trainable_weights)
             gradients = tape.gradient(scaled, weights)
@@ -164,7 +164,9 @@ class Trainer(keras.Model):
             y_pred = self(x, training=False)
             batch = self.settle(y, y_pred, sample_weight)
             loss = self.compute_loss(x, batch, y_pred, training=False)
-            loss_tracker(self).update_state(loss, sample_weight=num_rows(x))
+            private.loss_tracker(self).update_state(
+                loss, sample_weight=num_rows(x)
+            )
             logs = self.compute_metrics(x, batch, y_pred)
         return distribution.step_logs(logs, self.distribute_strategy)
 
@@ -220,11 +222,37 @@ class Trainer(keras.Model):
                 iterator = distribution.local_iterator(
                     iterator, self.steps_per_execution
                 )
+            elif isinstance(iterator, tf.data.Iterator):
+                self._build_before_trace(iterator.element_spec)
             logs = step(iterator)
             self.invalid_examples.check(self)
             return logs
 
         return checked_step
+
+    def _build_before_trace(self, specs):
+        """Makes the variables of the compiled metrics and of the optimizer.
+
+        A step that makes variables is traced twice.
+
+        Args:
+            specs: (x, labels[, sample_weight]), structures of `tf.TypeSpec`s.
+        """
+        made = (private.compiled_metrics(self), self.optimizer)
+        if not self.student.built or all(
+            each is None or each.built for each in made
+        ):
+            return
+        if any(
+            not isinstance(spec, tf.TensorSpec) or spec.shape.rank is None
+            for spec in keras.tree.flatten(specs)
+        ):
+            return
+        batch = keras.tree.map_structure(
+            lambda spec: keras.KerasTensor(tuple(spec.shape), spec.dtype.name),
+            specs,
+        )
+        private.symbolic_build(self, batch)
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """Learns the shapes of a batch from one replica's share of it.
