@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from test_agreement import COMPILED_QUICKLY
 
 RECIPES = pathlib.Path(__file__).parents[2] / "recipes"
 
@@ -47,9 +48,7 @@ def test_recipes_start_on_every_backend(backend, tmp_path):
         env={
             **os.environ,
             "KERAS_BACKEND": backend,
-            # What makes programs fast takes longer than to run them once.
-            "XLA_FLAGS": "--xla_backend_optimization_level=0 "
-            "--xla_llvm_disable_expensive_passes=true",
+            "XLA_FLAGS": COMPILED_QUICKLY,
         },
         capture_output=True,
         text=True,
