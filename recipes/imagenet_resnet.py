@@ -7,7 +7,11 @@ Knowledge Distillation", the ImageNet study).
     python recipes/imagenet_resnet.py --data-dir tensorflow_datasets \
         --strategy mirrored --mixed-precision
 
-needs `imagenet2012` as TFDS prepares it, and GPUs.
+needs `imagenet2012` as TFDS prepares it, and GPUs. Other networks:
+
+    python tools/import_efficientnet_lite.py WEIGHTS.pth lite0.keras
+    python recipes/imagenet_resnet.py --data-dir tensorflow_datasets \
+        --teacher lite0.keras --student MobileNetV3Small
 """
 
 import study.quiet  # noqa: F401
@@ -34,13 +38,24 @@ _DROPS = (1 / 3, 2 / 3, 8 / 9)
 # Batch size for which --learning-rate is given.
 _REFERENCE_BATCH = 256
 
-network = click.Choice(tuple(networks.NETWORKS))
-
 
 @click.command(context_settings={"show_default": True})
 @click.option("--image-size", type=click.IntRange(min=32), default=224)
-@click.option("--teacher-network", type=network, default="ResNet152")
-@click.option("--student-network", type=network, default="ResNet50")
+@click.option(
+    "--teacher-network",
+    type=click.Choice(networks.PRETRAINED),
+    default="ResNet152",
+    help="Of keras.applications, with its ImageNet weights; unless --teacher "
+    "is given.",
+)
+@click.option(
+    "--student-network",
+    "--student",
+    default="ResNet50",
+    help="A network of keras.applications, as MobileNetV3Small; "
+    f"{', '.join(networks.LITE)}; or a preset of KerasHub's ImageClassifier, "
+    "its name or its folder.",
+)
 @click.option("--epochs", type=positive, default=90)
 @click.option("--batch-size", type=positive, default=256, help="Global.")
 @click.option(
@@ -61,6 +76,7 @@ network = click.Choice(tuple(networks.NETWORKS))
 @errors_as_messages()
 def main(losses, log_dir, **chosen):
     """Compares distillation losses on ImageNet."""
+    networks.check_network(chosen["student_network"])
     strategy = strategies.make_strategy(chosen["strategy"], chosen["replicas"])
     builder = images.prepared_builder(
         "imagenet2012",
@@ -83,7 +99,7 @@ def main(losses, log_dir, **chosen):
 
 
 class ImageNetStudy(vision.VisionStudy):
-    """Networks of keras.applications on ImageNet; see `study.study.Study`.
+    """Networks of Keras and KerasHub on ImageNet; see `study.study.Study`.
 
     Args:
         builder: a TFDS builder with the splits "train" and "validation".
@@ -185,7 +201,7 @@ class ImageNetStudy(vision.VisionStudy):
     def build(self, role):
         """An untrained network."""
         options = self.options
-        model = networks.application(
+        model = networks.untrained(
             options[f"{role}_network"],
             options["image_size"],
             self.classes,
@@ -217,6 +233,12 @@ class ImageNetStudy(vision.VisionStudy):
         else:
             rate = _step_decay(peak, steps, warmup)
         return self.sgd(rate)
+
+    def adapted_teacher(self, model):
+        """A teacher of these images, KerasHub's with its preprocessing."""
+        if networks.is_hub_classifier(model):
+            model = networks.on_pixels(model, name=model.name)
+        return super().adapted_teacher(model)
 
     def teacher(self):
         """The teacher given, or keras.applications' own."""

@@ -1,18 +1,65 @@
-"""Networks: residual ones for small images, and those of keras.applications."""
+"""Networks: residual ones for small images, Keras's own and KerasHub's."""
+
+import pathlib
+import sys
 
 import keras
 import numpy as np
 from keras import layers
 
-# Networks of keras.applications that end in a dense layer, by their module.
+# Networks of keras.applications that end in a dense layer and whose ImageNet
+# weights are for 224 pixels: teachers.
+PRETRAINED = (
+    *("ResNet50", "ResNet101", "ResNet152"),
+    *("ResNet50V2", "ResNet101V2", "ResNet152V2"),
+    "MobileNetV2",
+)
+_MODULES = {
+    "convnext": "ConvNeXtTiny ConvNeXtSmall ConvNeXtBase ConvNeXtLarge "
+    "ConvNeXtXLarge",
+    "densenet": "DenseNet121 DenseNet169 DenseNet201",
+    "efficientnet": "EfficientNetB0 EfficientNetB1 EfficientNetB2 "
+    "EfficientNetB3 EfficientNetB4 EfficientNetB5 EfficientNetB6 "
+    "EfficientNetB7",
+    "efficientnet_v2": "EfficientNetV2B0 EfficientNetV2B1 EfficientNetV2B2 "
+    "EfficientNetV2B3 EfficientNetV2S EfficientNetV2M EfficientNetV2L",
+    "inception_resnet_v2": "InceptionResNetV2",
+    "inception_v3": "InceptionV3",
+    "mobilenet": "MobileNet",
+    "mobilenet_v2": "MobileNetV2",
+    "mobilenet_v3": "MobileNetV3Small MobileNetV3Large",
+    "nasnet": "NASNetMobile NASNetLarge",
+    "resnet": "ResNet50 ResNet101 ResNet152",
+    "resnet_v2": "ResNet50V2 ResNet101V2 ResNet152V2",
+    "vgg16": "VGG16",
+    "vgg19": "VGG19",
+    "xception": "Xception",
+}
+# Networks of keras.applications, by the module with their preprocessing.
 NETWORKS = {
-    "ResNet50": "resnet",
-    "ResNet101": "resnet",
-    "ResNet152": "resnet",
-    "ResNet50V2": "resnet_v2",
-    "ResNet101V2": "resnet_v2",
-    "ResNet152V2": "resnet_v2",
-    "MobileNetV2": "mobilenet_v2",
+    name: module for module, names in _MODULES.items() for name in names.split()
+}
+# EfficientNet-Lite: of each stage the number of blocks and of filters; image
+# size; dropout before the logits. Stem and head are never scaled.
+LITE = {
+    "EfficientNetLite0": (
+        (1, 2, 2, 3, 3, 4, 1),
+        (16, 24, 40, 80, 112, 192, 320),
+        224,
+        0.2,
+    ),
+    "EfficientNetLite1": (
+        (1, 3, 3, 4, 4, 5, 1),
+        (16, 24, 40, 80, 112, 192, 320),
+        240,
+        0.2,
+    ),
+    "EfficientNetLite2": (
+        (1, 3, 3, 4, 4, 5, 1),
+        (16, 24, 48, 88, 120, 208, 352),
+        260,
+        0.3,
+    ),
 }
 
 
@@ -174,3 +221,176 @@ def pretrained(network, image_size):
     resized = application(network, image_size, 1000)
     resized.set_weights(model.get_weights())
     return resized
+
+
+# -- KerasHub ------------------------------------------------------------------
+
+
+def efficientnet_lite(network, classes=1000):
+    """An untrained EfficientNet-Lite, as a classifier of KerasHub.
+
+    It has neither squeeze-and-excitation nor swish, which small devices are
+    slow at. As in TensorFlow, strided convolutions pad an even image on the
+    right and below alone; of KerasHub's blocks the "unfused" ones do. With an
+    expansion of 1 these would project by 3×3 convolutions, so the first stage,
+    which has no stride, is made of "v1" blocks.
+
+    Args:
+        network: key of `LITE`.
+        classes: number of classes.
+
+    Returns:
+        A `keras_hub.models.EfficientNetImageClassifier`, from images of which
+        its preprocessor makes (pixels - 127) / 128, to logits.
+
+    Source: Tan and Le 2019, "EfficientNet: Rethinking Model Scaling for
+    Convolutional Neural Networks" (arXiv 1905.11946), and the Lite variants in
+    TensorFlow's repository `tpu`.
+    """
+    import keras_hub
+
+    repeats, filters, image_size, dropout = LITE[network]
+    backbone = keras_hub.models.EfficientNetBackbone(
+        stackwise_width_coefficients=[1.0] * 7,
+        stackwise_depth_coefficients=[1.0] * 7,
+        stackwise_kernel_sizes=[3, 3, 5, 3, 5, 5, 3],
+        stackwise_num_repeats=list(repeats),
+        stackwise_input_filters=[32, *filters[:-1]],
+        stackwise_output_filters=list(filters),
+        stackwise_expansion_ratios=[1, 6, 6, 6, 6, 6, 6],
+        stackwise_squeeze_and_excite_ratios=[0] * 7,
+        stackwise_strides=[1, 2, 2, 2, 1, 2, 1],
+        stackwise_block_types=["v1", *["unfused"] * 6],
+        activation="relu6",
+        include_stem_padding=False,
+        stem_conv_padding="same",
+        batch_norm_momentum=0.99,
+        batch_norm_epsilon=1e-3,
+    )
+    converter = keras_hub.layers.EfficientNetImageConverter(
+        image_size=(image_size, image_size), scale=1 / 128, offset=-127 / 128
+    )
+    return keras_hub.models.EfficientNetImageClassifier(
+        backbone,
+        num_classes=classes,
+        preprocessor=keras_hub.models.EfficientNetImageClassifierPreprocessor(
+            converter
+        ),
+        dropout=dropout,
+    )
+
+
+def is_hub_classifier(model):
+    """Whether a model is an image classifier of KerasHub."""
+    # Whoever has loaded one has imported it.
+    keras_hub = sys.modules.get("keras_hub")
+    return keras_hub is not None and isinstance(
+        model, keras_hub.models.ImageClassifier
+    )
+
+
+def on_pixels(classifier, image_size=None, name=None):
+    """A classifier of KerasHub with its preprocessing built in.
+
+    Args:
+        classifier: a `keras_hub.models.ImageClassifier`.
+        image_size: height and width in pixels; `None` for those that its
+            preprocessor makes.
+        name: optional name.
+
+    Returns:
+        A `keras.Model` from pixels in [0, 255] to what the classifier gives.
+
+    Raises:
+        ValueError: if the network is made for images of another size, or for
+            what its preprocessor doesn't say.
+    """
+    converter = getattr(classifier.preprocessor, "image_converter", None)
+    if converter is None:
+        raise ValueError(
+            "A classifier of KerasHub must say what it makes of pixels. "
+            f"Received: {classifier.name!r} without an image converter in its "
+            "preprocessor. Give it one, as "
+            "keras_hub.layers.ImageConverter(scale=1 / 255)."
+        )
+    size = (image_size,) * 2 if image_size else converter.image_size
+    fixed = classifier.input_shape[1:3]
+    if size is None or any(
+        its not in (None, asked) for its, asked in zip(fixed, size, strict=True)
+    ):
+        raise ValueError(
+            "A network that is made for one image size takes no other. "
+            f"Received: {classifier.name!r}, which takes {fixed}, for images "
+            f"of {size}. Choose that --image-size, or another network."
+        )
+    inputs = keras.Input((*size, 3))
+    pixels = layers.Rescaling(
+        1.0 if converter.scale is None else converter.scale,
+        0.0 if converter.offset is None else converter.offset,
+    )(inputs)
+    return keras.Model(inputs, classifier(pixels), name=name)
+
+
+def check_network(network):
+    """Refuses a name that `untrained` does not know.
+
+    Args:
+        network: see `untrained`.
+
+    Raises:
+        ValueError: naming what may be chosen.
+    """
+    if network in NETWORKS or network in LITE or _is_preset(network):
+        return
+    raise ValueError(
+        "A network is one of keras.applications, such as ResNet50, "
+        "MobileNetV3Small or EfficientNetB0; one of "
+        f"{', '.join(LITE)}; or a preset of keras_hub.models.ImageClassifier: "
+        f"its name or its folder. Received: {network!r}. Choose one of them."
+    )
+
+
+def _is_preset(network):
+    import keras_hub
+
+    return (
+        network in keras_hub.models.ImageClassifier.presets
+        or "://" in network
+        or (pathlib.Path(network) / "config.json").is_file()
+    )
+
+
+def untrained(network, image_size, classes, name=None):
+    """A network with random weights and with its preprocessing built in.
+
+    Args:
+        network: key of `NETWORKS` or of `LITE`, or a preset of
+            `keras_hub.models.ImageClassifier`: its name, or its folder.
+        image_size: height and width in pixels.
+        classes: number of classes.
+        name: optional name.
+
+    Returns:
+        A `keras.Model` from pixels in [0, 255] to logits.
+
+    Raises:
+        OSError: if a preset can't be read or downloaded.
+    """
+    if network in NETWORKS:
+        return application(network, image_size, classes, name=name)
+    if network in LITE:
+        return on_pixels(efficientnet_lite(network, classes), image_size, name)
+    import keras_hub
+
+    try:
+        classifier = keras_hub.models.ImageClassifier.from_preset(
+            network, load_weights=False, num_classes=classes, activation=None
+        )
+    except Exception as error:
+        raise OSError(
+            f"The preset {network} could not be read. Received: "
+            f"{type(error).__name__}: {error}. Download it where there is "
+            "internet and give its folder, or choose a network of "
+            "keras.applications."
+        ) from error
+    return on_pixels(classifier, image_size, name)

@@ -296,14 +296,26 @@ def cluster_order(similarity):
         [classes] integers: the leaves of average-linkage clustering, with
         the most similar ones of two clusters next to each other.
     """
+    return scipy.cluster.hierarchy.leaves_list(cluster_tree(similarity))
+
+
+def cluster_tree(similarity):
+    """Which classes are joined at which distance, 1 - similarity.
+
+    Args:
+        similarity: [classes, classes] array.
+
+    Returns:
+        SciPy's linkage matrix of average-linkage clustering, [classes - 1, 4],
+        its leaves in the order that `cluster_order` describes.
+    """
     distances = 1 - np.asarray(similarity, "float64")
     # The upper triangle row by row, which is what SciPy takes.
-    tree = scipy.cluster.hierarchy.linkage(
+    return scipy.cluster.hierarchy.linkage(
         distances[np.triu_indices(len(distances), 1)],
         method="average",
         optimal_ordering=True,
     )
-    return scipy.cluster.hierarchy.leaves_list(tree)
 
 
 def plain(value):
