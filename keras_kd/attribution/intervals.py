@@ -22,12 +22,12 @@ import numpy as np
 import scipy.optimize
 import scipy.special
 
-# The first two were chosen by numerical integration over normal differences, so
-# that intervals of 95 % cover in 94 to 97 % whatever the two parts are, from two
-# seeds on; the third on simulated students that agree on nearly every example.
-# tools/simulate_coverage.py measures what they come to. Squares added up are too
-# wide where both parts count: some of the examples' part is taken from that of
-# the seeds.
+# The first two were chosen by numerical integration over normal differences,
+# so that intervals of 95 % cover in 94 to 97 % whatever the two parts are, from
+# two seeds on; the third on simulated students that agree on nearly every
+# example. tools/simulate_coverage.py measures what they come to. Squares added
+# up are too wide where both parts count: some of the examples' part is taken
+# from that of the seeds.
 _COUNTED_TWICE = 0.1
 # Seeds that happen to agree still leave so much of the residual.
 _LEAST_RESIDUAL = 0.25
