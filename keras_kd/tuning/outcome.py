@@ -106,6 +106,11 @@ class Tuning:
             return None
         return self.final.gain(self.winner_name, baseline)
 
+    def shown(self, score):
+        """A score as it is shown, with its unit: "91.3 %"."""
+        unit = self.final.unit
+        return f"{unit.score(score)} {unit.of_scores}".strip()
+
     @property
     def findings(self):
         """List of sentences: what won, and what it gained."""
@@ -127,11 +132,12 @@ class Tuning:
     def _won(self):
         counts = collections.Counter(trial.state for trial in self.trials)
         states = ", ".join(f"{n} {state}" for state, n in counts.items())
+        score = f"{self.metric} {self.shown(self.winner.score)}"
         return (
             f"The best of {len(self.trials)} students ({states}) is "
-            f"{self.winner}, with {self.metric} {self._score(self.winner)} in "
-            f"the search. All of it took {self.spent['epochs']:,} epochs of "
-            f"students and {in_words(self.spent['seconds'])}."
+            f"{self.winner}, with {score} in the search. All of it took "
+            f"{self.spent['epochs']:,} epochs of students and "
+            f"{in_words(self.spent['seconds'])}."
         )
 
     def _gained(self, baseline, gain):
@@ -143,11 +149,6 @@ class Tuning:
             f"{_BASELINES[baseline]}: {_VERDICTS[gain.verdict]} (the interval "
             f"is over {gain.over})."
         )
-
-    def _score(self, trial):
-        """A trial's score in the search, with its unit."""
-        unit = self.final.unit
-        return f"{unit.score(trial.score)} {unit.of_scores}".strip()
 
     def __str__(self):
         return self.to_markdown()
@@ -187,7 +188,7 @@ class Tuning:
         return [
             {
                 "best of each method": str(trial),
-                self.metric: self._score(trial),
+                self.metric: self.shown(trial.score),
                 "from": trial.why,
                 "students": str(self._count(trial.method)),
                 "stopped": str(self._count(trial.method, "stopped")),
