@@ -92,6 +92,7 @@ def main(losses, log_dir, **chosen):
     _fill_in(chosen)
     strategy = strategies.make_strategy(chosen["strategy"], chosen["replicas"])
     data = load(chosen)
+    chosen = vision.with_hold_out(chosen, len(data.train[0]))
     run_study(
         "cifar100_resnet",
         f"{chosen['dataset']}.",
@@ -162,10 +163,6 @@ class ImageStudy(vision.VisionStudy):
             tuple(array[: self.train_size] for array in self.images.train)
         )
 
-    def diagnosed_data(self):
-        """The images as they are, in batches."""
-        return self.cached_data().batch(4 * self.options["batch_size"])
-
     def superclasses(self):
         """CIFAR-100's own."""
         return self.images.superclasses
@@ -174,11 +171,18 @@ class ImageStudy(vision.VisionStudy):
         """The crops and flips, which the cache repeats."""
         return images.view_function(self.images, self.options["augment"])
 
-    def evaluation_data(self):
-        """The test images; none are held out, as usual on CIFAR."""
+    def measured_images(self):
+        """The test images."""
+        return self._evaluation_batches(self.images.test)
+
+    def held_out_images(self):
+        """The last training images; none by default, as usual on CIFAR."""
+        count = self.options["hold_out"]
+        return self._evaluation_batches([a[-count:] for a in self.images.train])
+
+    def _evaluation_batches(self, arrays):
         batch_size = 4 * self.options["batch_size"]
-        dataset = images.evaluation_batches(self.images.test, batch_size)
-        return {"test": self.evaluated(dataset)}
+        return images.evaluation_batches(tuple(arrays), batch_size)
 
     def build(self, role):
         """A CIFAR ResNet."""

@@ -85,6 +85,7 @@ def main(losses, log_dir, **chosen):
         "folder's downloads/manual/ and run this again",
     )
     available = builder.info.splits["train"].num_examples
+    chosen = vision.with_hold_out(chosen, available)
     run_study(
         "imagenet_resnet",
         "imagenet2012.",
@@ -153,33 +154,29 @@ class ImageNetStudy(vision.VisionStudy):
         """JPEGs and labels in order."""
         return self._encoded(f"train[:{self.train_size}]", shuffle=False)
 
-    def diagnosed_data(self):
-        """The centres of the training images."""
-        size = self.options["image_size"]
-        return (
-            self.cached_data()
-            .map(lambda encoded, label: (centre_crop(encoded, size), label))
-            .batch(self.options["batch_size"])
-        )
-
     def augment(self):
         """The random crops, which the cache repeats."""
         size = self.options["image_size"]
         return lambda encoded, seed: random_crop(encoded, size, seed)
 
-    def evaluation_data(self):
-        """The validation images, whose centre is used."""
+    def measured_images(self):
+        """ImageNet's validation images."""
+        count = self.builder.info.splits["validation"].num_examples
+        return self._centres("validation", count)
+
+    def held_out_images(self):
+        """The last training images."""
+        count = self.options["hold_out"]
+        return self._centres(f"train[-{count}:]", count)
+
+    def _centres(self, split, count):
+        """Batches of the centres of a split's images."""
         size = self.options["image_size"]
-        dataset = self._encoded("validation", shuffle=False).map(
+        dataset = self._encoded(split, shuffle=False).map(
             lambda encoded, label: (centre_crop(encoded, size), label),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
-        dataset = batches.full_batches(
-            dataset,
-            self.builder.info.splits["validation"].num_examples,
-            self.options["batch_size"],
-        )
-        return {"valid": self.evaluated(dataset)}
+        return batches.full_batches(dataset, count, self.options["batch_size"])
 
     def _encoded(self, split, shuffle):
         """(JPEG bytes, label); a crop need not decode the whole image."""

@@ -51,6 +51,7 @@ class SurfaceTrainer:
     teacher, cache = "a teacher", None
     seconds_per_student = None
     learning_rate = 1e-3
+    scored_on = "test"
 
     def __init__(
         self,

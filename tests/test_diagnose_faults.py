@@ -5,6 +5,7 @@ import keras
 import numpy as np
 import pytest
 import reference
+import scipy.stats
 import tensorflow as tf
 from keras import layers
 
@@ -352,6 +353,7 @@ def test_a_model_of_several_inputs_and_one_with_a_state_are_left_alone():
     steps = layers.Reshape((4, 4))(inputs)
     state = layers.LSTM(8, stateful=True)
     teacher = keras.Model(inputs, layers.Dense(CLASSES)(state(steps)))
+    teacher(x[100:200])  # What it leaves of a state is not theirs.
     kd.diagnose(teacher, batched(x[:100], labels[:100], drop_remainder=True))
     after = [np.array(each) for each in state.states]
     state.reset_state()
@@ -361,6 +363,31 @@ def test_a_model_of_several_inputs_and_one_with_a_state_are_left_alone():
 
 
 # -- what is said, and what is not ---------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_healthy_language_model_is_not_accused(seed):
+    """It predicts the same few words, is seldom right, and knows it."""
+    random = np.random.default_rng(seed)
+    words, tokens = 200, 4000
+    logits = -0.9 * np.log(np.arange(1, words + 1))
+    logits = logits + 0.4 * random.normal(size=(tokens, words))
+    # A third follows from what came before.
+    told = np.flatnonzero(random.random(tokens) < 1 / 3)
+    logits[told, random.integers(0, 5, len(told))] += 6
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    labels = (random.random((tokens, 1)) > p.cumsum(1)).sum(1)
+    predicted = logits.argmax(1)
+    assert 0.25 < (predicted == labels).mean() < 0.5
+    ours, theirs = (
+        scipy.stats.entropy(np.bincount(each, minlength=words))
+        for each in (predicted, labels)
+    )
+    assert ours < 0.5 * theirs
+    inputs = keras.Input((10, words))
+    teacher = keras.Model(inputs, layers.Identity()(inputs))
+    data = batched(logits.reshape(-1, 10, words), labels.reshape(-1, 10))
+    assert not kd.diagnose(teacher, data).problems
 
 
 def test_near_chance_nothing_is_said_of_soft_targets():

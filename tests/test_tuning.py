@@ -96,6 +96,30 @@ def test_every_method_begins_with_its_defaults():
     assert [t.method for t in result.trials[:3]] == list(FEW)
 
 
+def test_defaults_of_the_trainer_are_told_in_what_is_searched():
+    """Smoothing by its product, and a number of classes as their share."""
+
+    class Trainer(SurfaceTrainer):
+        def loss(self, method, settings):
+            own = {
+                "label_smoothing": {"smoothing": 1.0, "weight": 0.2},
+                "kd_topk": {"k": 5},
+            }
+            return super().loss(method, {**own.get(method, {}), **settings})
+
+    heights = {name: HEIGHTS[name] for name in (*FEW, "kd_topk")}
+    trainer = Trainer(heights=heights, epochs=1)
+    trainer.diagnosis = diagnosed
+    starts = {
+        trial.method: trial.settings
+        for trial in tune(trainer, 16).trials
+        if trial.why == "default"
+    }
+    smoothing = starts["label_smoothing"]
+    assert smoothing == {"smoothing": pytest.approx(0.2), "weight": 1.0}
+    assert starts["kd_topk"]["k"] == 5 / 20
+
+
 def test_the_sampler_is_the_callers():
     first, second, third = (
         tune(SurfaceTrainer(heights=FEW, epochs=3), 24, sampler=sampler)
@@ -277,6 +301,44 @@ def test_test_scores_choose_nothing():
     assert result.gain().mean < 0
     mean = np.mean(list(result.final.scores["tuned"].values()))
     assert mean == pytest.approx(-result.winner.score)
+
+
+def test_intervals_hold_seeds_and_examples():
+    random = np.random.default_rng(0)
+    difficulty = random.uniform(size=400)
+
+    class Trainer(SurfaceTrainer):
+        def train(self, method, seed, settings=None, report=None):
+            result = super().train(method, seed, settings, report)
+            luck = np.random.default_rng([seed, len(method)])
+            right = difficulty < result["accuracy"] + luck.normal(0, 0.1, 400)
+            examples = right.astype(float).tolist()
+            return {**result, "accuracy": right.mean(), "examples": examples}
+
+        __call__ = train
+
+    trainer = Trainer(heights=FEW, epochs=3)
+    result = tune(trainer, 20)
+    gain = result.gain()
+    rights = [
+        np.array([run["examples"] for run in result.final.results[n].values()])
+        for n in ("tuned", "plain")
+    ]
+    expected = kd.attribution.paired_interval(rights[0] - rights[1])
+    assert (gain.seeds, gain.examples) == (3, 400)
+    assert (gain.mean, gain.low, gain.high) == pytest.approx(
+        (expected.mean, expected.low, expected.high)
+    )
+    assert "over seeds and examples" in str(result)
+
+
+@pytest.mark.parametrize("scored_on", ["test", "validation"])
+def test_it_says_what_the_gain_was_measured_on(scored_on):
+    trainer = SurfaceTrainer(0.003, heights=FEW, epochs=3)
+    trainer.scored_on = scored_on
+    text = str(tune(trainer, 20))
+    assert f"fresh seeds and the {scored_on} data it gains" in text
+    assert ("no `test` data" in text) == (scored_on == "validation")
 
 
 def test_results_that_a_trainer_had_kept_count_by_their_history():

@@ -19,6 +19,7 @@ from keras_kd.diagnosis.inputs import Inputs
 from keras_kd.diagnosis.survey import Survey, not_finite_weights
 from keras_kd.logits import LogitReader, check_model, class_count_message
 from keras_kd.similarity import logit_weights
+from keras_kd.states import reset_states
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +223,9 @@ def diagnose(
     superclasses = _check_superclasses(superclasses, num_classes)
     rows = _logit_rows(teacher, logit_layer, num_classes)
 
+    for model in (teacher, student):
+        if model is not None:
+            reset_states(model)
     survey = Survey(teacher_reader, student_reader, loss, logits_shape)
     totals = survey.run(data)
     if not totals["batches"]:

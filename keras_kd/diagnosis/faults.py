@@ -355,9 +355,12 @@ def wrong_inputs(numbers):
     inputs, agreement = numbers["inputs"], numbers["agreement"]
     strange = strange_layers(numbers)
     above = agreement["above_chance"]
-    collapsed = above < _POOR and _variety(agreement) < _COLLAPSED
     gap = numbers["teacher"]["confidence"] - numbers["teacher"]["accuracy"]
     missed = above < _MISSING or gap > _SUSPECT_GAP
+    # A language model often predicts a frequent word and is seldom right, but
+    # it knows that.
+    unaware = is_near_chance(numbers) or gap > _SUSPECT_GAP
+    collapsed = above < _POOR and unaware and _variety(agreement) < _COLLAPSED
     if not collapsed and not (strange and missed):
         return None
     seen = sum(1 for n in numbers["teacher"]["by_class"]["predicted"] if n)

@@ -102,6 +102,7 @@ class StudentTrainer:
         cache: the `TeacherCache` given or written, or `None` so far.
         epochs: integer.
         superclasses: [classes] integers, or `None`.
+        scored_on: "test" or "validation", what final scores are of.
 
     Raises:
         TypeError: if a model or data are of another kind.
@@ -166,6 +167,7 @@ class StudentTrainer:
         self.higher_is_better = self._metrics.higher_is_better
         self._optimizers = Optimizers(optimizer)
         self._validation, self._test = validation, test
+        self.scored_on = "validation" if test is None else "test"
         self._batch_size, self._views = batch_size, views
         self._own_losses = dict(losses or {})
         self._loss_arguments = dict(loss_arguments or {})

@@ -59,6 +59,8 @@ class Tuning:
             method's good and bad trials that the setting explains.
         spent: dict of the "seconds" and "epochs" that all of it took.
         verdict: list of sentences of the teacher's diagnosis.
+        scored_on: what `final` was measured on, "test" or "validation" data;
+            `None` where the trainer does not say.
 
     Example:
     >>> result = kd.tune(trainer, seconds=3600, folder="runs/tuning")
@@ -77,6 +79,7 @@ class Tuning:
     importance: dict
     spent: dict
     verdict: list
+    scored_on: str | None = None
 
     @property
     def method(self):
@@ -103,28 +106,49 @@ class Tuning:
             return None
         return self.final.gain(self.winner_name, baseline)
 
+    def shown(self, score):
+        """A score as it is shown, with its unit: "91.3 %"."""
+        unit = self.final.unit
+        return f"{unit.score(score)} {unit.of_scores}".strip()
+
     @property
     def findings(self):
         """List of sentences: what won, and what it gained."""
-        trained = f"{self.spent['epochs']:,} epochs of students"
-        counts = collections.Counter(trial.state for trial in self.trials)
-        states = ", ".join(f"{n} {state}" for state, n in counts.items())
+        gains = {name: self.gain(name) for name in _BASELINES}
         found = [
-            f"The best of {len(self.trials)} students ({states}) is "
-            f"{self.winner}, with {self.metric} {short(self.winner.score)} in "
-            f"the search, which took {trained} and "
-            f"{in_words(self.spent['seconds'])} in all.",
+            self._won(),
+            *(self._gained(n, gain) for n, gain in gains.items() if gain),
         ]
-        for baseline, words in _BASELINES.items():
-            gain = self.gain(baseline)
-            if gain is not None:
-                found.append(
-                    f"On {gain.seeds} fresh seeds it gains {span(gain)} in "
-                    f"{self.metric} over {words}: {_VERDICTS[gain.verdict]}."
-                )
         if self.winner_name == PLAIN:
             found.append("No loss beat plain training in the search.")
+        elif self.scored_on == "validation":
+            found.append(
+                "The trainer has no `test` data: fresh seeds were measured on "
+                "the validation data, by which the winner was chosen, so that "
+                "gains look somewhat better than they are."
+            )
         return found
+
+    def _won(self):
+        counts = collections.Counter(trial.state for trial in self.trials)
+        states = ", ".join(f"{n} {state}" for state, n in counts.items())
+        score = f"{self.metric} {self.shown(self.winner.score)}"
+        return (
+            f"The best of {len(self.trials)} students ({states}) is "
+            f"{self.winner}, with {score} in the search. All of it took "
+            f"{self.spent['epochs']:,} epochs of students and "
+            f"{in_words(self.spent['seconds'])}."
+        )
+
+    def _gained(self, baseline, gain):
+        unit = self.final.unit
+        span = unit.span(gain.mean, gain.low, gain.high)
+        return (
+            f"On {gain.seeds} fresh seeds{_SCORED_ON[self.scored_on]} it gains "
+            f"{f'{span} {unit.of_gains}'.strip()} in {self.metric} over "
+            f"{_BASELINES[baseline]}: {_VERDICTS[gain.verdict]} (the interval "
+            f"is over {gain.over})."
+        )
 
     def __str__(self):
         return self.to_markdown()
@@ -164,7 +188,7 @@ class Tuning:
         return [
             {
                 "best of each method": str(trial),
-                self.metric: short(trial.score),
+                self.metric: self.shown(trial.score),
                 "from": trial.why,
                 "students": str(self._count(trial.method)),
                 "stopped": str(self._count(trial.method, "stopped")),
@@ -190,6 +214,7 @@ class Tuning:
             "metric": self.metric,
             "higher_is_better": self.higher_is_better,
             "verdict": self.verdict,
+            "scored_on": self.scored_on,
             "findings": self.findings,
         }
 
@@ -226,6 +251,12 @@ class Tuning:
         report.page(self).save(path)
 
 
+# Where fresh seeds were measured, in words.
+_SCORED_ON = {
+    "test": " and the test data",
+    "validation": " and the validation data",
+    None: "",
+}
 # What the winner is compared with, in words.
 _BASELINES = {
     PLAIN: "plain training at its best",
@@ -287,11 +318,6 @@ def described(method, settings):
     """A student in a few words: "kd(weight=0.9, temperature=4)"."""
     words = ", ".join(f"{name}={short(v)}" for name, v in settings.items())
     return f"{method}({words})" if words else method
-
-
-def span(interval):
-    """A gain with its interval."""
-    return f"{interval.mean:+.3g} [{interval.low:+.3g}, {interval.high:+.3g}]"
 
 
 def in_words(seconds):

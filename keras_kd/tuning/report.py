@@ -4,11 +4,7 @@ import os
 
 from keras_kd.attribution import write_hparams
 from keras_kd.files import user_path
-from keras_kd.tuning.outcome import (
-    DEFAULT_KD,
-    WINNER,
-    short,
-)
+from keras_kd.tuning.outcome import DEFAULT_KD, WINNER
 from keras_kd.tuning.spaces import LEARNING_RATE, PLAIN, SPACES, Range
 
 # A setting that fewer students differ in shows nothing.
@@ -36,9 +32,7 @@ def page(tuning):
     _add_table(report, "On fresh seeds", tuning.final_rows())
     report.add_text(
         "These students were trained with seeds that the search did not use. "
-        f"Scores are {tuning.metric}; "
-        f"{'higher' if tuning.higher_is_better else 'lower'} is better, and a "
-        "gain above 0 is an improvement."
+        + tuning.final.note
     )
     _add_table(report, "In the search", tuning.method_rows())
     report.add_text(
@@ -72,9 +66,9 @@ def _trial_rows(tuning):
     return [
         {
             "student": str(trial),
-            tuning.metric: short(trial.score)
-            if trial.score is not None
-            else "-",
+            tuning.metric: "-"
+            if trial.score is None
+            else tuning.shown(trial.score),
             "epochs": str(len(trial.curve)),
             "state": trial.state,
             "from": trial.why,
@@ -121,14 +115,19 @@ def _gains(tuning):
         for name in names
         if name in tuning.final.scores
     }
+    gains = {name: gain for name, gain in gains.items() if gain.is_known}
     if not gains:
         return None
+    unit = tuning.final.unit
     return (
         bars(
             list(gains),
-            [gain.mean for gain in gains.values()],
-            [(gain.low, gain.high) for gain in gains.values()],
-            f"gain in {tuning.metric}",
+            [unit.factor * gain.mean for gain in gains.values()],
+            [
+                (unit.factor * gain.low, unit.factor * gain.high)
+                for gain in gains.values()
+            ],
+            unit.titled(f"gain in {tuning.metric}"),
         ),
         "Gains over plain training at its best, on fresh seeds, with 95 % "
         "intervals.",
@@ -141,12 +140,13 @@ def _methods(tuning):
     leaders = [trial for trial in tuning.leaders if trial.method != PLAIN]
     if not leaders:
         return None
-    sign = 1 if tuning.higher_is_better else -1
+    unit = tuning.final.unit
+    factor = unit.factor if tuning.higher_is_better else -unit.factor
     return (
         bars(
             [trial.method for trial in leaders],
-            [sign * (trial.score - tuning.plain.score) for trial in leaders],
-            label=f"gain in {tuning.metric}, in the search",
+            [factor * (trial.score - tuning.plain.score) for trial in leaders],
+            label=unit.titled(f"gain in {tuning.metric} in the search"),
         ),
         "The best student of each method in the search, against the best one "
         "that was trained plainly: one seed, and the best of many.",

@@ -35,13 +35,13 @@ _TEMPERATURE = Range(1.0, 20.0, log=True)
 # end depends on their number, see `_widened`.
 _KEPT = Range(0.05, 0.8, log=True)
 
-# A setting that is not listed stays at the loss's default. Left out is what
-# would only rescale another: the weight of label smoothing (only its product
-# with `smoothing` counts) and `alpha` of DKD (of three coefficients two ratios
-# count, and the learning rate).
+# A setting that is not listed stays at the trainer's default. Not searched is
+# what would only rescale another: the weight of label smoothing (only its
+# product with `smoothing` counts) and `alpha` of DKD (of three coefficients two
+# ratios count, and the learning rate).
 SPACES = {
     PLAIN: {},
-    SMOOTHING: {"smoothing": Range(0.01, 0.5, log=True)},
+    SMOOTHING: {"smoothing": Range(0.01, 0.5, log=True), "weight": 1.0},
     "kd_pt": {"weight": _WEIGHT, "temperature": _TEMPERATURE},
     # `label_mass` is alpha in numbers that mean the same in every network. The
     # target does not know the temperature, which stays 1.
@@ -191,6 +191,7 @@ def starts(space_of, defaults, advice=None):
     Returns:
         List of triples: why, the method, and its settings inside the space.
     """
+    classes = (advice or {}).get("classes")
     own = {method: ("default", method, {}) for method in space_of}
     first = [own.pop(m) for m in (*BASELINES, "kd") if m in own]
     advised = [
@@ -207,13 +208,22 @@ def starts(space_of, defaults, advice=None):
     ]:
         values = {**defaults(method), **changed}
         settings = {
-            setting: _inside(each, values[setting])
+            setting: _inside(each, _share(setting, values, each, classes))
             for setting, each in space_of[method].items()
             if values.get(setting) is not None
         }
         if (method, settings) not in [start[1:] for start in found]:
             found.append((why, method, settings))
     return found
+
+
+def _share(setting, values, each, classes):
+    """The value; a number of classes as a share, where shares are searched."""
+    value = values[setting]
+    of_shares = isinstance(each, Range) and each.high <= 1
+    if setting == "k" and of_shares and isinstance(value, int) and classes:
+        return value / classes
+    return value
 
 
 def _inside(each, value):

@@ -23,6 +23,7 @@ from keras_kd.tuning.spaces import (
     BASELINES,
     LEARNING_RATE,
     PLAIN,
+    SMOOTHING,
     SPACES,
     spaces,
     starts,
@@ -59,8 +60,14 @@ def tune(
     that the search did not use, and their differences are reported with
     paired intervals. The time for that is part of the budget.
 
+    The search chooses by the scores of the validation data. The comparison is
+    measured on the trainer's `test` data, by which nothing was chosen; of a
+    trainer without any it is on the validation data as well, and a finding
+    says so. Where the score of each example is known, intervals hold what
+    other seeds and what other examples would change.
+
     Args:
-        trainer: a `keras_kd.StudentTrainer`.
+        trainer: a `keras_kd.StudentTrainer`, with `test` data.
         seconds: the budget, of all calls with the same `folder` together.
         epochs: the budget in epochs of students, instead of `seconds`. What is
             found then does not depend on how fast the machine is.
@@ -95,7 +102,7 @@ def tune(
     Example:
     ```python
     trainer = kd.StudentTrainer(
-        make_student, train, validation, teacher=teacher, epochs=10
+        make_student, train, validation, test=test, teacher=teacher, epochs=10
     )
     result = kd.tune(trainer, seconds=3600, folder="runs/tuning")
     print(result)
@@ -168,10 +175,12 @@ class _Call:
 
     def _defaults(self, method, learning_rate=None):
         """Settings with which a method is tried first, and more."""
-        return {
-            **_loss(self.trainer, method, {}).get_config(),
-            LEARNING_RATE: _first_rate(self.trainer, learning_rate),
-        }
+        own = _loss(self.trainer, method, {}).get_config()
+        if method == SMOOTHING:
+            # Only the product counts, and the weight is not searched.
+            own |= {"smoothing": own["smoothing"] * own["weight"], "weight": 1}
+        rate = _first_rate(self.trainer, learning_rate)
+        return {**own, LEARNING_RATE: rate}
 
     def _take_advice(self):
         """What the teacher's diagnosis suggests, in every call the same."""
@@ -221,6 +230,7 @@ class _Call:
             importance=self.searched.importance(),
             spent=self.budget.spent,
             verdict=self.advice["verdict"],
+            scored_on=getattr(self.trainer, "scored_on", None),
         )
 
     def _best(self, method=None):

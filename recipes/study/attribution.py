@@ -29,8 +29,8 @@ def attribute(study, names):
     for name in names:
         study.loss(name)  # Refuses a bad weight before anything is trained.
     teacher = study.teacher()
-    diagnose(study, teacher)
     trainer = study.student_trainer(teacher, study.cache(names, teacher))
+    diagnose(study, trainer)
     budget = study.options["time_budget"]
     if budget is not None:
         budget = max(60 * budget - (time.monotonic() - began), 1e-3)
@@ -47,28 +47,23 @@ def attribute(study, names):
     )
     click.echo(f"\n{attribution}\n")
     attribution.to_tensorboard(study.run.tensorboard)
-    _save(attribution, study.run.folder, "attribution")
+    save(attribution, study.run.folder, "attribution")
     click.echo(f"tensorboard --logdir {study.run.tensorboard}")
 
 
-def diagnose(study, teacher):
+def diagnose(study, trainer):
     """Prints and saves what the teacher has to offer, once in a run folder.
 
     Args:
         study: a `study.study.Study`.
-        teacher: a `keras.Model`.
+        trainer: its `keras_kd.StudentTrainer`.
     """
     if list(study.run.folder.glob("diagnosis*.html")):
         return
-    # Statefully trained teachers start from the state zero.
-    for callback in study.callbacks(teacher):
-        callback.on_epoch_begin(0)
-    diagnosis = kd.diagnose(
-        teacher, study.diagnosed_data(), superclasses=study.superclasses()
-    )
+    diagnosis = trainer.diagnosis()
     click.echo(f"\n{diagnosis}\n")
     diagnosis.to_tensorboard(study.run.tensorboard / "diagnosis")
-    _save(diagnosis, study.run.folder, "diagnosis")
+    save(diagnosis, study.run.folder, "diagnosis")
 
 
 def methods_of(losses):
@@ -80,14 +75,23 @@ def methods_of(losses):
     Returns:
         Names out of `methods.METHODS`, "plain" the first of them.
     """
+    return dict.fromkeys((PLAIN, *losses)) if are_named() else METHODS
+
+
+def are_named():
+    """Whether the user named the losses."""
     source = click.get_current_context().get_parameter_source("losses")
-    if source is click.core.ParameterSource.DEFAULT:
-        return METHODS
-    return dict.fromkeys((PLAIN, *losses))
+    return source is not click.core.ParameterSource.DEFAULT
 
 
-def _save(report, folder, name):
-    """Saves a report beside those of earlier calls."""
+def save(report, folder, name):
+    """Saves a report beside those of earlier calls.
+
+    Args:
+        report: what has a method `save`.
+        folder: path.
+        name: of the file, without its ending.
+    """
     number, path = 1, folder / f"{name}.html"
     while path.exists():
         number += 1

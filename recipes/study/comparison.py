@@ -3,7 +3,7 @@
 import click
 
 from keras_kd.attribution import write_hparams
-from study import attribution, options
+from study import attribution, options, tuning
 from study.run_folder import open_run
 from study.table import print_table, result_rows
 
@@ -31,7 +31,8 @@ def run_study(recipe, about, make, strategy, chosen, losses, log_dir, **size):
 def compare(study, losses):
     """Trains the teacher and a student per loss, and prints the table.
 
-    With `--attribute` it says what each part of the knowledge was worth.
+    With `--attribute` it says what each part of the knowledge was worth, with
+    `--tune` it searches for the best loss.
 
     Args:
         study: a `study.study.Study`.
@@ -39,6 +40,9 @@ def compare(study, losses):
     """
     if study.options["attribute"]:
         attribution.attribute(study, attribution.methods_of(losses))
+        return
+    if study.options["tune"]:
+        tuning.tune(study, losses)
         return
     for name in losses:
         study.loss(name)  # Refuses a bad weight before anything is trained.

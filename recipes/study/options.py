@@ -11,6 +11,8 @@ share = click.FloatRange(0, 1)
 # The largest default cache of every loss, in bytes; above it, the teacher
 # runs beside the students unless --cache is given.
 _LARGEST_CACHE = 32 * 2**30
+# Of --tune, in students.
+STUDENT_BUDGET = 60
 
 
 class UserPath(click.Path):
@@ -49,7 +51,7 @@ def shared_options(default_losses):
             type=click.Choice(methods.METHODS),
             default=default_losses,
             help="A loss to train the student with; may be given several "
-            "times. With --attribute all, unless it is given.",
+            "times. With --attribute and --tune all, unless it is given.",
         ),
         click.option(
             "--attribute",
@@ -59,16 +61,38 @@ def shared_options(default_losses):
             "over several seeds, all from one teacher cache.",
         ),
         click.option(
+            "--tune",
+            is_flag=True,
+            help="Search for the best loss and its settings, learning rate "
+            "included, then compare it with plain training and KD on fresh "
+            "seeds and on the test data.",
+        ),
+        click.option(
             "--seeds",
             type=click.IntRange(min=2),
             default=3,
-            help="Of --attribute: how many, from --seed on.",
+            help="Of --attribute: how many, from --seed on. Of --tune: how "
+            "many fresh ones.",
         ),
         click.option(
             "--time-budget",
             type=click.FloatRange(0, min_open=True),
-            help="Of --attribute, in minutes: no run is started that would "
-            "not fit; the same command resumes. [default: none]",
+            help="In minutes. Of --attribute, for this call: no run is "
+            "started that would not fit; the same command resumes. [default: "
+            "none] Of --tune, for all calls together.",
+        ),
+        click.option(
+            "--student-budget",
+            type=positive,
+            help="Of --tune, instead of --time-budget: as many epochs as so "
+            "many students take, those on fresh seeds included. [default: "
+            f"{STUDENT_BUDGET}]",
+        ),
+        click.option(
+            "--sampler",
+            type=click.Choice(("tpe", "random")),
+            default="tpe",
+            help="Of --tune; random search is there to compare with.",
         ),
         click.option(
             "--teacher",
@@ -172,11 +196,14 @@ def settled(options, losses, labels, classes):
     Raises:
         ValueError: if options contradict each other.
     """
+    _check_together(options, "--attribute", "--tune")
+    _check_together(options, "--time-budget", "--student-budget")
     needing = [
         name
         for name, needs in (
             ("--cache", options["cache"] is not None),
             ("--attribute", options["attribute"]),
+            ("--tune", options["tune"]),
             (f"--loss {SHUFFLED}", SHUFFLED in losses),
         )
         if needs
@@ -199,6 +226,16 @@ def settled(options, losses, labels, classes):
     return {**options, "cached": cached}
 
 
+def _check_together(options, one, other):
+    """Refuses two options of which a command may have one."""
+    values = [options[name[2:].replace("-", "_")] for name in (one, other)]
+    if all(values):
+        raise ValueError(
+            f"There may be {one} or {other}. Received: both. Leave one of "
+            "them out."
+        )
+
+
 def run_config(options):
     """The options that decide the results, for the run folder.
 
@@ -212,10 +249,10 @@ def run_config(options):
         A dict.
     """
     # Losses and seeds can be added to a folder.
-    left_out = {"attribute", "seeds", "time_budget", "cache", "no_cache"}
+    left_out = {"attribute", "tune", "seeds", "time_budget", "student_budget"}
+    left_out |= {"sampler", "cache", "no_cache"}
     if not options["cached"]:
         left_out.add("views")
-    if options["k"] is None:
-        # Run folders of earlier versions have none.
-        left_out.add("k")
+    # Run folders of earlier versions have none.
+    left_out |= {name for name in ("k", "hold_out") if not options.get(name)}
     return {k: v for k, v in options.items() if k not in left_out}

@@ -100,10 +100,6 @@ class Study:
         """What makes a view of an example for the cache, or `None`."""
         return None
 
-    def diagnosed_data(self):
-        """Batches of (x, labels) that tell what the teacher has to offer."""
-        return self.cached_data()
-
     def superclasses(self):
         """The superclass of each class, or `None` where there are none."""
         return None
@@ -252,17 +248,21 @@ class Study:
         """
         if distribution.spans_workers(self.strategy):
             raise ValueError(
-                "--attribute runs in one process, which decides what there is "
-                "time for. Received: --strategy multiworker. Use --strategy "
+                f"{self._asked} runs in one process, which decides what there "
+                "is time for. Received: --strategy multiworker. Use --strategy "
                 "mirrored."
             )
         steps = self.options["probe_steps"]
         if steps:
             raise ValueError(
                 "--probe-steps measures the teacher and a student for each "
-                f"--loss. Received: --probe-steps {steps} and --attribute. "
-                "Leave --attribute out to measure."
+                f"--loss. Received: --probe-steps {steps} and {self._asked}. "
+                f"Leave {self._asked} out to measure."
             )
+
+    @property
+    def _asked(self):
+        return "--tune" if self.options["tune"] else "--attribute"
 
     def student_trainer(self, teacher, cache=None):
         """What `keras_kd.attribute` and `keras_kd.tune` train students by.

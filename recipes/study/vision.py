@@ -7,6 +7,9 @@ from data import images
 from study.options import UserPath, positive, share, with_options
 from study.study import Study
 
+# --tune chooses by one training image in so many.
+_HELD_OUT = 10
+
 _alpha = click.FloatRange(0, 1, min_open=True)
 
 
@@ -31,6 +34,13 @@ def image_options(weight_decay, views):
                 "--limit-train",
                 type=positive,
                 help="Use this many training images.",
+            ),
+            click.option(
+                "--hold-out",
+                type=positive,
+                help="So many other training images are for validation alone: "
+                "--tune chooses by them. [default: a tenth with --tune, else "
+                "none]",
             ),
             click.option("--momentum", type=share, default=0.9),
             click.option("--weight-decay", type=float, default=weight_decay),
@@ -73,6 +83,14 @@ class VisionStudy(Study):
     # The part that students are measured on.
     part = "test"
 
+    def measured_images(self):
+        """The images of that part, as `batches.full_batches` gives them."""
+        raise NotImplementedError
+
+    def held_out_images(self):
+        """The same of the last --hold-out training images."""
+        raise NotImplementedError
+
     def __init__(self, available, shape, classes, run, strategy, options):
         super().__init__(run, strategy, options)
         self.shape, self.classes = tuple(shape), classes
@@ -81,7 +99,7 @@ class VisionStudy(Study):
             raise ValueError(
                 "There must be an image for each place of a batch. Received: "
                 f"{self.train_size} training images and --batch-size "
-                f"{options['batch_size']}. Lower --batch-size."
+                f"{options['batch_size']}. Lower --batch-size, or --hold-out."
             )
         if options["mixup"] and options["cutmix"]:
             raise ValueError(
@@ -137,11 +155,16 @@ class VisionStudy(Study):
             layer = keras.layers.CutMix((alpha, alpha), **arguments)
         return images.mixed(dataset, self.classes, layer)
 
-    def evaluated(self, dataset):
-        """Evaluation batches, with labels of the form of the training's."""
-        if not self.mixes:
-            return dataset
-        return images.with_shares(dataset, self.classes)
+    def evaluation_data(self):
+        """Images held out of training, if any are, and those measured on."""
+        parts = {self.part: self.measured_images()}
+        if self.options["hold_out"]:
+            parts = {"held_out": self.held_out_images(), **parts}
+        if self.mixes:
+            # Labels of the form of the training's.
+            for part, dataset in parts.items():
+                parts[part] = images.with_shares(dataset, self.classes)
+        return parts
 
     def metrics(self):
         """Top-1 and top-5 accuracy."""
@@ -173,8 +196,23 @@ class VisionStudy(Study):
         return keras.optimizers.SGD(rate, momentum=self.options["momentum"])
 
 
+def with_hold_out(options, available):
+    """The options, with how many training images are held out.
+
+    Args:
+        options: dict of the command's options.
+        available: number of training images.
+
+    Returns:
+        A dict.
+    """
+    default = available // _HELD_OUT if options["tune"] else 0
+    return {**options, "hold_out": options["hold_out"] or default}
+
+
 def training_size(options, available):
-    """How many training images are used."""
+    """How many images are trained on; options as from `with_hold_out`."""
+    available = max(available - options["hold_out"], 0)
     return min(options["limit_train"] or available, available)
 
 

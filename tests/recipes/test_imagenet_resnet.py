@@ -94,7 +94,7 @@ def test_the_whole_recipe_with_all_options(
             tmp_path / "run",
         ),
         *"--student-network ResNet50 --image-size 32 --epochs 2".split(),
-        *"--batch-size 16 --limit-train 48 --warmup-epochs 1".split(),
+        *"--batch-size 16 --hold-out 2 --warmup-epochs 1".split(),
         *"--decay step --learning-rate 0.1 --momentum 0.8".split(),
         *"--weight-decay 1e-5 --shuffle-buffer 16 --seed 2".split(),
         *("--mixed-precision", *mirrored),
@@ -109,6 +109,7 @@ def test_the_whole_recipe_with_all_options(
     assert set(found) == {"teacher", "student-plain", "student-kd_topk"}
     images, labels = validation_images(data_dir)
     for name, result in found.items():
+        assert 0 <= result["held_out_accuracy"] <= 1
         path = tmp_path / "run" / f"{name}.keras"
         model = keras.models.load_model(
             teacher if name == "teacher" else path, compile=False
