@@ -38,6 +38,8 @@ CASES = {
     "online kd_pt": ("kd_pt", {}, True),
     "online kd": ("kd", {}, True),
 }
+# So many make the variables of a step that JAX only compiles.
+_FEW_TOKENS = 16
 TIMED = ("cached kd_pt", "cached kd", "online kd")
 
 
@@ -184,9 +186,10 @@ def peak_bytes(name, chunks, sizes):
     """Peak memory of a step; see the head of this file."""
     import keras
 
-    classes, _, features = sizes
+    classes, tokens, features = sizes
     if keras.backend.backend() == "jax":
-        peak = planned_bytes(*make_trainer(name, chunks, sizes))
+        few = (classes, _FEW_TOKENS, features)
+        peak = planned_bytes(*make_trainer(name, chunks, few), tokens)
     else:
         step = make_step(name, chunks, sizes)
         step()
@@ -200,8 +203,18 @@ def peak_bytes(name, chunks, sizes):
     return peak - 4 * classes * features
 
 
-def planned_bytes(trainer, x, y):
-    """What JAX's compiled program of a step needs beside its arguments."""
+def planned_bytes(trainer, x, y, tokens):
+    """What JAX's compiled program of a step needs beside its arguments.
+
+    A step of a few tokens makes the variables; that of many is compiled, but
+    not run.
+
+    Args:
+        trainer: a compiled `keras.Model`.
+        x: inputs of a few tokens.
+        y: what belongs to them.
+        tokens: integer, how many there are to be.
+    """
     import jax
 
     trainer.train_on_batch(x, y)
@@ -215,7 +228,12 @@ def planned_bytes(trainer, x, y):
             trainer.metrics_variables,
         )
     ]
-    data = (x, y)
+    data = jax.tree.map(
+        lambda each: jax.ShapeDtypeStruct(
+            (tokens, *each.shape[1:]), each.dtype
+        ),
+        (x, y),
+    )
     if hasattr(trainer, "_step_variables"):
         data = ([v.value for v in trainer._step_variables()], data)
     step = jax.jit(trainer.train_step, donate_argnums=0)
