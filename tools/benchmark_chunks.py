@@ -243,6 +243,9 @@ def planned_bytes(trainer, x, y, tokens):
 
 def memory_in_process(name, chunks, sizes):
     """`peak_bytes` in a process whose peak nothing else has raised."""
+    if os.environ.get("KERAS_BACKEND") == "jax":
+        # Where programs are compiled, but not run.
+        return peak_bytes(name, _count(chunks), sizes)
     options = dict(zip(("classes", "tokens", "features"), sizes, strict=True))
     command = [sys.executable, __file__, "--memory-of", name or PLAIN]
     command += ["--chunks", str(chunks)]
@@ -263,10 +266,10 @@ def memory_in_process(name, chunks, sizes):
 
 def memory_rows(cases, chunks, sizes):
     """Rows of the table: megabytes, and shares of two unchunked steps."""
-    plain = memory_in_process(None, 0, sizes)
+    plain = memory_in_process(None, "0", sizes)
     rows = [_memory_row(PLAIN, "", plain, plain, None)]
     for name in cases:
-        whole = memory_in_process(name, 0, sizes)
+        whole = memory_in_process(name, "0", sizes)
         rows.append(_memory_row(name, "none", whole, plain, None))
         for count in chunks:
             peak = memory_in_process(name, count, sizes)
