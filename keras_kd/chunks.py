@@ -579,7 +579,8 @@ class _Pass:
             reader = self._distiller.reader(role, self._head.name)
             least = 1.0
             if reader is not None and reader.kind == "logits":
-                least = ops.cast(chunks, "float32")
+                # A replica may have been given nothing.
+                least = ops.cast(_at_least_1(chunks), "float32")
             counts[name] = ops.cast(counts[name] >= least, "float32")
         if self._training:
             counts |= self._head.counts_of_statistics(

@@ -14,6 +14,7 @@ from keras_kd.backend import private
 from keras_kd.chunks import most_tokens
 from keras_kd.diagnosis import examples
 from keras_kd.logit_split import split_or_none
+from keras_kd.states import num_rows
 
 # What is told of each example.
 _OF_EXAMPLES = ("predictions", "kept")
@@ -90,7 +91,7 @@ class _ByChunks:
         }
         mask = private.get_keras_mask(found[0])
         if mask is not None:
-            mask = ops.reshape(ops.cast(mask, "bool"), (len(mask), -1))
+            mask = ops.reshape(ops.cast(mask, "bool"), (num_rows(x), -1))
             rows["mask"] = examples.spread(mask, labels)
         return rows
 
