@@ -37,6 +37,7 @@ from keras_kd.batch import (
 from keras_kd.logit_split import split_model, wide
 from keras_kd.losses.base import batch_sums
 from keras_kd.monitors import COUNTS, TOLD, LossTracker
+from keras_kd.states import num_rows
 
 AUTO = "auto"
 # In y, what the teacher's logit layer reads.
@@ -49,11 +50,26 @@ _OF_BATCH = (STATISTICS_TEMPERATURE, TEACHER_FINGERPRINT)
 # products are slow.
 CHUNK_BYTES = 64 * 2**20
 FEWEST_TOKENS = 64
+# Outside of training so many chunks are computed at once, or more by chunks.
+_AT_ONCE = 4
 
 
 def most_tokens(classes):
     """The number of tokens in a chunk at most, where it is not given."""
     return max(FEWEST_TOKENS, CHUNK_BYTES // (4 * classes))
+
+
+def are_many(tokens, classes):
+    """Whether the logits of a batch that isn't trained on are cut in chunks.
+
+    Args:
+        tokens: integer, of the batch.
+        classes: integer.
+
+    Returns:
+        A boolean.
+    """
+    return tokens > _AT_ONCE * most_tokens(classes)
 
 
 def check_chunks(chunks):
@@ -311,7 +327,7 @@ class _Pass:
         if self._teacher is not None:
             self._teacher_weights = self._teacher.layer.weights()
         features = self._rows["features"]
-        tokens = _length(features)
+        tokens = num_rows(features)
         size = self._step.size(tokens, layer.num_classes)
         state = self._first_state(features)
 
@@ -406,14 +422,12 @@ class _Pass:
         head, training = self._head, self._training
         others = {}
         with self._changing_values(values, others):
-            mask = rows.get("mask")
-            if mask is not None:
-                mask = self._unflat(mask)
-            outputs = self._student.finish(self._unflat(logits), mask)
-            y = keras.tree.map_structure(self._unflat, rows["y"])
+            outputs = self._student.finish(logits, rows.get("mask"))
+            with_axes = self._student.with_axes
+            y = keras.tree.map_structure(with_axes, rows["y"])
             weights = rows.get("weights")
             if weights is not None:
-                weights = self._unflat(weights)
+                weights = with_axes(weights)
             settled = self._settle(y, outputs, weights)
             losses = head.losses(settled, training)
             self._roles, counts = self._distiller.counts(
@@ -464,12 +478,6 @@ class _Pass:
                 "others. List them there, or leave `logit_chunks` out."
             )
 
-    def _unflat(self, values):
-        """A chunk's values with as many axes as a batch's."""
-        rest = tuple(values.shape[1:])
-        ones = (1,) * (self._axes - 1)
-        return ops.reshape(values, (_length(values), *ones, *rest))
-
     def _settle(self, y, outputs, weights):
         head = self._head
         if self._training:
@@ -482,8 +490,7 @@ class _Pass:
         """What the teacher gives for a chunk."""
         features = y[_TEACHER_FEATURES]
         features = ops.reshape(features, (-1, features.shape[-1]))
-        logits = self._teacher.layer.product(features, self._teacher_weights)
-        return self._teacher.finish(self._unflat(logits))
+        return self._teacher.outputs(features, self._teacher_weights)
 
     def _update_metrics(self, others):
         """Updates the metrics that the Distiller is compiled with.
@@ -572,19 +579,14 @@ class _Pass:
             reader = self._distiller.reader(role, self._head.name)
             least = 1.0
             if reader is not None and reader.kind == "logits":
-                least = ops.cast(chunks, "float32")
+                # A replica may have been given nothing.
+                least = ops.cast(_at_least_1(chunks), "float32")
             counts[name] = ops.cast(counts[name] >= least, "float32")
         if self._training:
             counts |= self._head.counts_of_statistics(
                 self._of_batch, self._distiller.teacher_number
             )
         return counts
-
-
-def _length(values):
-    """Number of rows, a Python integer where it is known."""
-    known = values.shape[0]
-    return ops.shape(values)[0] if known is None else int(known)
 
 
 def _divided_up(number, divisor):

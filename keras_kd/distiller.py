@@ -122,12 +122,14 @@ class Distiller(backend.Trainer):
             histograms, or `False` for no histograms.
         name: optional name.
         logit_chunks: in how many chunks of tokens logits, losses, metrics and
-            gradients are computed, one after another, so that no array of
-            [tokens, classes] is held; for a large vocabulary. "auto" chooses
-            it by size. Student and, where it runs, teacher are split at their
-            logit layers: a `Dense`, or an embedding used in reverse, after
-            which activations, a scale or a soft cap may follow. The results
-            are the same. `None` computes all logits at once.
+            gradients are computed, one after another, in training and in
+            `evaluate`, so that no array of [tokens, classes] is held; for a
+            large vocabulary. The last chunk may be smaller. "auto" chooses the
+            number by size. Student and, where it runs, teacher are split at
+            their logit layers: a `Dense`, or an embedding used in reverse,
+            after which activations, a scale or a soft cap may follow. The
+            results are the same. `None` computes all logits at once, as
+            `predict` always does.
 
     Raises:
         TypeError: if student or teacher is not a `keras.Model`.

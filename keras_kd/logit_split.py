@@ -15,6 +15,7 @@ from keras import ops
 from keras_kd import backend
 from keras_kd.backend import private
 from keras_kd.logits import output_tensor
+from keras_kd.states import num_rows
 
 _LAST_AXIS = (
     *private.SOFTMAX_OPERATIONS,
@@ -171,23 +172,52 @@ class ModelSplit:
     layer: LogitLayer
     rest: list
 
+    def outputs(self, features, weights, mask=None):
+        """The model's outputs for some tokens.
+
+        Args:
+            features: [tokens, features].
+            weights: what `layer.weights` returned.
+            mask: optional [tokens] booleans, the mask of the features.
+
+        Returns:
+            [tokens, 1, ..., classes], see `with_axes`.
+        """
+        return self.finish(self.layer.product(features, weights), mask)
+
     def finish(self, logits, mask=None):
         """The model's outputs.
 
         Args:
-            logits: [..., classes], what `LogitLayer.product` gave.
-            mask: optional [...] booleans, the mask of the features.
+            logits: [tokens, classes], what `LogitLayer.product` gave.
+            mask: optional [tokens] booleans, the mask of the features.
 
         Returns:
-            [..., classes].
+            [tokens, 1, ..., classes], see `with_axes`.
         """
+        logits = self.with_axes(logits)
         if self.layer.activation is not None:
             logits = self.layer.activation(logits)
         if mask is not None and self.layer.keeps_mask:
-            private.set_keras_mask(logits, mask)
+            private.set_keras_mask(logits, self.with_axes(mask))
         for function in self.rest:
             logits = function(logits)
         return logits
+
+    def with_axes(self, values):
+        """Values of tokens with as many axes as the model's own.
+
+        What follows the logit layer may name an axis, or have one to broadcast.
+
+        Args:
+            values: [tokens, ...].
+
+        Returns:
+            [tokens, 1, ..., ...], with the other axes of the model's features.
+        """
+        axes = len(self.body.outputs[0].shape) - 1
+        shape = (*(1,) * (axes - 1), *values.shape[1:])
+        return ops.reshape(values, (num_rows(values), *shape))
 
 
 def split_or_none(model, output=None):

@@ -11,12 +11,12 @@ from test_distiller_correctness import get_loss
 
 import keras_kd as kd
 from keras_kd import chunks as by_chunks
-from keras_kd.cache import teacher_pass
-from keras_kd.diagnosis import by_chunks as diagnosis_by_chunks
+from keras_kd.logit_split import split_model
 
 BACKEND = keras.backend.backend()
 WORDS, STEPS, WIDTH = 11, 4, 5
-ROWS, BATCH = 7, 4
+# One size of batch, of 16 tokens: three chunks are of 6, 6 and 4 of them.
+ROWS, BATCH = 8, 4
 IGNORED = 3
 
 
@@ -114,16 +114,18 @@ def train(distiller, epochs=1, data=None, **fit):
 
 def same(loss, chunks=3, fit=None, epochs=1, data=None, **made):
     """Trains by chunks and at once, and compares all that comes out."""
-    results = []
-    for each in (None, chunks):
+    whole = make(None, loss, **made)
+    before = whole.student.get_weights()
+    expected = train(whole, epochs, data, **(fit or {}))
+    assert_weights_differ(before, whole.student.get_weights())
+    for each in chunks if isinstance(chunks, list) else [chunks]:
         distiller = make(each, loss, **made)
         history = train(distiller, epochs, data, **(fit or {}))
-        results.append((distiller, history))
-    (whole, expected), (distiller, history) = results
-    assert_weights_differ(
-        whole.student.get_weights(),
-        make(None, loss, **made).student.get_weights(),
-    )
+        assert_same_training(whole, distiller, expected, history)
+    return distiller
+
+
+def assert_same_training(whole, distiller, expected, history):
     assert_same_weights(
         whole.student.get_weights(), distiller.student.get_weights()
     )
@@ -139,7 +141,6 @@ def same(loss, chunks=3, fit=None, epochs=1, data=None, **made):
             rtol=2e-5,
             atol=1e-5,
         )
-    return distiller
 
 
 # -- the same training --------------------------------------------------------
@@ -147,25 +148,30 @@ def same(loss, chunks=3, fit=None, epochs=1, data=None, **made):
 
 @pytest.mark.parametrize("name", [*kd.losses.NAMES, "own"])
 def test_ten_steps_end_at_the_same_weights(name):
-    """With weights, classes that weigh more or are ignored, masks, metrics.
-
-    The last batch has 12 tokens, and so chunks of 2 to 4 tokens.
-    """
+    """With weights, classes that weigh more or are ignored, and masks."""
     same(
         lambda: make_loss(name, ignore_class=IGNORED),
         epochs=5,
         student=lambda: language_model(masked=True),
-        compiled=lambda: {
-            "metrics": ["accuracy"],
-            "weighted_metrics": [keras.metrics.SparseCategoricalAccuracy("w")],
-        },
         fit={"class_weight": {1: 2.0, 5: 0.5}},
+        gradient_scale=False,
     )
 
 
-@pytest.mark.parametrize("chunks", [1, 16, 1000, "auto"])
-def test_any_number_of_chunks_will_do(chunks):
-    same(kd.KDPt, chunks)
+def test_statistics_in_the_data_serve_as_well():
+    """Ten steps, here with samples of the teacher's classes."""
+    loss = kd.KDSampled(k=3, seed=0)
+    x, labels, weights = words()
+    logits = language_model(9, 6)(x)
+    y = {"labels": labels, **loss.teacher_statistics(labels, logits)}
+    y = keras.tree.map_structure(ops.convert_to_numpy, y)
+    data = (x, y, weights[:, 0])
+    same(lambda: kd.KDSampled(k=3), epochs=5, data=data)
+
+
+def test_any_number_of_chunks_will_do():
+    """The last batch has 12 tokens, and more chunks than that are one each."""
+    same(kd.KDPt, [1, 7, 16, 1000, "auto"], data=words(7))
 
 
 # PyTorch compiles nothing.
@@ -178,13 +184,15 @@ COMPILED = {
 
 @pytest.mark.parametrize("compiled", COMPILED[BACKEND])
 def test_a_compiled_step_is_the_same(compiled):
-    x, labels, weights = words(seed=1)
+    x, labels, weights = words(7, seed=1)
     same(
         kd.KDPtSim,
+        data=words(7),
         fit={"validation_data": (x, labels, weights)},
         student=lambda: language_model(masked=True),
         compiled=lambda: {
             "metrics": ["accuracy"],
+            "weighted_metrics": [keras.metrics.SparseCategoricalAccuracy("w")],
             "run_eagerly": False,
             **compiled,
         },
@@ -302,7 +310,27 @@ STUDENTS = {
 
 
 @pytest.mark.parametrize("name", STUDENTS)
-def test_students_are_split_at_their_logit_layer(name):
+def test_models_are_split_at_their_logit_layer(name):
+    """What follows it is what the model does."""
+    model = STUDENTS[name]()
+    x, _, _ = words()
+    split = split_model(model, "student")
+    features = ops.reshape(split.body(x), (-1, WIDTH))
+    outputs = split.outputs(features, split.layer.weights())
+    np.testing.assert_allclose(
+        np.reshape(ops.convert_to_numpy(outputs), (ROWS, STEPS, WORDS)),
+        ops.convert_to_numpy(model(x)),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+# Trained through what follows the layer, through both uses of its kernel, or
+# not at all.
+@pytest.mark.parametrize(
+    "name", ["tied, capped", "softmax layer", "log softmax", "frozen kernel"]
+)
+def test_students_are_trained_as_they_are(name):
     """So are teachers, here one of the same form."""
 
     def student():
@@ -478,20 +506,20 @@ def test_evaluation_and_prediction_are_the_students():
     )
 
 
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        {"gradient_accumulation_steps": 2},
-        {"clipnorm": 0.1},
-        {"weight_decay": 0.1},
-    ],
-)
-def test_optimizers_see_the_same_gradients(optimizer):
+def test_optimizers_see_the_same_gradients():
     """And a penalty on the logit layer, as `add_loss` gives."""
     same(
         kd.KD,
+        epochs=2,
         student=lambda: language_model(kernel_regularizer="l2"),
-        compiled=lambda: {"optimizer": keras.optimizers.SGD(0.5, **optimizer)},
+        compiled=lambda: {
+            "optimizer": keras.optimizers.SGD(
+                0.5,
+                gradient_accumulation_steps=2,
+                clipnorm=0.1,
+                weight_decay=0.1,
+            )
+        },
     )
 
 
@@ -523,8 +551,25 @@ def test_draws_advance_from_chunk_to_chunk_and_step_to_step():
     assert states == [4, 8]
 
 
+def test_training_that_is_interrupted_resumes(tmp_path):
+    """With the draws that an epoch more would have made."""
+
+    def trained(folder, epochs):
+        distiller = make(3, lambda: kd.KDSampled(k=3, seed=1))
+        backup = kd.callbacks.BackupAndRestore(
+            folder, delete_checkpoint=epochs > 1
+        )
+        train(distiller, epochs, callbacks=[backup])
+        return distiller.student.get_weights()
+
+    expected = trained(tmp_path / "whole", 2)
+    first = trained(tmp_path / "resumed", 1)
+    assert_weights_differ(first, expected)
+    assert_same_weights(trained(tmp_path / "resumed", 2), expected)
+
+
 def test_it_is_saved_with_the_distiller(tmp_path):
-    distiller = make(3, kd.KDPtSim, compiled=lambda: {"run_eagerly": False})
+    distiller = make(3, kd.KDPtSim)
     train(distiller)
     distiller.save(tmp_path / "distiller.keras")
     loaded = keras.models.load_model(tmp_path / "distiller.keras")
@@ -536,17 +581,36 @@ def test_it_is_saved_with_the_distiller(tmp_path):
     )
 
 
-def test_a_cache_is_written_by_chunks(tmp_path, monkeypatch):
+# -- caches and diagnoses -----------------------------------------------------
+
+
+@pytest.fixture
+def few_tokens(monkeypatch):
+    """A function that sets the number of tokens in a chunk."""
+
+    def set_to(count):
+        monkeypatch.setattr(by_chunks, "CHUNK_BYTES", 4 * WORDS * count)
+        monkeypatch.setattr(by_chunks, "FEWEST_TOKENS", 1)
+
+    return set_to
+
+
+@pytest.mark.parametrize("teacher", ["log softmax", "soft cap"])
+def test_a_cache_is_written_by_chunks(teacher, tmp_path, few_tokens):
     """The same statistics, of a teacher of many classes."""
     x, labels, _ = words(6)
     dataset = tf.data.Dataset.from_tensor_slices((x, labels)).batch(3)
-    teacher, loss = language_model(9), kd.KDTopK(k=3)
+    teacher, loss = STUDENTS[teacher](), kd.KDTopK(k=3)
     found = []
-    for name, most in (("whole", 10**6), ("chunks", 2)):
-        monkeypatch.setattr(teacher_pass, "_CHUNKS", 1)
-        monkeypatch.setattr(teacher_pass, "most_tokens", lambda _, n=most: n)
+    for count in (10**6, 2):
+        few_tokens(count)
         cache = kd.TeacherCache.write(
-            tmp_path / name, dataset, teacher, loss, dtype="float32", verbose=0
+            tmp_path / str(count),
+            dataset,
+            teacher,
+            loss,
+            dtype="float32",
+            verbose=0,
         )
         errors = cache.verify(dataset, teacher).largest_errors
         assert max(errors.values()) < 1e-5
@@ -557,35 +621,92 @@ def test_a_cache_is_written_by_chunks(tmp_path, monkeypatch):
         np.testing.assert_allclose(chunked[key], value, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("student", [None, language_model])
-def test_a_diagnosis_is_made_by_chunks(student, monkeypatch):
-    """Of 16 sequences with padding, an ignored label and bad ones."""
-    x, labels, _ = words(16)
-    teacher = language_model(9, masked=True)
-    student = student and student()
-    found = []
-    for most in (10**6, 5):
-        monkeypatch.setattr(diagnosis_by_chunks, "_CHUNKS", 1)
-        monkeypatch.setattr(
-            diagnosis_by_chunks, "most_tokens", lambda _, n=most: n
-        )
+def test_what_is_drawn_for_a_cache_differs_between_chunks(tmp_path, few_tokens):
+    """Of a teacher that says the same of every token."""
+    few_tokens(2)
+    x, labels, _ = words(8)
+    dataset = tf.data.Dataset.from_tensor_slices((x, labels)).batch(4)
+    teacher, loss = language_model(9), kd.KDSampled(k=3, seed=0)
+    teacher.layers[1].set_weights([np.zeros((WORDS, WIDTH))])
+    cache = kd.TeacherCache.write(
+        tmp_path / "cache", dataset, teacher, loss, verbose=0
+    )
+    errors = cache.verify(dataset, teacher).largest_errors
+    assert max(errors.values()) < 1e-3
+    # Of each batch a row a chunk, the classes of its two tokens.
+    first, second = (
+        ops.convert_to_numpy(y["sampled_classes"]).reshape(-1, 2 * 3)
+        for _, y in cache.attach(dataset, loss)
+    )
+    assert len(np.unique(first, axis=0)) > 3
+    assert (first[1:] != second[:-1]).any()
+
+
+def masked_model(seed):
+    """Of numbers, of which a step of zeros is padding."""
+    inputs = keras.Input((STEPS, 3))
+    x = layers.Masking()(inputs)
+    x = layers.Dense(WIDTH, "tanh", kernel_initializer=uniform(seed))(x)
+    return keras.Model(inputs, logit_layer(seed)(x))
+
+
+def diagnose_both(few_tokens, teacher, data, student=None, **arguments):
+    """Numbers and findings of a diagnosis at once, and of one by chunks."""
+    results = []
+    for count in (10**6, 5):
+        few_tokens(count)
         diagnosis = kd.diagnose(
             teacher,
-            (x, labels),
+            data,
             student,
             kd.KDPt(ignore_class=IGNORED),
             batch_size=8,
+            **arguments,
         )
-        found.append(diagnosis.numbers)
-    flat = [
-        [
-            n
-            for n in keras.tree.flatten(numbers)
-            if not isinstance(n, (str, type(None)))
-        ]
-        for numbers in found
-    ]
-    assert flat[0] == pytest.approx(flat[1], rel=1e-4, abs=1e-5)
+        leaves = keras.tree.flatten(diagnosis.numbers)
+        numbers = [n for n in leaves if not isinstance(n, (str, type(None)))]
+        assert len(numbers) > 100
+        results.append((numbers, [each.code for each in diagnosis.findings]))
+    return results
+
+
+@pytest.mark.parametrize("has_student", [False, True])
+def test_a_diagnosis_is_made_by_chunks(has_student, few_tokens):
+    """Of sequences with padding, ignored labels, weights of 0 and NaN."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(19, STEPS, 3)).astype("float32")
+    x[::3, 1:] = 0
+    x[4, 2] = np.nan
+    _, labels, weights = words(19)
+    weights[:, 0] = 0
+    if has_student:
+        # A student must be sound.
+        weights[4, 2] = 0
+    teacher = masked_model(9)
+    student = masked_model(0) if has_student else None
+    whole, chunked = diagnose_both(
+        few_tokens, teacher, (x, labels, weights), student
+    )
+    assert whole[0] == pytest.approx(chunked[0], rel=1e-4, abs=1e-5)
+    assert whole[1] == chunked[1]
+    assert ("not_finite" in whole[1]) is not has_student
+
+
+def test_a_diagnosis_by_chunks_refuses_the_same(few_tokens):
+    """A label that is not a class, and a teacher of something else."""
+    x, labels, _ = words(8)
+    few_tokens(5)
+    bad = labels.copy()
+    bad[6, 1] = 99
+    with pytest.raises(ValueError, match="label 99 among 1 labels of batch 0"):
+        kd.diagnose(language_model(9), (x, bad), batch_size=8)
+    wrong = STUDENTS["softmax layer"]()
+    with pytest.raises(ValueError, match="is said to give logits"):
+        kd.diagnose(wrong, (x, labels), teacher_output="logits")
+    with pytest.raises(ValueError, match="said to give log_probabilities"):
+        kd.diagnose(
+            language_model(9), (x, labels), teacher_output="log_probabilities"
+        )
 
 
 # -- memory -------------------------------------------------------------------
@@ -692,7 +813,7 @@ def _shapes_on_torch(distiller, x, labels):
     return shapes
 
 
-@pytest.mark.parametrize("name", ["kd", "kd_pt_sim", "kd_topk"])
+@pytest.mark.parametrize("name", ["kd", "kd_pt_sim"])
 def test_no_array_has_the_logits_of_all_tokens(name):
     shapes_of = {
         "tensorflow": _shapes_on_tensorflow,
@@ -732,6 +853,7 @@ def test_chunks_are_chosen_by_size():
 if BACKEND == "tensorflow":
 
     def test_two_replicas_train_as_one(two_replicas):
+        """Of the last batch, a single example, one of them gets nothing."""
         weights = []
         for strategy, chunks in ((None, None), (two_replicas, 3)):
             with kd.distribution.scope(strategy):
@@ -743,7 +865,7 @@ if BACKEND == "tensorflow":
                         "metrics": ["accuracy"],
                     },
                 )
-            history = train(distiller)
+            history = train(distiller, data=words(5))
             weights.append((distiller.student.get_weights(), history))
         assert_same_weights(weights[0][0], weights[1][0])
         for name, values in weights[0][1].items():

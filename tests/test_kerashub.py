@@ -71,8 +71,10 @@ def in_batches(x, y, weight=None):
     return tf.data.Dataset.from_tensor_slices(data).batch(BATCH)
 
 
-def compiled(student, teacher=None, loss=None, rate=0.1, **how):
-    distiller = kd.Distiller(student, teacher)
+def compiled(
+    student, teacher=None, loss=None, rate=0.1, logit_chunks=None, **how
+):
+    distiller = kd.Distiller(student, teacher, logit_chunks=logit_chunks)
     distiller.compile(
         keras.optimizers.SGD(rate),
         loss or kd.KD(weight=0.7, temperature=2.0),
@@ -116,6 +118,16 @@ def test_fit_on_raw_data_is_fit_on_data_preprocessed_by_hand(pair):
         for a, b in zip(before, student.get_weights(), strict=True)
     )
     assert moved > 1e-3
+
+
+def test_a_causal_lm_is_trained_by_chunks():
+    """Its embedding makes the logits as well."""
+    student, teacher, x, _ = causal_lm_pair()
+    twin = twin_of(student, student.preprocessor)
+    for each, chunks in ((student, 5), (twin, None)):
+        distiller = compiled(each, teacher, logit_chunks=chunks)
+        distiller.fit(x, batch_size=BATCH, shuffle=False, verbose=0)
+    assert_same_weights(student, twin, 1e-5)
 
 
 @pytest.mark.parametrize("make", (causal_lm_pair, image_pair))

@@ -38,6 +38,8 @@ CASES = {
     "online kd_pt": ("kd_pt", {}, True),
     "online kd": ("kd", {}, True),
 }
+# So many make the variables of a step that JAX only compiles.
+_FEW_TOKENS = 16
 TIMED = ("cached kd_pt", "cached kd", "online kd")
 
 
@@ -184,9 +186,10 @@ def peak_bytes(name, chunks, sizes):
     """Peak memory of a step; see the head of this file."""
     import keras
 
-    classes, _, features = sizes
+    classes, tokens, features = sizes
     if keras.backend.backend() == "jax":
-        peak = planned_bytes(*make_trainer(name, chunks, sizes))
+        few = (classes, _FEW_TOKENS, features)
+        peak = planned_bytes(*make_trainer(name, chunks, few), tokens)
     else:
         step = make_step(name, chunks, sizes)
         step()
@@ -200,8 +203,18 @@ def peak_bytes(name, chunks, sizes):
     return peak - 4 * classes * features
 
 
-def planned_bytes(trainer, x, y):
-    """What JAX's compiled program of a step needs beside its arguments."""
+def planned_bytes(trainer, x, y, tokens):
+    """What JAX's compiled program of a step needs beside its arguments.
+
+    A step of a few tokens makes the variables; that of many is compiled, but
+    not run.
+
+    Args:
+        trainer: a compiled `keras.Model`.
+        x: inputs of a few tokens.
+        y: what belongs to them.
+        tokens: integer, how many there are to be.
+    """
     import jax
 
     trainer.train_on_batch(x, y)
@@ -215,7 +228,12 @@ def planned_bytes(trainer, x, y):
             trainer.metrics_variables,
         )
     ]
-    data = (x, y)
+    data = jax.tree.map(
+        lambda each: jax.ShapeDtypeStruct(
+            (tokens, *each.shape[1:]), each.dtype
+        ),
+        (x, y),
+    )
     if hasattr(trainer, "_step_variables"):
         data = ([v.value for v in trainer._step_variables()], data)
     step = jax.jit(trainer.train_step, donate_argnums=0)
@@ -225,6 +243,9 @@ def planned_bytes(trainer, x, y):
 
 def memory_in_process(name, chunks, sizes):
     """`peak_bytes` in a process whose peak nothing else has raised."""
+    if os.environ.get("KERAS_BACKEND") == "jax":
+        # Where programs are compiled, but not run.
+        return peak_bytes(name, _count(chunks), sizes)
     options = dict(zip(("classes", "tokens", "features"), sizes, strict=True))
     command = [sys.executable, __file__, "--memory-of", name or PLAIN]
     command += ["--chunks", str(chunks)]
@@ -245,10 +266,10 @@ def memory_in_process(name, chunks, sizes):
 
 def memory_rows(cases, chunks, sizes):
     """Rows of the table: megabytes, and shares of two unchunked steps."""
-    plain = memory_in_process(None, 0, sizes)
+    plain = memory_in_process(None, "0", sizes)
     rows = [_memory_row(PLAIN, "", plain, plain, None)]
     for name in cases:
-        whole = memory_in_process(name, 0, sizes)
+        whole = memory_in_process(name, "0", sizes)
         rows.append(_memory_row(name, "none", whole, plain, None))
         for count in chunks:
             peak = memory_in_process(name, count, sizes)

@@ -23,6 +23,7 @@ from keras_kd.cache.storage import Field
 
 EXACT, COMPACT = "float32", "float16"
 _LARGEST = 65504.0  # of float16
+_MOST_CHUNKS = 256  # of a batch
 
 
 def plan(losses, classes, dtype=COMPACT):
@@ -320,7 +321,8 @@ class SampledStore(Store):
 
     def seek(self, view, batch):
         """See `Store`."""
-        self._loss.seek(view, batch)
+        # A batch may be encoded by chunks, which draw one after another.
+        self._loss.seek(view, batch * _MOST_CHUNKS)
 
     def serves(self, store):
         """See `Store`."""

@@ -6,14 +6,11 @@ from keras import ops
 
 from keras_kd import backend, distribution
 from keras_kd.batch import TEACHER_RIGHT
-from keras_kd.chunks import most_tokens
+from keras_kd.chunks import are_many, most_tokens
 from keras_kd.data import take
 from keras_kd.logit_split import split_or_none
 from keras_kd.preprocessing import Preprocessing
 from keras_kd.states import all_variables, assign_states, read_states
-
-# A batch of so many chunks' logits at most is computed at once.
-_CHUNKS = 4
 
 
 class TeacherPass:
@@ -127,7 +124,7 @@ class TeacherPass:
 
     def _chosen_step(self, ids):
         """The step, by chunks of tokens where all logits are many."""
-        if ids.size <= _CHUNKS * most_tokens(self.classes):
+        if not are_many(ids.size, self.classes):
             return self._step
         if self._by_chunks is None:
             split = split_or_none(self.teacher, self._reader.output)
@@ -140,8 +137,8 @@ class TeacherPass:
         """The same step without all logits at once."""
 
         def encode(features, ids):
-            logits = split.layer.product(features, split.layer.weights())
-            return self._encode(split.finish(logits), ids)
+            outputs = split.outputs(features, split.layer.weights())
+            return self._encode(outputs, split.with_axes(ids))
 
         body = backend.compiled(
             lambda x: split.body(x, training=False),
@@ -168,7 +165,9 @@ class TeacherPass:
                 for name in found[0]
             }
             arrays = {
-                name: values[: ids.size].reshape(*ids.shape, *values.shape[1:])
+                name: values[: ids.size].reshape(
+                    *ids.shape, *values.shape[ids.ndim :]
+                )
                 for name, values in joined.items()
             }
             # Logits show that they are by a single row of them.

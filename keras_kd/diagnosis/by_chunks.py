@@ -12,23 +12,20 @@ from keras import ops
 from keras_kd import backend
 from keras_kd.backend import private
 from keras_kd.chunks import most_tokens
-from keras_kd.diagnosis.examples import NO_CLASS, known_before
+from keras_kd.diagnosis import examples
 from keras_kd.logit_split import split_or_none
+from keras_kd.states import num_rows
 
-# A batch of so many chunks' logits at most is computed at once.
-_CHUNKS = 4
-
-
-def pays(examples, classes):
-    """Whether a batch's logits are many."""
-    return examples > _CHUNKS * most_tokens(classes)
+# What is told of each example.
+_OF_EXAMPLES = ("predictions", "kept")
 
 
-def make(survey):
+def make(survey, signature):
     """A function as `Survey.batch_sums`, computed by chunks.
 
     Args:
         survey: the `Survey`.
+        signature: the `tf.TensorSpec`s of its arguments, or `None`.
 
     Returns:
         A function; `None` for models that can't be split.
@@ -36,100 +33,114 @@ def make(survey):
     splits = [
         split_or_none(reader.model, reader.output) for reader in survey.readers
     ]
-    return None if None in splits else _ByChunks(survey, splits)
+    return None if None in splits else _ByChunks(survey, splits, signature)
 
 
 class _ByChunks:
-    def __init__(self, survey, splits):
+    """Sums of a batch, chunk by chunk.
+
+    Args:
+        survey: the `Survey`.
+        splits: list of the `ModelSplit`s of its models.
+        signature: see `make`.
+    """
+
+    def __init__(self, survey, splits, signature):
         self._survey = survey
+        self._splits = splits
         self._size = most_tokens(survey.num_classes)
-
-        def features(x, labels, counted):
-            found = [split.body(x, training=False) for split in splits]
-            mask = None
-            if splits[0].layer.keeps_mask:
-                mask = private.get_keras_mask(found[0])
-            flags = known_before(x, mask, labels, counted)
-            flat = [ops.reshape(f, (-1, f.shape[-1])) for f in found]
-            return flat, *flags
-
-        def outputs(features):
-            return [
-                split.finish(split.layer.product(each, split.layer.weights()))
-                for split, each in zip(splits, features, strict=True)
-            ]
-
-        def chunk(features, labels, counted, bad_inputs):
-            sums, *_ = survey.sums_of_all(
-                outputs(features), labels, counted, bad_inputs
-            )
-            return sums
-
-        def sample(features, labels, keep, order):
-            logits = [
-                ops.cast(reader.logits(each), "float32")
-                for reader, each in zip(
-                    survey.readers, outputs(features), strict=True
-                )
-            ]
-            kept = ops.expand_dims(keep, -1) > 0
-            logits = [ops.where(kept, each, 0.0) for each in logits]
-            return survey.sums_of_sample(labels, keep, logits, order)
-
         variables = survey.variables
-        self._features = backend.compiled(features, variables)
-        self._chunk = backend.compiled(chunk, variables)
-        self._sample = backend.compiled(sample, variables)
+        self._read = backend.compiled(
+            self._read_batch, variables, signature and signature[:3]
+        )
+        self._add_up = backend.compiled(self._sums_of_chunk, variables)
+        self._sample = backend.compiled(self._sums_of_sample, variables)
 
     def __call__(self, x, labels, counted, sample, order):
         """See `Survey.batch_sums`."""
-        features, *flags = keras.tree.map_structure(
-            ops.convert_to_numpy, self._features(x, labels, counted)
-        )
-        labels = ops.convert_to_numpy(labels)
+        rows = _as_numpy(self._read(x, labels, counted))
+        count = len(rows["labels"])
         sums = {}
-        for start in range(0, len(labels), self._size):
-            part = self._part(start, features, labels, *flags)
-            found = self._chunk(*backend.from_tf_data(part))
-            found = keras.tree.map_structure(ops.convert_to_numpy, found)
-            self._add(sums, found, start)
-        for name in ("predictions", "kept"):
-            sums[name] = np.concatenate(sums[name])[: len(labels)]
+        for start in range(0, count, self._size):
+            part = self._part(rows, start)
+            found = self._add_up(backend.from_tf_data(part))
+            _add(sums, _as_numpy(found), start)
+        for name in _OF_EXAMPLES:
+            sums[name] = np.concatenate(sums[name])[:count]
         self._check_contradictions(sums)
         taken = (
-            [each[sample] for each in features],
-            np.maximum(labels[sample], 0),
+            [each[sample] for each in rows["features"]],
+            np.maximum(rows["labels"][sample], 0),
             sums["kept"][sample],
             order,
         )
-        return {**sums, **self._sample(*backend.from_tf_data(taken))}
+        found = self._sample(*backend.from_tf_data(taken))
+        return {**sums, **_as_numpy(found)}
 
-    def _part(self, start, features, labels, counted, bad_inputs):
+    # -- what is compiled ----------------------------------------------------
+
+    def _read_batch(self, x, labels, counted):
+        """All that a chunk is cut from, a dict of [examples, ...]."""
+        found = [split.body(x, training=False) for split in self._splits]
+        counted, bad_inputs = examples.known_before(x, None, labels, counted)
+        rows = {
+            "features": [ops.reshape(f, (-1, f.shape[-1])) for f in found],
+            "labels": labels,
+            "counted": counted,
+            "bad_inputs": bad_inputs,
+        }
+        mask = private.get_keras_mask(found[0])
+        if mask is not None:
+            mask = ops.reshape(ops.cast(mask, "bool"), (num_rows(x), -1))
+            rows["mask"] = examples.spread(mask, labels)
+        return rows
+
+    def _sums_of_chunk(self, rows):
+        """Sums over some examples, by name."""
+        outputs = self._outputs(rows["features"], rows.get("mask"))
+        counted, mask = rows["counted"], private.get_keras_mask(outputs[0])
+        if mask is not None:
+            counted = counted & ops.reshape(mask, (-1,))
+        sums, *_ = self._survey.sums_of_all(
+            outputs, rows["labels"], counted, rows["bad_inputs"]
+        )
+        return sums
+
+    def _sums_of_sample(self, features, labels, keep, order):
+        """See `Survey.sums_of_sample`."""
+        readers = self._survey.readers
+        logits = [
+            reader.logits(outputs)
+            for reader, outputs in zip(
+                readers, self._outputs(features), strict=True
+            )
+        ]
+        logits = [
+            ops.reshape(ops.cast(each, "float32"), (-1, each.shape[-1]))
+            for each in logits
+        ]
+        is_kept = ops.expand_dims(keep, -1) > 0
+        logits = [ops.where(is_kept, each, 0.0) for each in logits]
+        return self._survey.sums_of_sample(labels, keep, logits, order)
+
+    def _outputs(self, features, mask=None):
+        """List of what the models give."""
+        return [
+            split.outputs(each, split.layer.weights(), mask)
+            for split, each in zip(self._splits, features, strict=True)
+        ]
+
+    # -- on the host ---------------------------------------------------------
+
+    def _part(self, rows, start):
         """A chunk; the last is filled up with examples that don't count.
 
         So that one size is compiled.
         """
         at = np.arange(start, start + self._size)
-        inside, at = at < len(labels), at % len(labels)
-        return (
-            [each[at] for each in features],
-            np.where(inside, labels[at], NO_CLASS).astype(labels.dtype),
-            counted[at] & inside,
-            bad_inputs[at],
-        )
-
-    def _add(self, sums, found, start):
-        """Adds a chunk's sums to those of the chunks before it."""
-        for name in ("predictions", "kept"):
-            sums.setdefault(name, []).append(found.pop(name))
-        place = found.pop("bad_label_place")
-        if not sums.get("bad_labels", 0):
-            sums["bad_label_place"] = place + start
-        for name, value in found.items():
-            if name.endswith("_contradicted"):
-                sums.setdefault(name, []).append(value)
-            else:
-                sums[name] = sums.get(name, 0) + value
+        is_inside, at = at < len(rows["labels"]), at % len(rows["labels"])
+        part = keras.tree.map_structure(lambda each: each[at], rows)
+        return {**part, "counted": part["counted"] & is_inside}
 
     def _check_contradictions(self, sums):
         """Whether the batch shows that a model gives something else."""
@@ -137,4 +148,26 @@ class _ByChunks:
             name = f"{reader.role}_contradicted"
             # Logits show that they are by a single row of them.
             whole = np.all if reader.kind == "logits" else np.any
-            sums[name] = np.float32(whole(sums[name]))
+            sums[name] = np.float64(whole(sums[name]))
+
+
+def _as_numpy(tensors):
+    return keras.tree.map_structure(ops.convert_to_numpy, tensors)
+
+
+def _add(sums, found, start):
+    """Adds a chunk's sums to those of the chunks before it.
+
+    Args:
+        sums: dict of NumPy arrays.
+        found: dict, of the chunk.
+        start: integer, its first example.
+    """
+    place = found.pop("bad_label_place")
+    if not sums.get("bad_labels", 0):
+        sums["bad_label_place"] = place + start
+    for name, value in found.items():
+        if name in _OF_EXAMPLES or name.endswith("_contradicted"):
+            sums.setdefault(name, []).append(value)
+        else:
+            sums[name] = sums.get(name, 0.0) + value.astype("float64")

@@ -188,9 +188,9 @@ def known_before(x, mask, labels, counted):
     rows = num_rows(x)
     if mask is not None:
         mask = ops.reshape(ops.cast(mask, "bool"), (rows, -1))
-        counted = counted & _spread(mask, labels)
+        counted = counted & spread(mask, labels)
     finite = ops.ones((rows,), "bool") & _finite_inputs(x)
-    return counted, ~_spread(ops.expand_dims(finite, -1), labels)
+    return counted, ~spread(ops.expand_dims(finite, -1), labels)
 
 
 def _finite_inputs(x):
@@ -209,8 +209,16 @@ def _rows(values):
     return ops.reshape(values, (ops.shape(values)[0], -1))
 
 
-def _spread(flags, labels):
-    """[examples] booleans: flags of [rows, 1] or more, for all of a row."""
+def spread(flags, labels):
+    """Flags of rows, or of parts of rows, for every example.
+
+    Args:
+        flags: [rows, 1] or [rows, n] booleans.
+        labels: [examples], n of each row.
+
+    Returns:
+        [examples] booleans.
+    """
     rows = ops.shape(flags)[0]
     whole = ops.ones_like(ops.reshape(labels, (rows, -1)), dtype="bool")
     return ops.reshape(ops.logical_and(flags, whole), (-1,))

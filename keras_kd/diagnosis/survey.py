@@ -17,6 +17,7 @@ from keras import ops
 from keras_kd import backend, metrics
 from keras_kd.backend import private
 from keras_kd.batch import LABELS
+from keras_kd.chunks import are_many
 from keras_kd.data import TfData
 from keras_kd.diagnosis import by_chunks, examples
 from keras_kd.diagnosis.agreement import Agreement
@@ -124,17 +125,21 @@ class Survey:
     def _run_step(self, settled, sample, order):
         """Dict of a batch's sums, as float64 NumPy arrays."""
         data = (settled.x, settled.labels, settled.counted)
-        if by_chunks.pays(settled.labels.size, self.num_classes):
-            if self._by_chunks is None:
-                self._by_chunks = by_chunks.make(self) or self._step
-            step = self._by_chunks
-        else:
-            step = self._step
+        step = self._step
+        if are_many(settled.labels.size, self.num_classes):
+            step = self._step_by_chunks()
         sums = step(*backend.from_tf_data(data), sample, order)
         return {
             name: ops.convert_to_numpy(value).astype("float64")
             for name, value in sums.items()
         }
+
+    def _step_by_chunks(self):
+        """The step without all logits at once, where the models allow it."""
+        if self._by_chunks is None:
+            signature = _signature(self.input_spec)
+            self._by_chunks = by_chunks.make(self, signature) or self._step
+        return self._by_chunks
 
     def right(self, x, labels, counted):
         """How often the teacher is right on other inputs, after `run`.

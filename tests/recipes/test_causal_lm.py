@@ -2,6 +2,7 @@
 
 import functools
 import json
+import types
 
 import causal_lm
 import keras
@@ -457,3 +458,20 @@ def test_a_teacher_of_other_inputs_is_refused(text, tmp_path):
         *("--teacher", tmp_path / "teacher.keras"),
     )
     assert "takes something else" in output
+
+
+@pytest.mark.parametrize(
+    ("classes", "option", "expected"),
+    [
+        (19_999, None, None),
+        (20_000, None, "auto"),
+        (20_000, 0, None),
+        (30, 4, 4),
+    ],
+)
+def test_a_large_vocabulary_is_trained_by_chunks(classes, option, expected):
+    study = types.SimpleNamespace(
+        options={"logit_chunks": option}, classes=lambda: classes
+    )
+    arguments = causal_lm.CausalLMStudy.distiller_arguments(study)
+    assert arguments == {"logit_chunks": expected}
