@@ -327,6 +327,8 @@ def on_pixels(classifier, image_size=None, name=None):
     pixels = layers.Rescaling(
         1.0 if converter.scale is None else converter.scale,
         0.0 if converter.offset is None else converter.offset,
+        # A teacher computes as it was trained, whatever the student does.
+        dtype="float32",
     )(inputs)
     return keras.Model(inputs, classifier(pixels), name=name)
 

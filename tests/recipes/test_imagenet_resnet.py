@@ -1,9 +1,11 @@
 """The ImageNet recipe on generated images in TFDS's own files."""
 
 import functools
+import inspect
 
 import imagenet_resnet
 import keras
+import keras_hub
 import networks
 import numpy as np
 import processes
@@ -58,12 +60,33 @@ def small_network(input_tensor, classes, **_):
     return keras.Model(inputs, keras.layers.Dense(classes)(x))
 
 
+def hub_classifier(classes=1000, size=32, image_shape=(None, None, 3)):
+    """A small classifier of KerasHub, with a preprocessor of its own."""
+    backbone = keras_hub.models.ResNetBackbone(
+        input_conv_filters=[64],
+        input_conv_kernel_sizes=[3],
+        stackwise_num_filters=[64],
+        stackwise_num_blocks=[1],
+        stackwise_num_strides=[1],
+        block_type="basic_block",
+        image_shape=image_shape,
+    )
+    converter = keras_hub.layers.ResNetImageConverter(
+        image_size=(size, size),
+        scale=[1 / 50, 1 / 60, 1 / 70],
+        offset=[-2.0, -1.5, -1.0],
+    )
+    return keras_hub.models.ResNetImageClassifier(
+        backbone,
+        classes,
+        keras_hub.models.ResNetImageClassifierPreprocessor(converter),
+    )
+
+
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     path = tmp_path_factory.mktemp("teacher") / "teacher.keras"
-    inputs = keras.Input((32, 32, 3))
-    x = keras.layers.Rescaling(1 / 255)(inputs)
-    small_network(x, 1000).save(path)
+    hub_classifier().save(path)
     return path
 
 
@@ -164,11 +187,64 @@ def test_a_network_of_keras_gives_logits():
     assert model.layers[-1].activation is keras.activations.linear
 
 
-@pytest.mark.parametrize("network", networks.NETWORKS)
-def test_every_network_is_one_of_keras_with_its_module(network):
-    module = getattr(keras.applications, networks.NETWORKS[network])
-    assert getattr(module, network) is getattr(keras.applications, network)
-    assert callable(module.preprocess_input)
+def test_every_network_is_one_of_keras_with_its_module():
+    """And the other way round: each class of keras.applications is here."""
+    classes = {n for n in dir(keras.applications) if n[0].isupper()}
+    assert set(networks.NETWORKS) == classes
+    assert set(networks.PRETRAINED) < classes
+    needed = {"input_tensor", "input_shape", "weights", "classes"}
+    for name, module in networks.NETWORKS.items():
+        parameters = inspect.signature(getattr(keras.applications, name))
+        assert needed | {"classifier_activation"} <= set(parameters.parameters)
+        assert callable(getattr(keras.applications, module).preprocess_input)
+
+
+def test_a_classifier_of_kerashub_reads_pixels():
+    pixels = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3))
+    classifier = hub_classifier(classes=3)
+    prepared = pixels / [50, 60, 70] - [2, 1.5, 1]
+    model = networks.on_pixels(classifier, name="teacher")
+    assert model.name == "teacher" and model.input_shape == (None, 32, 32, 3)
+    np.testing.assert_allclose(
+        model.predict(pixels, verbose=0), classifier(prepared), atol=1e-5
+    )
+    assert networks.on_pixels(classifier, 40).input_shape[1:] == (40, 40, 3)
+
+
+def test_a_classifier_of_kerashub_that_does_not_fit_is_refused():
+    fixed = hub_classifier(image_shape=(32, 32, 3))
+    with pytest.raises(ValueError, match=r"takes \(32, 32\).*\(40, 40\)"):
+        networks.on_pixels(fixed, 40)
+    fixed.preprocessor = None
+    with pytest.raises(ValueError, match="without an image converter"):
+        networks.on_pixels(fixed)
+
+
+def test_a_preset_of_kerashub_is_a_student_with_random_weights(tmp_path):
+    saved = hub_classifier(classes=3)
+    folder = tmp_path / "preset"
+    saved.save_to_preset(folder)
+    networks.check_network(str(folder))
+    student = networks.untrained(str(folder), 24, 5, name="student")
+    assert student.name == "student"
+    assert student.input_shape == (None, 24, 24, 3)
+    assert student.output_shape == (None, 5)
+    kernels = [
+        next(w.numpy() for w in model.trainable_weights if "conv" in w.path)
+        for model in (saved, student)
+    ]
+    assert kernels[0].shape == kernels[1].shape
+    assert not np.array_equal(*kernels)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(OSError, match="preset could not be read. Received"):
+        networks.untrained(str(folder), 24, 5)
+
+
+def test_networks_are_known_by_name():
+    for name in ("MobileNetV3Small", "EfficientNetLite2", "resnet_18_imagenet"):
+        networks.check_network(name)
+    with pytest.raises(ValueError, match="Received: 'ResNet51'. Choose"):
+        networks.check_network("ResNet51")
 
 
 def test_crops_are_parts_of_the_picture():
@@ -258,6 +334,7 @@ def test_a_data_set_that_is_not_there_is_refused(tmp_path):
     ("arguments", "message"),
     [
         (["--image-size", "48"], "(48, 48, 3)"),
+        (["--student", "ResNet51"], "Received: 'ResNet51'"),
         (["--image-size", "32", "--limit-train", "9"], "9 training images"),
         (
             ["--image-size", "32", "--epochs", "4", "--batch-size", "8"],
@@ -270,7 +347,7 @@ def test_bad_options_are_refused(
 ):
     found = refused(
         *("--data-dir", data_dir, "--teacher", teacher, "--batch-size", 16),
-        *("--student-network", "MobileNetV2", *arguments),
+        *("--student", "MobileNetV2", *arguments),
         *("--log-dir", tmp_path / "run"),
     )
     assert message in found
