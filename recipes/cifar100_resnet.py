@@ -32,8 +32,20 @@ from study.options import positive
 # of 240.
 _DROPS = (0.625, 0.75, 0.875)
 _DEFAULTS = {
-    "cifar100": {"epochs": 240, "teacher_depth": 56, "student_depth": 20},
-    "digits": {"epochs": 20, "teacher_depth": 20, "student_depth": 8},
+    "cifar100": {
+        "epochs": 240,
+        "teacher_depth": 56,
+        "student_depth": 20,
+        "student_width": 16,
+    },
+    # A wider student has nothing to learn of a teacher there: with any loss it
+    # ends at 99 %.
+    "digits": {
+        "epochs": 20,
+        "teacher_depth": 20,
+        "student_depth": 8,
+        "student_width": 4,
+    },
 }
 
 # The temperature and the weight of KD that the field uses on CIFAR-100 (Tian
@@ -65,6 +77,11 @@ LOSS_ARGUMENTS = {
     "--student-depth",
     type=positive,
     help="6n + 2. [default: 20, and 8 for the digits]",
+)
+@click.option(
+    "--student-width",
+    type=positive,
+    help="Of its first stage. [default: 16, and 4 for the digits]",
 )
 @click.option(
     "--epochs",
@@ -192,6 +209,7 @@ class ImageStudy(vision.VisionStudy):
             self.images.classes,
             self.images.mean,
             self.images.deviation,
+            self.options["student_width"] if role == "student" else 16,
             name=role,
         )
         return vision.with_weight_decay(model, self.options["weight_decay"])

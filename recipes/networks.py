@@ -69,6 +69,7 @@ def cifar_resnet(
     classes,
     mean,
     standard_deviation,
+    width=16,
     name=None,
 ):
     """A ResNet of depth 6n + 2: three stages of n blocks, 16, 32, 64 wide.
@@ -82,6 +83,7 @@ def cifar_resnet(
         classes: number of classes.
         mean: sequence of the channels' means, of pixels in [0, 255].
         standard_deviation: sequence of their standard deviations.
+        width: of the first stage, if another one; each doubles it.
         name: optional name.
 
     Returns:
@@ -100,12 +102,13 @@ def cifar_resnet(
     x = layers.Normalization(
         mean=mean, variance=np.square(standard_deviation), name="normalization"
     )(inputs)
-    x = _convolution(x, 16, "conv1")
+    x = _convolution(x, width, "conv1")
     x = layers.ReLU()(_batch_norm(x, "bn1"))
-    for stage, width in enumerate((16, 32, 64), start=1):
+    for stage in (1, 2, 3):
         for block in range(blocks):
             stride = 2 if stage > 1 and block == 0 else 1
-            x = _block(x, width, stride, f"layer{stage}_{block}")
+            filters = width * 2 ** (stage - 1)
+            x = _block(x, filters, stride, f"layer{stage}_{block}")
     x = layers.GlobalAveragePooling2D()(x)
     logits = layers.Dense(classes, dtype="float32", name="fc")(x)
     return keras.Model(inputs, logits, name=name)

@@ -292,6 +292,18 @@ def best(trials, higher_is_better, method=None):
     )
 
 
+def epochs_of(curve):
+    """Epochs that a student counts for.
+
+    One that diverged before its first epoch ended has had a part of it: were it
+    free, a method that always does would never use up a budget.
+
+    Args:
+        curve: scores, one an epoch.
+    """
+    return max(len(curve), 1)
+
+
 def score_of(result, metric):
     """The score in what a trainer returned.
 

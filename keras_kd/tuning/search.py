@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from keras_kd.files import errors_naming, user_path
 from keras_kd.monitors import DivergedError
-from keras_kd.tuning.outcome import Trial, score_of
+from keras_kd.tuning.outcome import Trial, epochs_of, score_of
 from keras_kd.tuning.spaces import BASELINES, LEARNING_RATE, Range, is_free
 
 # The study of the methods that a teacher's knowledge goes into.
@@ -153,8 +153,9 @@ class Search:
 
     def _epochs(self, name):
         """How many epochs a study's students were trained."""
-        trials = self._studies[name].get_trials(False)
-        return sum(len(trial.intermediate_values) for trial in trials)
+        states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+        trials = self._studies[name].get_trials(False, states)
+        return sum(epochs_of(trial.intermediate_values) for trial in trials)
 
     def _group(self, method):
         return method if method in BASELINES else _TAUGHT

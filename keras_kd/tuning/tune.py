@@ -16,6 +16,7 @@ from keras_kd.tuning.outcome import (
     WINNER,
     Tuning,
     best,
+    epochs_of,
     score_of,
     short,
 )
@@ -199,7 +200,7 @@ class _Call:
                 return
             was_known = self.budget.per_student is not None
             trial = self.searched.run(group)
-            self._spend(len(trial.curve))
+            self._spend(epochs_of(trial.curve))
             self.budget.learn([trial])
             self._say(self._line(trial))
             if not was_known:

@@ -294,7 +294,8 @@ def times(folder):
 
 def test_a_cache_is_made_unless_it_would_be_huge():
     def cached(labels, classes, **more):
-        chosen = {"cache": None, "no_cache": False, "attribute": False}
+        names = ("cache", "no_cache", "attribute", "tune", "time_budget")
+        chosen = dict.fromkeys((*names, "student_budget"))
         settled = options.settled({**chosen, **more}, (), labels, classes)
         return settled["cached"]
 

@@ -105,7 +105,7 @@ def test_a_budget_too_small_says_what_is_needed(trained):
         (["--tune", "--no-cache"], "--tune with --no-cache"),
         (["--tune", "--mixup", 0.2], "--tune with --mixup"),
         (["--tune", "--probe-steps", 1], "Leave --tune out to measure"),
-        (["--hold-out", 1437], "0 training images"),
+        (["--hold-out", 797], "0 training images"),
     ],
 )
 def test_bad_options_are_refused(tmp_path, arguments, message):
@@ -138,8 +138,8 @@ def test_images_to_choose_by_are_neither_trained_nor_measured_on(
     usual, tuned = study(), study("--tune")
     few = study("--hold-out", 40, "--limit-train", 100)
     assert set(usual.evaluation_data()) == {"test"}
-    assert usual.train_size == 1437
-    for one, train_size, count in ((tuned, 1437 - 143, 143), (few, 100, 40)):
+    assert usual.train_size == 797
+    for one, train_size, count in ((tuned, 797 - 79, 79), (few, 100, 40)):
         parts = one.evaluation_data()
         assert list(parts) == ["held_out", "test"]
         assert one.train_size == train_size
