@@ -23,7 +23,7 @@ from keras_kd.cache.storage import Field
 
 EXACT, COMPACT = "float32", "float16"
 _LARGEST = 65504.0  # of float16
-_MOST_CHUNKS = 256  # of a batch
+_MOST_CHUNKS = 1024  # of a batch
 
 
 def plan(losses, classes, dtype=COMPACT):
