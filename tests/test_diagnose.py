@@ -239,6 +239,36 @@ def passing_through(classes=CLASSES):
     return keras.Model(inputs, layers.Identity()(inputs))
 
 
+def test_one_example_of_each_class_tells_nothing_of_relations():
+    """As a sample of ImageNet has; this teacher does know them."""
+    classes, examples = 60, 12
+    # Classes on a ring, alike as they are near.
+    angle = 2 * np.pi * np.arange(classes) / classes
+    alike = np.cos(angle[:, None] - angle)
+    inputs = keras.Input((classes,))
+    layer = layers.Dense(classes, use_bias=False)
+    teacher = keras.Model(inputs, layer(inputs))
+    layer.kernel.assign(3.0 * alike + 3.0 * np.eye(classes))
+    noise = np.random.default_rng(0).normal(
+        0, 0.1, (examples, classes, classes)
+    )
+    x = (np.eye(classes) + noise).astype("float32")
+    labels = np.tile(np.arange(classes), (examples, 1))
+    few = diagnose(teacher, (x[0], labels[0]))
+    assert "too_few_examples" in {each.code for each in few.findings}
+    told = "ten examples of each class would tell"
+    assert told in " ".join(few.verdict)
+    many = diagnose(teacher, (x.reshape(-1, classes), labels.reshape(-1)))
+    assert told not in " ".join(many.verdict)
+    for diagnosis in (few, many):
+        assert not {each.code for each in diagnosis.findings} & {
+            "label_smoothed_teacher",
+            "no_class_relations",
+            "noisy_tail",
+        }
+        assert diagnosis.numbers["teacher"]["accuracy"] > 0.95
+
+
 def test_mass_beyond_top_k(case):
     tail = case.numbers["class_relations"]["tail"]
     ordered = -np.sort(-case.tempered, axis=-1)

@@ -645,7 +645,12 @@ def diagnosed(codes=(), suggested=(3, 12), k=4, relations=True):
             "label_probability_deviation": 0.2,
         },
         "temperature": {"suggested": list(suggested)},
-        "class_relations": {"tail": {"suggested_k": k}} if relations else None,
+        "class_relations": {
+            "tail": {"suggested_k": k},
+            "measured_share": 1.0,
+        }
+        if relations
+        else None,
     }
     findings = [
         Finding(

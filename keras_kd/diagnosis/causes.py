@@ -7,7 +7,11 @@ seeds.
 """
 
 from keras_kd.diagnosis.finding import INFO, PROBLEM, Finding
-from keras_kd.diagnosis.measures import LABEL_SMOOTHING_NATS, RELATED_SHARE
+from keras_kd.diagnosis.measures import (
+    LABEL_SMOOTHING_NATS,
+    RELATED_SHARE,
+    measured_relations,
+)
 
 # A teacher that is all but certain, on all but a tenth of the examples; and a
 # rescaling that hardly varies: at temperature 1, weight 1/2 and halfway through
@@ -107,7 +111,7 @@ def not_finite(numbers):
 
 def noisy_labels(numbers):
     """Labels, here or in the teacher's training, that are wrong at random."""
-    relations = numbers["class_relations"]
+    relations = measured_relations(numbers)
     place = relations and relations["strong_competitor_place"]
     if place is None or _relative_spread(relations) < _SMOOTHED_SPREAD:
         return None
@@ -150,7 +154,7 @@ def _relative_spread(relations):
 
 def label_smoothed(numbers):
     """A teacher trained with label smoothing."""
-    teacher, relations = numbers["teacher"], numbers["class_relations"]
+    teacher, relations = numbers["teacher"], measured_relations(numbers)
     gap = teacher["accuracy"] - teacher["confidence"]
     if (
         relations is None
@@ -227,7 +231,7 @@ def temperature_too_high(numbers):
 
 def noisy_tail(numbers):
     """Small probabilities that carry no information."""
-    relations = numbers["class_relations"]
+    relations = measured_relations(numbers)
     if relations is None:
         return None
     tail = relations["tail"]

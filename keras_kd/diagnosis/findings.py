@@ -29,6 +29,7 @@ _CAUSES = (
     causes.never_predicted,
     hints.under_confident,
     hints.no_class_relations,
+    hints.too_few_examples,
     hints.many_reversed,
     hints.suggestions,
 )

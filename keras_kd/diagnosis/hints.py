@@ -5,6 +5,7 @@ Rules like those of `causes`, for what is not a problem by itself.
 
 from keras_kd.diagnosis.causes import UNDER_CONFIDENT_GAP
 from keras_kd.diagnosis.finding import INFO, Finding
+from keras_kd.diagnosis.measures import measured_relations
 
 # If more gradients than that are reversed, KD works against the labels.
 _REVERSED_SHARE = 0.25
@@ -31,7 +32,7 @@ def under_confident(numbers):
 
 def no_class_relations(numbers):
     """Non-target probabilities that do not depend on the class."""
-    relations = numbers["class_relations"]
+    relations = measured_relations(numbers)
     if relations is None or relations["relation"] > 2 * relations["permuted"]:
         return None
     return Finding(
@@ -44,6 +45,23 @@ def no_class_relations(numbers):
         "There is no domain knowledge to pass on; KD can't give more than "
         "KD-pt.",
         "KDPt is cheaper and gives the same.",
+    )
+
+
+def too_few_examples(numbers):
+    """Data that tell nothing of class relations."""
+    relations = numbers["class_relations"]
+    if relations is None or measured_relations(numbers) is not None:
+        return None
+    return Finding(
+        "too_few_examples",
+        INFO,
+        "Class relations could not be measured: only "
+        f"{relations['measured_share']:.0%} of the examples have enough others "
+        "of their class to be compared with.",
+        {"measured_share": relations["measured_share"]},
+        "Nothing is said of class relations, of the tail, and of noisy labels.",
+        "Diagnose on ten examples or more of each class.",
     )
 
 
@@ -73,8 +91,9 @@ def suggestions(numbers):
         if limit
         else "none of those tried makes KD label smoothing."
     )
-    if numbers["class_relations"] is not None:
-        k = numbers["class_relations"]["tail"]["suggested_k"]
+    relations = measured_relations(numbers)
+    if relations is not None:
+        k = relations["tail"]["suggested_k"]
         evidence["k"] = k
         summary += f" KD-topk with k = {k} keeps what is worth keeping."
     return Finding(

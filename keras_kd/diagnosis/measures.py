@@ -15,6 +15,9 @@ LABEL_SMOOTHING_NATS = 0.02
 RELATED_SHARE = 0.05
 # The mass beyond k at which a larger k is not worth it.
 NEGLIGIBLE_MASS = 0.01
+# If fewer examples than this share have others of their class to be compared
+# with, nothing is told of class relations.
+_LEAST_MEASURED = 0.05
 # More classes than this would be unreadable in a figure.
 _PICTURED_CLASSES = 100
 
@@ -156,7 +159,8 @@ def relation_numbers(totals, num_classes, temperature):
 
     `relation` is the mean divergence of a class's mean non-target
     distribution from that of all classes. `permuted` is the same with the
-    labels shuffled: the part of it that is chance.
+    labels shuffled: the part of it that is chance. `measured_share` is that of
+    the examples with enough others of their class to be compared with.
     """
     if "relations" not in totals or not totals["ranked"]:
         return None
@@ -178,7 +182,24 @@ def relation_numbers(totals, num_classes, temperature):
         "strong_competitor_share": strong / max(totals["placed"], 1),
         "strong_competitor_place": place / strong if strong else None,
         "tail": tail,
+        "measured_share": totals["placed"] / ranked,
     }
+
+
+def measured_relations(numbers):
+    """The `relation_numbers` of a diagnosis, if there was enough to measure.
+
+    Args:
+        numbers: the dict of a `keras_kd.Diagnosis`.
+
+    Returns:
+        The dict, or `None`: with two classes, or with so few examples of most
+        classes that any teacher's relations would seem to be noise.
+    """
+    relations = numbers["class_relations"]
+    if relations is None or relations["measured_share"] < _LEAST_MEASURED:
+        return None
+    return relations
 
 
 def _divergence(sums, counts):

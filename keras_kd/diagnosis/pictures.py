@@ -3,6 +3,7 @@
 import numpy as np
 
 from keras_kd.diagnosis.faults import is_near_chance
+from keras_kd.diagnosis.measures import measured_relations
 from keras_kd.reports import figures
 from keras_kd.reports.page import Page
 
@@ -72,8 +73,9 @@ def draw(numbers):
         "temperature": _temperature(numbers["temperature"]),
         "entropy": _entropy(numbers),
     }
-    if numbers["class_relations"] is not None:
-        drawn["top_k"] = _top_k(numbers["class_relations"]["tail"])
+    relations = measured_relations(numbers)
+    if relations is not None:
+        drawn["top_k"] = _top_k(relations["tail"])
     if numbers["similarity"] is not None:
         drawn["class_similarity"] = _similarity(numbers["similarity"])
     return drawn

@@ -81,6 +81,19 @@ def _what_helps(numbers, codes):
         "no_class_relations",
         "label_smoothed_teacher",
     }
+    if "too_few_examples" in codes:
+        said = (
+            "whether its class relations will help, ten examples of each class "
+            "would tell."
+        )
+        if tells:
+            return (
+                "Its confidence, which tells hard examples from easy ones, "
+                f"will help; {said}"
+            )
+        return (
+            f"Its confidence hardly tells hard examples from easy ones; {said}"
+        )
     if tells and related:
         return (
             "Both its confidence, which tells hard examples from easy ones, "

@@ -1,6 +1,7 @@
 """What a diagnosis of the teacher suggests to try."""
 
 from keras_kd.diagnosis import verdict
+from keras_kd.diagnosis.measures import measured_relations
 
 # Findings of a teacher whose word should count for less.
 _LESS_WEIGHT = {"noisy_labels", "weak_teacher", "worse_than_student"}
@@ -27,7 +28,7 @@ def advice_of(diagnosis):
     if codes & _LESS_WEIGHT:
         settings["weight"] = _LOW_WEIGHT
     kept = {}
-    if relations is not None:
+    if measured_relations(numbers) is not None:
         kept["k"] = relations["tail"]["suggested_k"] / classes
     return {
         "classes": classes,
