@@ -20,6 +20,14 @@ VALIDATION = data(26, seed=1)[:2]
 RATE = 0.1
 
 
+@pytest.fixture(autouse=True)
+def eagerly():
+    """Tracing a step takes longer than the steps of all students here."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 def student(units=6):
     """Its weights come of the seed that is set."""
     return keras.Sequential(
@@ -676,7 +684,7 @@ def test_a_sigmoid_student_has_the_methods_of_two_classes():
 
 
 def test_what_took_forty_lines_takes_one_call(teacher, tmp_path):
-    trainer = make(teacher, folder=tmp_path / "study")
+    trainer = make(teacher, folder=tmp_path / "study", epochs=1)
     attribution = kd.attribute(
         trainer,
         range(2),
