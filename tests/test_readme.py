@@ -31,6 +31,7 @@ def test_every_block_runs(tmp_path, monkeypatch):
         "teacher": mlp(12, seed=2),
         "train": batches(0),
         "test": batches(1),
+        "validation": batches(2),
         "make_student": mlp,
     }
     assert len(code) == 5
