@@ -2,10 +2,8 @@
 
 import numpy as np
 
-from keras_kd.diagnosis.measures import cluster_order
+from keras_kd.diagnosis import measures
 from keras_kd.reports import figures
-
-_PICTURED_CLASSES = 100
 
 
 def of_gains(attribution):
@@ -41,21 +39,37 @@ def of_gains(attribution):
         ),
     }
     return {
-        name: (_bars(attribution, known), caption)
+        name: (
+            bars_of_gains(
+                attribution,
+                {k: c.interval for k, c in known.items()},
+                [c.verdict != "inconclusive" for c in known.values()],
+            ),
+            caption,
+        )
         for name, (group, caption) in groups.items()
         if (known := {k: c for k, c in group.items() if c.interval.is_known})
     }
 
 
-def _bars(attribution, comparisons):
-    unit = attribution.unit
-    gains = [c.interval for c in comparisons.values()]
+def bars_of_gains(attribution, gains, emphasised=None):
+    """Gains as bars with their intervals, in the unit of an attribution.
+
+    Args:
+        attribution: a `keras_kd.Attribution`.
+        gains: dict by name of `Interval`s.
+        emphasised: as for `figures.bars`.
+
+    Returns:
+        A `keras_kd.reports.figures.Figure`.
+    """
+    factor = attribution.unit.factor
     return figures.bars(
-        list(comparisons),
-        [unit.factor * gain.mean for gain in gains],
-        [(unit.factor * gain.low, unit.factor * gain.high) for gain in gains],
-        unit.titled(f"gain in {attribution.metric}"),
-        emphasised=[c.verdict != "inconclusive" for c in comparisons.values()],
+        list(gains),
+        [factor * gain.mean for gain in gains.values()],
+        [(factor * gain.low, factor * gain.high) for gain in gains.values()],
+        attribution.unit.titled(f"gain in {attribution.metric}"),
+        emphasised=emphasised,
     )
 
 
@@ -164,9 +178,14 @@ def _similarities(attribution):
         found = {"teacher": np.asarray(teacher, "float64"), **found}
     classes = len(next(iter(found.values())))
     found = {n: m for n, m in found.items() if len(m) == classes}
-    shown = np.arange(0, classes, -(-classes // _PICTURED_CLASSES))
+    shown = measures.pictured_classes(classes)
     first = next(iter(found.values()))
-    order, sorted_by = _order(first, shown, attribution.superclasses)
+    superclasses = attribution.superclasses
+    if superclasses is not None and len(superclasses) != classes:
+        superclasses = None
+    order, sorted_by = measures.sorted_classes(
+        shown, first[np.ix_(shown, shown)], superclasses
+    )
     others = ~np.eye(len(order), dtype=bool)
     panels = {n: m[np.ix_(order, order)] for n, m in found.items()}
     # With many classes most cosines are small; only the diagonal has 1.
@@ -197,15 +216,6 @@ def _matrices(attribution):
         for method, by_seed in attribution.results.items()
         if any("class_similarity" in run for run in by_seed.values())
     }
-
-
-def _order(similarity, shown, superclasses):
-    if superclasses is not None and len(superclasses) == len(similarity):
-        own = np.asarray(superclasses)[shown]
-        return shown[np.argsort(own, kind="stable")], "superclass"
-    if len(shown) < 3:
-        return shown, "class"
-    return shown[cluster_order(similarity[np.ix_(shown, shown)])], "clustering"
 
 
 def _with_correlations(panels, others):

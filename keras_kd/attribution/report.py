@@ -37,9 +37,7 @@ def page(attribution):
     ):
         if rows:
             report.add_heading(heading)
-            report.add_table(
-                list(rows[0]), [list(row.values()) for row in rows]
-            )
+            report.add_rows(rows)
     report.add_text(attribution.note)
     for name, picture in pictures.of_training(attribution).items():
         # A heading between them gives each the page's whole width.

@@ -108,19 +108,11 @@ class _ByChunks:
 
     def _sums_of_sample(self, features, labels, keep, order):
         """See `Survey.sums_of_sample`."""
-        readers = self._survey.readers
+        readers, outputs = self._survey.readers, self._outputs(features)
         logits = [
-            reader.logits(outputs)
-            for reader, outputs in zip(
-                readers, self._outputs(features), strict=True
-            )
+            examples.where_kept(keep > 0, examples.logits_of(*pair)[0])
+            for pair in zip(readers, outputs, strict=True)
         ]
-        logits = [
-            ops.reshape(ops.cast(each, "float32"), (-1, each.shape[-1]))
-            for each in logits
-        ]
-        is_kept = ops.expand_dims(keep, -1) > 0
-        logits = [ops.where(is_kept, each, 0.0) for each in logits]
         return self._survey.sums_of_sample(labels, keep, logits, order)
 
     def _outputs(self, features, mask=None):

@@ -172,6 +172,18 @@ def _check_whole(labels, counted):
         )
 
 
+def logits_of(reader, outputs):
+    """[examples, classes] logits in float32, and whether they are finite."""
+    logits = ops.cast(reader.logits(outputs), "float32")
+    logits = ops.reshape(logits, (-1, logits.shape[-1]))
+    return logits, ops.isfinite(ops.sum(logits, axis=-1))
+
+
+def where_kept(keep, logits):
+    """The logits, with 0 for examples not kept, which may be NaN."""
+    return ops.where(ops.expand_dims(keep, -1), logits, 0.0)
+
+
 def known_before(x, mask, labels, counted):
     """What is known of each example without the logits.
 

@@ -257,17 +257,13 @@ def similarity_numbers(teacher_rows, student_rows, superclasses):
     """
     if teacher_rows is None:
         return None
-    classes = len(teacher_rows)
-    step = -(-classes // _PICTURED_CLASSES)
-    shown = np.arange(0, classes, step)
-    cosines = class_similarity(teacher_rows[shown])
-    if superclasses is None:
-        order = shown[cluster_order(cosines)]
-    else:
-        order = shown[np.argsort(superclasses[shown], kind="stable")]
+    shown = pictured_classes(len(teacher_rows))
+    order, sorted_by = sorted_classes(
+        shown, class_similarity(teacher_rows[shown]), superclasses
+    )
     numbers = {
         "order": order,
-        "sorted_by": "clustering" if superclasses is None else "superclass",
+        "sorted_by": sorted_by,
         "teacher": class_similarity(teacher_rows[order]),
         "student": (
             None
@@ -305,6 +301,28 @@ def _followed(rows, superclasses):
         "nearest_inside": (superclasses[nearest] == superclasses).mean(),
         "nearest_inside_by_chance": same.sum() / others.sum(),
     }
+
+
+def pictured_classes(classes):
+    """Evenly spaced class ids, as many as can be read in a figure."""
+    return np.arange(0, classes, -(-classes // _PICTURED_CLASSES))
+
+
+def sorted_classes(shown, similarity, superclasses=None):
+    """Classes in the order in which a picture shows them.
+
+    Args:
+        shown: [shown] class ids.
+        similarity: [shown, shown] cosines.
+        superclasses: optional [classes] integers, which decide the order.
+
+    Returns:
+        [shown] class ids in order, and what they are sorted by, for a caption.
+    """
+    if superclasses is not None:
+        own = np.asarray(superclasses)[shown]
+        return shown[np.argsort(own, kind="stable")], "superclass"
+    return shown[cluster_order(similarity)], "clustering"
 
 
 def cluster_order(similarity):

@@ -315,7 +315,7 @@ class Survey:
             classes] (or `None`); and what was wrong, as sums.
         """
         outputs, *student_outputs = outputs
-        logits, finite = _logits(self.teacher, outputs)
+        logits, finite = examples.logits_of(self.teacher, outputs)
         in_range = labels != examples.NO_CLASS
         bad_labels = counted & ~in_range
         invalid = {
@@ -329,11 +329,11 @@ class Survey:
         }
         keep = counted & finite & in_range
         labels = ops.maximum(labels, 0)
-        logits = _where_kept(keep, logits)
+        logits = examples.where_kept(keep, logits)
         student_logits = None
         if self.student is not None:
             (outputs,) = student_outputs
-            student_logits, finite = _logits(self.student, outputs)
+            student_logits, finite = examples.logits_of(self.student, outputs)
             bad = keep & ~finite
             invalid |= {
                 "student_contradicted": as_number(
@@ -342,7 +342,7 @@ class Survey:
                 "student_not_finite": _count(bad),
                 "student_not_finite_inputs": _count(bad & bad_inputs),
             }
-            student_logits = _where_kept(keep, student_logits)
+            student_logits = examples.where_kept(keep, student_logits)
         return labels, as_number(keep), logits, student_logits, invalid
 
     def _predictions(self, labels, keep, logits):
@@ -518,18 +518,6 @@ def not_finite_weights(model):
         if "float" in str(weight.dtype)
         and not bool(ops.all(ops.isfinite(ops.convert_to_tensor(weight))))
     ][:3]
-
-
-def _logits(reader, outputs):
-    """[examples, classes] logits in float32, and whether they are finite."""
-    logits = ops.cast(reader.logits(outputs), "float32")
-    logits = ops.reshape(logits, (-1, logits.shape[-1]))
-    return logits, ops.isfinite(ops.sum(logits, axis=-1))
-
-
-def _where_kept(keep, logits):
-    """The logits, with 0 for examples not kept, which may be NaN."""
-    return ops.where(ops.expand_dims(keep, -1), logits, 0.0)
 
 
 def _count(booleans):

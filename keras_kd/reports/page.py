@@ -152,6 +152,14 @@ class Page:
             f"<tbody>{body}</tbody></table></div>"
         )
 
+    def add_rows(self, rows):
+        """Adds a table of rows that name their columns.
+
+        Args:
+            rows: list of dicts of strings, with the same keys.
+        """
+        self.add_table(list(rows[0]), [list(row.values()) for row in rows])
+
     def add_figure(self, figure, caption):
         """Adds a figure; successive ones share a row where there is room.
 

@@ -29,12 +29,14 @@ def page(tuning):
     for name in ("gains", "methods"):
         if name in drawn:
             report.add_figure(*drawn.pop(name))
-    _add_table(report, "On fresh seeds", tuning.final_rows())
+    report.add_heading("On fresh seeds")
+    report.add_rows(tuning.final_rows())
     report.add_text(
         "These students were trained with seeds that the search did not use. "
         + tuning.final.note
     )
-    _add_table(report, "In the search", tuning.method_rows())
+    report.add_heading("In the search")
+    report.add_rows(tuning.method_rows())
     report.add_text(
         "The best of many students is partly the luckiest, so that scores in "
         "the search look better than they are."
@@ -45,13 +47,9 @@ def page(tuning):
     if tuning.verdict:
         report.add_heading("The teacher")
         report.add_text(" ".join(tuning.verdict))
-    _add_table(report, "Every student", _trial_rows(tuning))
+    report.add_heading("Every student")
+    report.add_rows(_trial_rows(tuning))
     return report
-
-
-def _add_table(report, heading, rows):
-    report.add_heading(heading)
-    report.add_table(list(rows[0]), [list(row.values()) for row in rows])
 
 
 def _trial_rows(tuning):
@@ -104,7 +102,7 @@ def draw(tuning):
 
 
 def _gains(tuning):
-    from keras_kd.reports.figures import bars
+    from keras_kd.attribution.pictures import bars_of_gains
 
     names = {
         WINNER: f"{tuning.method},\ntuned",
@@ -118,17 +116,8 @@ def _gains(tuning):
     gains = {name: gain for name, gain in gains.items() if gain.is_known}
     if not gains:
         return None
-    unit = tuning.final.unit
     return (
-        bars(
-            list(gains),
-            [unit.factor * gain.mean for gain in gains.values()],
-            [
-                (unit.factor * gain.low, unit.factor * gain.high)
-                for gain in gains.values()
-            ],
-            unit.titled(f"gain in {tuning.metric}"),
-        ),
+        bars_of_gains(tuning.final, gains),
         "Gains over plain training at its best, on fresh seeds, with 95 % "
         "intervals.",
     )
