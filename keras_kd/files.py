@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import socket
 import tempfile
 
@@ -31,6 +32,11 @@ def user_path(path, argument="path"):
             "path. Pass one such as 'runs/first'."
         )
     return path
+
+
+def is_file_name(name):
+    """Whether a name can be part of a file's: letters, digits and _ . + -."""
+    return re.fullmatch(r"[\w.+-]+", name) is not None
 
 
 def write_whole(path, data):

@@ -1,13 +1,13 @@
 """Trains a student by every method and seed, within a time budget."""
 
 import operator
-import re
 import time
 
 from keras_kd.attribution.levels import DEFAULT_METHODS, METHODS
 from keras_kd.attribution.outcome import Attribution
 from keras_kd.attribution.results import checked
 from keras_kd.attribution.runs import Runs
+from keras_kd.files import is_file_name
 
 
 def attribute(
@@ -201,7 +201,7 @@ def _check_arguments(seeds, methods, time_budget):
             f"which every gain is measured. Received: methods={methods}. Leave "
             "`methods` out for those of the paper."
         )
-    bad = [m for m in methods if not re.fullmatch(r"[\w.+-]+", m)]
+    bad = [m for m in methods if not is_file_name(m)]
     if bad:
         raise ValueError(
             "A method's name becomes part of a file's name, so it must consist "

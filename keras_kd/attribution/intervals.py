@@ -121,7 +121,7 @@ def holm(p_values):
     """P-values corrected for their number.
 
     Args:
-        p_values: list of floats; a NaN is no test, and stays.
+        p_values: list of floats; a NaN is not a test, and stays.
 
     Returns:
         List of floats: where one is at most 0.05, the comparison survives, and

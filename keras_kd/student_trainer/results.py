@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import pathlib
-import re
 import shutil
 
 from keras_kd import files
@@ -113,8 +112,3 @@ def _read(path):
             f"Received: {result!r:.60}. {remedy}"
         )
     return result
-
-
-def is_file_name(name):
-    """Whether a method's name can be part of a file's."""
-    return re.fullmatch(r"[\w.+-]+", name) is not None

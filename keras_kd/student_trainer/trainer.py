@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from keras_kd import data as any_data
-from keras_kd import distribution, fingerprint, losses
+from keras_kd import distribution, files, fingerprint, losses
 from keras_kd.attribution.controls import shuffle_within_labels
 from keras_kd.attribution.levels import METHODS
 from keras_kd.attribution.methods import (
@@ -499,7 +499,7 @@ class StudentTrainer:
     def _check_names(self):
         """Refuses names and kinds of a user's own losses."""
         for name, loss in self._own_losses.items():
-            if name in METHODS or not results.is_file_name(name):
+            if name in METHODS or not files.is_file_name(name):
                 raise ValueError(
                     "A loss of your own needs a name of letters, digits and "
                     "any of _ . + -, that no method has. Received: "
