@@ -87,15 +87,7 @@ def _text_classifier(family, hidden, words, length):
 
 def resnet(size=8, scale=1 / 255, offset=0.0):
     """A ResNet classifier, with a preprocessor that resizes and scales."""
-    backbone = keras_hub.models.ResNetBackbone(
-        input_conv_filters=[64],
-        input_conv_kernel_sizes=[3],
-        stackwise_num_filters=[64],
-        stackwise_num_blocks=[1],
-        stackwise_num_strides=[1],
-        block_type="basic_block",
-        image_shape=(size, size, 3),
-    )
+    backbone = resnet_backbone((size, size, 3))
     converter = keras_hub.layers.ResNetImageConverter(
         image_size=(size, size), scale=scale, offset=offset
     )
@@ -107,6 +99,19 @@ def resnet(size=8, scale=1 / 255, offset=0.0):
                 converter
             ),
         )
+    )
+
+
+def resnet_backbone(image_shape):
+    """The smallest that KerasHub makes."""
+    return keras_hub.models.ResNetBackbone(
+        input_conv_filters=[64],
+        input_conv_kernel_sizes=[3],
+        stackwise_num_filters=[64],
+        stackwise_num_blocks=[1],
+        stackwise_num_strides=[1],
+        block_type="basic_block",
+        image_shape=image_shape,
     )
 
 

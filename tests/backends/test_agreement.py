@@ -42,14 +42,21 @@ def run(script, backend, *arguments, **variables):
     )
 
 
+def run_on_each(script, folder, ending):
+    """Runs a script on every backend: dict by it of the file it wrote."""
+    paths = {backend: folder / f"{backend}{ending}" for backend in BACKENDS}
+    for backend, path in paths.items():
+        run(script, backend, path)
+    return paths
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """By backend what it computed."""
     folder = tmp_path_factory.mktemp("backends")
+    paths = run_on_each("compute.py", folder, ".npz")
     results = {}
-    for backend in BACKENDS:
-        path = folder / f"{backend}.npz"
-        run("compute.py", backend, path)
+    for backend, path in paths.items():
         with np.load(path) as file:
             results[backend] = dict(file)
     return results

@@ -6,7 +6,7 @@ import inputs
 import numpy as np
 import pytest
 import reference
-from test_agreement import BACKENDS, forward, run
+from test_agreement import BACKENDS, forward, run_on_each
 
 CASES = ("with a student", "subclassed, alone")
 
@@ -15,12 +15,10 @@ CASES = ("with a student", "subclassed, alone")
 def found(tmp_path_factory):
     """By backend what it said."""
     folder = tmp_path_factory.mktemp("diagnosis")
-    results = {}
-    for backend in BACKENDS:
-        path = folder / f"{backend}.json"
-        run("diagnosis.py", backend, path)
-        results[backend] = json.loads(path.read_text())
-    return results
+    paths = run_on_each("diagnosis.py", folder, ".json")
+    return {
+        backend: json.loads(path.read_text()) for backend, path in paths.items()
+    }
 
 
 def leaves(value, name=""):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_agreement import BACKENDS, run
+from test_agreement import run_on_each
 from test_diagnosis import leaves
 
 
@@ -11,12 +11,10 @@ from test_diagnosis import leaves
 def found(tmp_path_factory):
     """By backend the results of students, one of which was interrupted."""
     folder = tmp_path_factory.mktemp("students")
-    results = {}
-    for backend in BACKENDS:
-        path = folder / f"{backend}.json"
-        run("students.py", backend, path)
-        results[backend] = json.loads(path.read_text())
-    return results
+    paths = run_on_each("students.py", folder, ".json")
+    return {
+        backend: json.loads(path.read_text()) for backend, path in paths.items()
+    }
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])

@@ -12,6 +12,7 @@ import processes
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from kerashub_tasks import resnet_backbone
 from processes import losses, results
 
 finish = functools.partial(processes.finish, imagenet_resnet)
@@ -29,9 +30,8 @@ def examples(count, seed):
         yield i, {"image": image, "label": label, "file_name": f"{i}.JPEG"}
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tfds")
+def store(folder, **splits):
+    """Writes ImageNet as TFDS has it, of lists of (key, example)."""
     tfds.dataset_builders.store_as_tfds_dataset(
         name="imagenet2012",
         version="5.1.0",
@@ -42,11 +42,18 @@ def data_dir(tmp_path_factory):
                 "file_name": tfds.features.Text(),
             }
         ),
-        split_datasets={
-            "train": list(examples(50, 0)),
-            "validation": list(examples(22, 1)),
-        },
+        split_datasets=splits,
         data_dir=folder,
+    )
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    store(
+        folder,
+        train=list(examples(50, 0)),
+        validation=list(examples(22, 1)),
     )
     return folder
 
@@ -62,15 +69,7 @@ def small_network(input_tensor, classes, **_):
 
 def hub_classifier(classes=1000, size=32, image_shape=(None, None, 3)):
     """A small classifier of KerasHub, with a preprocessor of its own."""
-    backbone = keras_hub.models.ResNetBackbone(
-        input_conv_filters=[64],
-        input_conv_kernel_sizes=[3],
-        stackwise_num_filters=[64],
-        stackwise_num_blocks=[1],
-        stackwise_num_strides=[1],
-        block_type="basic_block",
-        image_shape=image_shape,
-    )
+    backbone = resnet_backbone(image_shape)
     converter = keras_hub.layers.ResNetImageConverter(
         image_size=(size, size),
         scale=[1 / 50, 1 / 60, 1 / 70],

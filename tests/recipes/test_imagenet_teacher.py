@@ -4,8 +4,8 @@ import imagenet_teacher
 import keras
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from processes import finish, refused
+from test_imagenet_resnet import store
 
 
 def planted(groups=(5, 1, 8), seed=0):
@@ -59,19 +59,7 @@ def data_dir(tmp_path_factory):
         )
         for i in random.permutation(6).tolist()
     ]
-    tfds.dataset_builders.store_as_tfds_dataset(
-        name="imagenet2012",
-        version="5.1.0",
-        features=tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(encoding_format="jpeg"),
-                "label": tfds.features.ClassLabel(num_classes=1000),
-                "file_name": tfds.features.Text(),
-            }
-        ),
-        split_datasets={"validation": images},
-        data_dir=folder,
-    )
+    store(folder, validation=images)
     return folder
 
 
