@@ -266,12 +266,31 @@ def python_text():
     Returns:
         `Documents`, each a paragraph.
     """
+    parts = split_paragraphs(_python_documents(), _words)
+    source = (
+        "Text: English that CPython ships (the reference manual's topics "
+        "and the standard library's docstrings); --data-dir or --download "
+        "for PTB."
+    )
+    return Documents(source=source, split=_words, **parts)
+
+
+def split_paragraphs(texts, split):
+    """Deals the paragraphs of texts out to the three parts.
+
+    Args:
+        texts: iterable of strings, paragraphs between empty lines.
+        split: function from a paragraph to its list of words. Paragraphs with
+            the same words are one, and its part depends on them alone.
+
+    Returns:
+        Dict by part of lists of paragraphs that are prose.
+    """
     paragraphs = {}
-    for text in _python_documents():
+    for text in texts:
         for paragraph in re.split(r"\n\s*\n", text):
-            words = _words(paragraph)
-            if _is_prose(words):
-                paragraphs.setdefault(" ".join(words), paragraph)
+            if _is_prose(_words(paragraph)):
+                paragraphs.setdefault(" ".join(split(paragraph)), paragraph)
     ordered = sorted(paragraphs, key=_hash)
     parts, position = {}, 0
     for part in ("test", "valid", "train"):
@@ -284,12 +303,7 @@ def python_text():
             tokens += len(key.split()) + 1  # With <eos>.
             position += 1
         parts[part] = documents
-    source = (
-        "Text: English that CPython ships (the reference manual's topics "
-        "and the standard library's docstrings); --data-dir or --download "
-        "for PTB."
-    )
-    return Documents(source=source, split=_words, **parts)
+    return parts
 
 
 def _python_documents():
@@ -302,10 +316,18 @@ def _python_documents():
     library = pathlib.Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(library.rglob("*.py")):
         if _SKIPPED_PACKAGES.isdisjoint(path.relative_to(library).parts):
-            yield from _docstrings(path)
+            yield from docstrings(path)
 
 
-def _docstrings(path):
+def docstrings(path):
+    """Docstrings of a Python file, none where it can't be read.
+
+    Args:
+        path: a `pathlib.Path`.
+
+    Yields:
+        Strings.
+    """
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError, OSError):
