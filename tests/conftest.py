@@ -8,6 +8,12 @@ import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Compile without what makes programs fast that run for long.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true",
+)
 
 import keras  # noqa: E402
 import pytest  # noqa: E402
@@ -24,9 +30,15 @@ if keras.backend.backend() == "tensorflow":
         [tf.config.LogicalDeviceConfiguration()] * 4,
     )
 
+    # Likewise of graphs; processes of their own, as workers and some recipes,
+    # have it.
+    tf.config.optimizer.set_experimental_options(
+        {"disable_meta_optimizer": True}
+    )
+    _UNTUNED = tf.data.Options()
+    _UNTUNED.experimental_optimization.apply_default_optimizations = False
     # When an iterator is deleted, TensorFlow at times waits for the thread that
     # tunes it, the longer the older it is: minutes over a whole run.
-    _UNTUNED = tf.data.Options()
     _UNTUNED.autotune.enabled = False
     _iterator = tf.data.Dataset.__iter__
     tf.data.Dataset.__iter__ = lambda self: _iterator(

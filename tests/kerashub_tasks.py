@@ -30,15 +30,14 @@ def images(rows, seed=0):
     return rng.integers(0, 256, (rows, 12, 12, 3)).astype("uint8")
 
 
-def causal_lm(hidden=8, tokens=None, classes=None, length=24):
-    """A GPT-2 that reads letters, with its preprocessor."""
-    tokens = tokens or ["<|endoftext|>", *LETTERS, "Ġ", "th", "the"]
-    tokenizer = keras_hub.models.GPT2Tokenizer(
-        vocabulary={token: index for index, token in enumerate(tokens)},
-        merges=["t h", "th e"],
-    )
+def causal_lm(hidden=8, tokenizer=None, classes=None, length=12):
+    """A GPT-2 with its preprocessor, of words unless told otherwise.
+
+    Splitting words into GPT-2's own byte pairs takes seconds to compile.
+    """
+    tokenizer = tokenizer or keras_hub.models.BertTokenizer([*SPECIAL, *WORDS])
     backbone = keras_hub.models.GPT2Backbone(
-        vocabulary_size=classes or len(tokens),
+        vocabulary_size=classes or tokenizer.vocabulary_size(),
         num_layers=1,
         num_heads=2,
         hidden_dim=hidden,
@@ -50,6 +49,15 @@ def causal_lm(hidden=8, tokens=None, classes=None, length=24):
         tokenizer, sequence_length=length
     )
     return noisy(keras_hub.models.GPT2CausalLM(backbone, preprocessor))
+
+
+def byte_pairs():
+    """GPT-2's tokenizer of letters."""
+    tokens = ["<|endoftext|>", *LETTERS, "Ġ", "th", "the"]
+    return keras_hub.models.GPT2Tokenizer(
+        vocabulary={token: index for index, token in enumerate(tokens)},
+        merges=["t h", "th e"],
+    )
 
 
 def bert(hidden=8, words=WORDS, length=LENGTH):

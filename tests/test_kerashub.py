@@ -18,6 +18,14 @@ def causal_lm_pair():
     return tasks.causal_lm(4), tasks.causal_lm(8), tasks.texts(ROWS), None
 
 
+def byte_pair_pair():
+    student, teacher = (
+        tasks.causal_lm(hidden, tasks.byte_pairs(), length=24)
+        for hidden in (4, 8)
+    )
+    return student, teacher, tasks.texts(ROWS), None
+
+
 def text_pair():
     """A teacher that also reads segment ids, and longer texts."""
     teacher = tasks.bert(length=10)
@@ -100,8 +108,9 @@ def assert_same_weights(one, other, tolerance=1e-6):
 # -- each method of a Distiller ------------------------------------------------
 
 
-def test_fit_on_raw_data_is_fit_on_data_preprocessed_by_hand(pair):
-    student, teacher, x, y = pair
+@pytest.mark.parametrize("make", (*PAIRS, byte_pair_pair))
+def test_fit_on_raw_data_is_fit_on_data_preprocessed_by_hand(make):
+    student, teacher, x, y = make()
     twin = twin_of(student)
     before = student.get_weights()
     x_, y_, weight = by_hand_with_teacher(student, teacher, x, y)

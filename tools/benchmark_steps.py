@@ -37,16 +37,25 @@ LOSSES = {
 
 @click.command(context_settings={"show_default": True})
 @benchmark_pairs.option
+@click.option(
+    "--loss",
+    "names",
+    multiple=True,
+    type=click.Choice(tuple(LOSSES)),
+    default=tuple(LOSSES),
+    help="May be given several times.",
+)
 @click.option("--rounds", default=9)
 @click.option("--steps", type=int, help="In a round. [default: by the pair]")
 @click.option("--small", is_flag=True, help="Tiny models, to try the tool.")
 @benchmark_pairs.clock_option
 @benchmark_pairs.markdown_option
-def main(pairs, rounds, steps, small, clock, markdown):
+def main(pairs, names, rounds, steps, small, clock, markdown):
     """Prints a table of step times and ratios for each pair of models."""
     clock = benchmark_pairs.CLOCKS[clock]
     for pair in pairs:
-        timers = make_timers(pair, small, steps or SIZES[pair][2], clock)
+        steps_per_round = steps or SIZES[pair][2]
+        timers = make_timers(pair, names, small, steps_per_round, clock)
         table = rows(in_turns(timers, rounds))
         benchmark_pairs.print_rows(pair, table, markdown)
 
@@ -62,7 +71,7 @@ def in_turns(timers, rounds):
     return times
 
 
-def make_timers(pair, small, steps, clock):
+def make_timers(pair, names, small, steps, clock):
     """Functions by name that run some steps and return seconds a step."""
     import keras
 
@@ -98,7 +107,8 @@ def make_timers(pair, small, steps, clock):
         PLAIN: fit_timer(make_model("student"), plain_loss, stream),
         TEACHER: timed(predict, steps, clock),
     }
-    for name, (kind, arguments) in LOSSES.items():
+    for name in names:
+        kind, arguments = LOSSES[name]
         loss = kd.losses.get(kind, **arguments)
         data = stream
         if loss.statistics:

@@ -18,11 +18,6 @@ import reference
 
 BACKENDS = ("tensorflow", "jax", "torch")
 FOLDER = pathlib.Path(__file__).parent
-# What makes XLA's programs fast takes longer than to run them once.
-COMPILED_QUICKLY = (
-    "--xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true"
-)
 every_loss = pytest.mark.parametrize("name", inputs.LOSSES)
 
 
@@ -36,7 +31,6 @@ def run(script, backend, *arguments, **variables):
             "KERAS_BACKEND": backend,
             # This checkout, whichever one is installed.
             "PYTHONPATH": os.pathsep.join(map(str, FOLDER.parents[:2])),
-            "XLA_FLAGS": COMPILED_QUICKLY,
             **variables,
         },
     )
