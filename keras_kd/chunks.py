@@ -48,10 +48,10 @@ _OF_BATCH = (STATISTICS_TEMPERATURE, TEACHER_FINGERPRINT)
 # Where the number of chunks is not given, a chunk's logits take at most so many
 # bytes of float32; but there are some tokens in a chunk, without which matrix
 # products are slow.
-CHUNK_BYTES = 64 * 2**20
-FEWEST_TOKENS = 64
+CHUNK_BYTES = 32 * 2**20
+FEWEST_TOKENS = 128
 # Outside of training so many chunks are computed at once, or more by chunks.
-_AT_ONCE = 4
+_AT_ONCE = 8
 
 
 def most_tokens(classes):
