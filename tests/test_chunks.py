@@ -11,7 +11,7 @@ from test_distiller_correctness import get_loss
 
 import keras_kd as kd
 from keras_kd import chunks as by_chunks
-from keras_kd.logit_split import split_model
+from keras_kd.logit_split import ModelSplit, split_model
 
 BACKEND = keras.backend.backend()
 WORDS, STEPS, WIDTH = 11, 4, 5
@@ -591,34 +591,56 @@ def few_tokens(monkeypatch):
     def set_to(count):
         monkeypatch.setattr(by_chunks, "CHUNK_BYTES", 4 * WORDS * count)
         monkeypatch.setattr(by_chunks, "FEWEST_TOKENS", 1)
+        monkeypatch.setattr(by_chunks, "_AT_ONCE", 1)
 
     return set_to
 
 
-@pytest.mark.parametrize("teacher", ["log softmax", "soft cap"])
-def test_a_cache_is_written_by_chunks(teacher, tmp_path, few_tokens):
-    """The same statistics, of a teacher of many classes."""
+def statistics_of_a_cache(teacher, folder):
+    """Of the first batch of six, in float32, once they are verified."""
     x, labels, _ = words(6)
     dataset = tf.data.Dataset.from_tensor_slices((x, labels)).batch(3)
-    teacher, loss = STUDENTS[teacher](), kd.KDTopK(k=3)
-    found = []
-    for count in (10**6, 2):
-        few_tokens(count)
-        cache = kd.TeacherCache.write(
-            tmp_path / str(count),
-            dataset,
-            teacher,
-            loss,
-            dtype="float32",
-            verbose=0,
-        )
-        errors = cache.verify(dataset, teacher).largest_errors
-        assert max(errors.values()) < 1e-5
-        found += [y for _, y in cache.attach(dataset, loss).take(1)]
-    whole, chunked = found
-    assert whole.keys() == chunked.keys()
-    for key, value in whole.items():
-        np.testing.assert_allclose(chunked[key], value, rtol=1e-5, atol=1e-6)
+    loss = kd.KDTopK(k=3)
+    cache = kd.TeacherCache.write(
+        folder, dataset, teacher, loss, dtype="float32", verbose=0
+    )
+    errors = cache.verify(dataset, teacher).largest_errors
+    assert max(errors.values()) < 1e-5
+    ((_, y),) = cache.attach(dataset, loss).take(1)
+    return y
+
+
+@pytest.mark.parametrize("teacher", ["log softmax", "soft cap"])
+def test_a_cache_is_written_by_chunks(
+    teacher, tmp_path, few_tokens, sizes_of_chunks
+):
+    """The same statistics, of a teacher of many classes."""
+    make = STUDENTS[teacher]
+    expected = statistics_of_a_cache(make(), tmp_path / "whole")
+    few_tokens(2)
+    assert not sizes_of_chunks
+    found = statistics_of_a_cache(make(), tmp_path / "chunked")
+    assert_same_statistics(found, expected)
+    assert set(sizes_of_chunks) == {2}
+
+
+@pytest.fixture
+def sizes_of_chunks(monkeypatch):
+    """List of the numbers of tokens of which logits were made."""
+    sizes, outputs = [], ModelSplit.outputs
+
+    def watched(split, features, weights):
+        sizes.append(features.shape[0])
+        return outputs(split, features, weights)
+
+    monkeypatch.setattr(ModelSplit, "outputs", watched)
+    return sizes
+
+
+def assert_same_statistics(found, expected):
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, rtol=1e-5, atol=1e-6)
 
 
 def test_what_is_drawn_for_a_cache_differs_between_chunks(tmp_path, few_tokens):
@@ -851,6 +873,18 @@ def test_chunks_are_chosen_by_size():
 
 
 if BACKEND == "tensorflow":
+
+    def test_two_replicas_write_a_cache_as_one(
+        two_replicas, tmp_path, few_tokens, sizes_of_chunks
+    ):
+        """Batches of three, filled up to four, in chunks of two tokens."""
+        expected = statistics_of_a_cache(language_model(9), tmp_path / "one")
+        few_tokens(2)
+        with two_replicas.scope():
+            teacher = language_model(9)
+        found = statistics_of_a_cache(teacher, tmp_path / "two")
+        assert_same_statistics(found, expected)
+        assert set(sizes_of_chunks) == {2}
 
     def test_two_replicas_train_as_one(two_replicas):
         """Of the last batch, a single example, one of them gets nothing."""

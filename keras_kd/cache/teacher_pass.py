@@ -62,49 +62,66 @@ class TeacherPass:
             x, ids = take((x, ids), np.arange(share * replicas) % rows)
         if self._prepare.is_needed:
             x, _, _ = self._prepare.on_batch(x)
-        if replicas == 1:
-            x = backend.from_tf_data(x)
-            arrays, *flags = self._chosen_step(ids)(x, ids)
-            flags = [bool(flag) for flag in flags]
-            gather = ops.convert_to_numpy
-        else:
-
-            def part_of(value):
-                return (
-                    self._strategy.experimental_distribute_values_from_function(
-                        lambda context: ops.convert_to_tensor(
-                            value[context.replica_id_in_sync_group * share :][
-                                :share
-                            ]
-                        )
-                    )
-                )
-
-            x, ids = keras.tree.map_structure(part_of, (x, ids))
-            arrays, *flags = self._step(x, ids)
-            local = self._strategy.experimental_local_results
-            flags = [all(map(bool, local(flag))) for flag in flags]
-
-            def gather(value):
-                return np.concatenate([np.asarray(v) for v in local(value)])
-
-        finite, contradicted = flags
-        if finite and contradicted and not self._checked:
+        arrays, finite, contradicted = self._chosen_step(ids)(x, ids)
+        # Logits show that they are by a single row of them.
+        whole = all if self._reader.kind == "logits" else any
+        if all(finite) and whole(contradicted) and not self._checked:
             self._reader.refuse()
         self._checked = True
-        arrays = {name: gather(array)[:rows] for name, array in arrays.items()}
-        return arrays, finite
+        return {name: array[:rows] for name, array in arrays.items()}, all(
+            finite
+        )
 
     def _compile_step(self):
-        def encode(x, ids):
-            return self._encode(self.teacher(x, training=False), ids)
-
-        if distribution.num_replicas(self._strategy) == 1:
-            step = backend.compiled(encode, self._variables())
-            return lambda x, ids: step(x, backend.from_tf_data(ids))
-        return backend.compiled(
-            lambda x, ids: self._strategy.run(encode, args=(x, ids))
+        return self._compiled(
+            lambda x, ids: self._encode(self.teacher(x, training=False), ids)
         )
+
+    def _compiled(self, function):
+        """A function of arrays, each replica with its share of their rows.
+
+        Args:
+            function: function of tensors that gives a nested structure of
+                [rows, ...] tensors and scalars.
+
+        Returns:
+            A function of NumPy arrays with rows for every replica, that gives
+            NumPy arrays of all rows, and [replicas] of scalars.
+        """
+        strategy = self._strategy
+        replicas = distribution.num_replicas(strategy)
+        if replicas == 1:
+            step = backend.compiled(function, self._variables())
+
+            def run(*arguments):
+                results = step(*backend.from_tf_data(arguments))
+                results = keras.tree.map_structure(
+                    ops.convert_to_numpy, results
+                )
+                return keras.tree.map_structure(_rows_of, results)
+
+            return run
+        step = backend.compiled(
+            lambda *arguments: strategy.run(function, args=arguments)
+        )
+
+        def part_of(value):
+            share = len(value) // replicas
+            return strategy.experimental_distribute_values_from_function(
+                lambda context: ops.convert_to_tensor(
+                    value[context.replica_id_in_sync_group * share :][:share]
+                )
+            )
+
+        def gathered(value):
+            local = strategy.experimental_local_results(value)
+            return np.concatenate([_rows_of(np.asarray(v)) for v in local])
+
+        def run_on_replicas(*arguments):
+            results = step(*keras.tree.map_structure(part_of, arguments))
+            return keras.tree.map_structure(gathered, results)
+
+        return run_on_replicas
 
     def _encode(self, outputs, ids):
         """What is kept; whether all is finite, and the outputs unexpected."""
@@ -124,7 +141,8 @@ class TeacherPass:
 
     def _chosen_step(self, ids):
         """The step, by chunks of tokens where all logits are many."""
-        if not are_many(ids.size, self.classes):
+        replicas = distribution.num_replicas(self._strategy)
+        if not are_many(ids.size // replicas, self.classes):
             return self._step
         if self._by_chunks is None:
             split = split_or_none(self.teacher, self._reader.output)
@@ -140,41 +158,36 @@ class TeacherPass:
             outputs = split.outputs(features, split.layer.weights())
             return self._encode(outputs, split.with_axes(ids))
 
-        body = backend.compiled(
-            lambda x: split.body(x, training=False),
-            all_variables(self.teacher),
-        )
-        chunk = backend.compiled(encode, self._variables())
-        size = most_tokens(self.classes)
+        body = self._compiled(lambda x: split.body(x, training=False))
+        chunk = self._compiled(encode)
+        replicas = distribution.num_replicas(self._strategy)
+        size = most_tokens(self.classes) * replicas
 
         def step(x, ids):
-            features = ops.convert_to_numpy(body(x))
+            features = body(x)
             features = features.reshape(-1, features.shape[-1])
-            found, flags = [], []
+            found = []
             for start in range(0, ids.size, size):
                 # The last chunk is filled up, so that one size is compiled.
                 at = np.arange(start, start + size) % ids.size
-                part = (features[at], ids.reshape(-1)[at])
-                arrays, *of_chunk = chunk(*backend.from_tf_data(part))
-                arrays = keras.tree.map_structure(ops.convert_to_numpy, arrays)
-                found.append(arrays)
-                flags.append([bool(flag) for flag in of_chunk])
-            finite, contradicted = zip(*flags, strict=True)
-            joined = {
-                name: np.concatenate([arrays[name] for arrays in found])
-                for name in found[0]
-            }
+                found.append(chunk(features[at], ids.reshape(-1)[at]))
+            arrays, *flags = keras.tree.map_structure(
+                lambda *values: np.concatenate(values), *found
+            )
             arrays = {
                 name: values[: ids.size].reshape(
                     *ids.shape, *values.shape[ids.ndim :]
                 )
-                for name, values in joined.items()
+                for name, values in arrays.items()
             }
-            # Logits show that they are by a single row of them.
-            whole = all if self._reader.kind == "logits" else any
-            return arrays, all(finite), whole(contradicted)
+            return arrays, *flags
 
         return step
+
+
+def _rows_of(value):
+    """An array, with an axis if it has none."""
+    return value[None] if value.ndim == 0 else value
 
 
 def inside(ids, classes):
