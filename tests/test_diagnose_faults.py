@@ -390,6 +390,25 @@ def test_a_healthy_language_model_is_not_accused(seed):
     assert not kd.diagnose(teacher, data).problems
 
 
+@pytest.mark.parametrize("learnt", [0.0, 0.05])
+def test_a_language_model_of_few_steps_is_called_weak(learnt):
+    """It knows how often words occur, and of few what they follow."""
+    random = np.random.default_rng(0)
+    words, tokens = 200, 4000
+    counts = 1 / np.arange(1, words + 1)
+    labels = random.choice(words, tokens, p=counts / counts.sum())
+    logits = np.log(counts) + 0.1 * random.normal(size=(tokens, words))
+    told = np.flatnonzero(random.random(tokens) < learnt)
+    logits[told, labels[told] // 50] += 4
+    predicted = logits.argmax(1)
+    assert 0.15 < (predicted == labels).mean() < 0.25
+    inputs = keras.Input((10, words))
+    teacher = keras.Model(inputs, layers.Identity()(inputs))
+    data = batched(logits.reshape(-1, 10, words), labels.reshape(-1, 10))
+    codes = [each.code for each in kd.diagnose(teacher, data).problems]
+    assert codes == ["weak_teacher"]
+
+
 def test_near_chance_nothing_is_said_of_soft_targets():
     random = np.random.default_rng(0)
     for scale in (0.1, 1.0, 10.0):

@@ -41,6 +41,8 @@ _CONFIRMED = 0.5
 # Predictions of a teacher in use are about as varied as the labels.
 _VARIED = 0.7
 _COLLAPSED = 0.5
+# A class is frequent if it has so many times its share of the labels.
+_FREQUENT = 2
 # Cramér's V of unrelated labels is within this of 0.
 _RELATED = 0.1
 
@@ -359,7 +361,9 @@ def wrong_inputs(numbers):
     missed = above < _MISSING or gap > _SUSPECT_GAP
     # A language model often predicts a frequent word and is seldom right, but
     # it knows that.
-    unaware = is_near_chance(numbers) or gap > _SUSPECT_GAP
+    unaware = gap > _SUSPECT_GAP or (
+        is_near_chance(numbers) and not _falls_back_on_a_class(numbers)
+    )
     collapsed = above < _POOR and unaware and _variety(agreement) < _COLLAPSED
     if not collapsed and not (strange and missed):
         return None
@@ -385,6 +389,17 @@ def wrong_inputs(numbers):
         "Do for the teacher what was done in its training: range, mean and "
         "deviation, order of colours, size and crop, tokens and their ids; "
         "and check that neither it nor the data do so twice.",
+    )
+
+
+def _falls_back_on_a_class(numbers):
+    """Whether a teacher has learnt little but how often classes occur."""
+    teacher, agreement = numbers["teacher"], numbers["agreement"]
+    even = 1 / numbers["data"]["classes"]
+    return (
+        agreement["chance"] > _FREQUENT * even
+        and _variety(agreement) < _COLLAPSED
+        and teacher["confidence"] - teacher["accuracy"] < _SUSPECT_GAP
     )
 
 
@@ -449,6 +464,7 @@ def other_classes(numbers):
     related = (
         is_near_chance(numbers) or _moved_away(agreement["assignment"])
     ) and (dependence is not None and dependence > _RELATED)
+    related = related and not _falls_back_on_a_class(numbers)
     if not elsewhere and not related:
         return None
     return Finding(
