@@ -52,6 +52,11 @@ else:
     ]
 
 
+def pytest_xdist_auto_num_workers(config):
+    """A process more than cores, as tests wait for files and for others."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     keras.utils.set_random_seed(0)
