@@ -184,6 +184,39 @@ def test_baselines_get_an_even_share():
     assert rates == [trainer.learning_rate] * 3
 
 
+def test_a_learning_rate_is_not_taken_for_a_gain():
+    """All methods are equal, and all that matters is the learning rate.
+
+    Few of many students are plain; the searched ones have all the luck to hit
+    upon a good rate.
+    """
+
+    class Trainer(SurfaceTrainer):
+        def truth(self, method, settings):
+            rate = settings.get("learning_rate", self.learning_rate)
+            return 0.7 - 0.05 * abs(math.log(rate / 3e-3, 4))
+
+    gains = []
+    for seed in range(0, 80, 10):
+        trainer = Trainer(0.002, epochs=2)
+        result = tune(trainer, 40 + 9, seed=seed, learning_rate=(2.5e-4, 4e-3))
+        gain = result.gain()
+        gains.append(0.0 if gain is None else gain.mean)
+        tried = {"spread": [], "winner": []}
+        for trial in result.trials:
+            if trial.method == "plain" and trial.why in tried:
+                tried[trial.why].append(trial.settings["learning_rate"])
+        first, second, *_ = tried["spread"]
+        assert {first, second} == {2.5e-4, 4e-3}
+        rates = {
+            trial.settings["learning_rate"]
+            for trial in result.trials
+            if trial.method == "plain"
+        }
+        assert result.settings["learning_rate"] in rates
+    assert abs(np.mean(gains)) < 0.002
+
+
 def test_plain_training_without_settings_is_not_repeated():
     trainer = SurfaceTrainer(heights=FEW, epochs=3)
     tune(trainer, 40)
@@ -552,12 +585,12 @@ def test_random_numbers_are_not_repeated_when_a_search_continues(tmp_path):
 
 
 def test_another_search_is_refused(tmp_path):
-    tune(SurfaceTrainer(heights=FEW, epochs=3), 12, folder=tmp_path)
+    tune(SurfaceTrainer(heights=FEW, epochs=3), 13, folder=tmp_path)
 
     def refused(trainer=None, **arguments):
         trainer = trainer or SurfaceTrainer(heights=FEW, epochs=3)
         with pytest.raises(ValueError, match="another search") as caught:
-            tune(trainer, 12, folder=tmp_path, **arguments)
+            tune(trainer, 13, folder=tmp_path, **arguments)
         assert not trainer.calls
         return str(caught.value)
 

@@ -70,20 +70,19 @@ class Budget:
         cost = students * (self.per_student or 0.0)
         return self.spent[self._unit] + cost <= self._limit
 
-    def check(self, search, final, methods):
+    def check(self, search, final):
         """Refuses a budget in which nothing can be found.
 
         Args:
-            search: how many students the search needs at the least.
+            search: list of the students that the search needs at the least.
             final: how many the final comparison needs.
-            methods: names of those that the search needs at the least.
 
         Raises:
             ValueError: if it is too small; it says what one student takes.
         """
         if self.per_student is None:
             return
-        least = (search + final) * self.per_student
+        least = (len(search) + final) * self.per_student
         if least <= self._limit:
             return
         one, all_of_them = (
@@ -92,7 +91,7 @@ class Budget:
         raise ValueError(
             f"The budget is too small to find anything. Received: {self._unit}="
             f"{self._limit:g}, where one student takes {one}; the search needs "
-            f"one of each of {', '.join(methods)}, and the comparison on fresh "
+            f"one of each of {', '.join(search)}, and the comparison on fresh "
             f"seeds {final} more: {all_of_them} in all. Raise the budget, or "
             "lower `fresh_seeds` or the epochs of a student."
         )

@@ -24,7 +24,8 @@ class Trial:
             "failed", where the process died.
         curve: list of validation scores, one an epoch.
         seconds: that it took; `None` where that is not known.
-        why: "default", "diagnosis" or "search".
+        why: "default"; "diagnosis"; "spread", over the range of the learning
+            rate; "search"; or "winner", with the winner's learning rate.
     """
 
     number: int

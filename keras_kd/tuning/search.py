@@ -1,6 +1,7 @@
 """The search: Optuna's studies, the trials in them, and what is kept."""
 
 import copy
+import itertools
 import json
 import math
 import pathlib
@@ -24,6 +25,9 @@ _JOURNAL = "tuning.journal"
 # So many of one setting are a factor of 1.6 apart on two decades of a learning
 # rate: more would hardly find a better baseline.
 _STUDENTS_A_SETTING = 10
+# Its first learning rates are spread over the range: on two decades they are a
+# factor of three apart. A sampler may leave half of the range out.
+_SPREAD = 5
 # Of fewer finished trials no importance can be told.
 _TELLING = 8
 
@@ -208,6 +212,8 @@ class Search:
             The `Trial`.
         """
         study, began = self._studies[name], time.perf_counter()
+        if name in BASELINES and not self._waits(name):
+            self._spread_rates(name)
         trial = study.ask()
         method, settings = self._choose(trial, name)
         trial.set_user_attr("student", [method, settings])
@@ -223,6 +229,39 @@ class Search:
         else:
             study.tell(trial, score)
         return self.trials[-1]
+
+    def _spread_rates(self, baseline):
+        """Puts the learning rate in line that is farthest from those tried."""
+        rates = self.spaces[baseline].get(LEARNING_RATE)
+        study = self._studies[baseline]
+        trials = study.get_trials(False)
+        if not isinstance(rates, Range) or len(trials) >= _SPREAD:
+            return
+        tried = sorted(t.params[LEARNING_RATE] for t in trials)
+        between = [math.sqrt(a * b) for a, b in itertools.pairwise(tried)]
+
+        def distance(rate):
+            return min(abs(math.log(rate / each)) for each in tried)
+
+        farthest = max([*between, rates.high, rates.low], key=distance)
+        study.enqueue_trial({LEARNING_RATE: farthest}, {"why": "spread"})
+
+    def try_rate(self, method, rate):
+        """Trains a method's student with a learning rate, if none was.
+
+        Args:
+            method: one of the baselines.
+            rate: float.
+
+        Returns:
+            The `Trial`, or `None`.
+        """
+        study = self._studies[method]
+        trials = study.get_trials(False)
+        if any(t.params.get(LEARNING_RATE) == rate for t in trials):
+            return None
+        study.enqueue_trial({LEARNING_RATE: rate}, {"why": "winner"})
+        return self.run(method)
 
     def _choose(self, trial, name):
         """The method and the settings of a trial, as the sampler has them."""

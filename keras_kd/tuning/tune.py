@@ -53,8 +53,10 @@ def tune(
     Students are trained with every method at its defaults, with what a
     diagnosis of the teacher suggests, and then with what Optuna's sampler
     proposes; those that fall behind are stopped early. Plain training and
-    label smoothing each get an even share of the training, so that what the
-    teacher is worth is measured against students that were tuned as well.
+    label smoothing each get an even share of the training and begin with
+    learning rates spread over the whole range, and plain training tries the
+    winner's as well, so that what the teacher is worth is measured against
+    students that were tuned as well, and a learning rate is not taken for it.
 
     The best of many trials is partly the luckiest. So the winner, plain
     training at its best and KD at its defaults are then trained with seeds
@@ -121,22 +123,38 @@ def tune(
     # What losses don't take is refused before anything is written or trained.
     spaces(methods, space, learning_rate)
     with _quiet_optuna():
-        call = _Call(trainer, seconds, epochs, methods, fresh_seeds, verbose)
+        call = _Call(
+            trainer,
+            Budget(seconds, epochs, trainer),
+            methods,
+            fresh_seeds,
+            learning_rate is not None,
+            verbose,
+        )
         call.open(folder, space, learning_rate, seed, sampler, pruner)
         call.search()
         return call.result()
 
 
 class _Call:
-    """One call of `tune`; arguments as there."""
+    """One call of `tune`; arguments as there.
 
-    def __init__(self, trainer, seconds, epochs, methods, fresh_seeds, verbose):
-        self.trainer, self.methods = trainer, methods
+    Args:
+        budget: `Budget`.
+        rates_are_searched: whether a range of learning rates is.
+    """
+
+    def __init__(
+        self, trainer, budget, methods, fresh_seeds, rates_are_searched, verbose
+    ):
+        self.trainer, self.budget, self.methods = trainer, budget, methods
+        self.rates_are_searched = rates_are_searched
         self.fresh_seeds, self.verbose = fresh_seeds, verbose
         # What the budget must suffice for.
         self.needed = [m for m in (*BASELINES, DEFAULT_KD) if m in methods]
+        if rates_are_searched:
+            self.needed.append("plain with the winner's learning rate")
         self.final_runs = fresh_seeds * min(len(methods), 3)
-        self.budget = Budget(seconds, epochs, trainer)
         self._check_budget()
 
     def open(self, folder, space, learning_rate, seed, sampler, pruner):
@@ -194,17 +212,25 @@ class _Call:
 
     def search(self):
         """Trains students as long as the budget allows."""
+        # What it leaves must suffice for the comparison.
+        rest = self.final_runs + self.rates_are_searched
         while (group := self.searched.next_group()) is not None:
-            # What it leaves must suffice for the comparison.
-            if not self.budget.allows(self.final_runs + 1):
-                return
+            if not self.budget.allows(rest + 1):
+                break
             was_known = self.budget.per_student is not None
-            trial = self.searched.run(group)
+            self._count(self.searched.run(group))
+            if not was_known:
+                self._check_budget()
+        rate = self._best().settings.get(LEARNING_RATE)
+        if self.rates_are_searched and self.budget.allows(rest):
+            self._count(self.searched.try_rate(PLAIN, rate))
+
+    def _count(self, trial):
+        """Counts and prints a trial, if there was one."""
+        if trial is not None:
             self._spend(epochs_of(trial.curve))
             self.budget.learn([trial])
             self._say(self._line(trial))
-            if not was_known:
-                self._check_budget()
 
     def result(self):
         """Compares the winner on fresh seeds: a `Tuning`."""
@@ -281,7 +307,7 @@ class _Call:
         self.record.set("spent", self.budget.spent)
 
     def _check_budget(self):
-        self.budget.check(len(self.needed), self.final_runs, self.needed)
+        self.budget.check(self.needed, self.final_runs)
 
     def _line(self, trial):
         """What is printed of a trial."""

@@ -7,8 +7,9 @@ from data import images
 from study.options import UserPath, positive, share, with_options
 from study.study import Study
 
-# --tune chooses by one training image in so many.
-_HELD_OUT = 10
+# --tune chooses by one training image in so many; or, where that is fewer than
+# so many images, by one in four: among few the luckiest student is chosen.
+_HELD_OUT, _TELLING = 10, 1000
 
 _alpha = click.FloatRange(0, 1, min_open=True)
 
@@ -39,8 +40,8 @@ def image_options(weight_decay, views):
                 "--hold-out",
                 type=positive,
                 help="So many other training images are for validation alone: "
-                "--tune chooses by them. [default: a tenth with --tune, else "
-                "none]",
+                "--tune chooses by them. [default: with --tune a tenth, of few "
+                "a quarter; else none]",
             ),
             click.option("--momentum", type=share, default=0.9),
             click.option("--weight-decay", type=float, default=weight_decay),
@@ -206,7 +207,10 @@ def with_hold_out(options, available):
     Returns:
         A dict.
     """
-    default = available // _HELD_OUT if options["tune"] else 0
+    default = 0
+    if options["tune"]:
+        few = min(available // 4, _TELLING)
+        default = max(available // _HELD_OUT, few)
     return {**options, "hold_out": options["hold_out"] or default}
 
 
