@@ -160,11 +160,11 @@ class ChunkedStep:
             self._split("student")
 
     def _split(self, role):
-        """The `ModelSplit` of student or teacher."""
+        """The `ModelSplit` of student or teacher, as they are now."""
         model = getattr(self._distiller, role)
         kept = self._splits.get(role)
         if kept is not None and kept.model is model:
-            return kept
+            return kept.as_it_is()
         (head,) = self._distiller.heads
         reader = self._distiller.reader(role, head.name)
         if reader.is_binary:

@@ -7,6 +7,7 @@ for some tokens at a time.
 """
 
 import dataclasses
+import functools
 import re
 
 import keras
@@ -162,7 +163,8 @@ class ModelSplit:
     Attributes:
         model: the whole `keras.Model`.
         body: a `keras.Model` from the same inputs to the logit layer's.
-        layer: `LogitLayer`.
+        layer: `LogitLayer`, as it was when it was read.
+        read_layer: function that reads it, see `as_it_is`.
         rest: list of functions, applied one after another to what the layer
             gives.
     """
@@ -170,7 +172,18 @@ class ModelSplit:
     model: object
     body: object
     layer: LogitLayer
+    read_layer: object
     rest: list
+
+    def as_it_is(self):
+        """The same split, with the logit layer as it is now.
+
+        Its activation may have been changed, or LoRA enabled.
+
+        Raises:
+            ValueError: if it can't be split any more, saying why.
+        """
+        return dataclasses.replace(self, layer=self.read_layer())
 
     def outputs(self, features, weights, mask=None):
         """The model's outputs for some tokens.
@@ -257,14 +270,14 @@ def split_model(model, role, output=None):
             f"{_WHAT_TO_DO[role]}"
         )
 
-    features, layer, rest = _split(model, output, refuse)
+    features, read_layer, rest = _split(model, output, refuse)
     inputs = private.input_structure(model)
     body = keras.Model(inputs, features, name=f"{model.name}_features")
-    return ModelSplit(model, body, layer, rest)
+    return ModelSplit(model, body, read_layer(), read_layer, rest)
 
 
 def _split(model, output, refuse):
-    """The logit layer's symbolic input, the layer and what follows it."""
+    """The logit layer's symbolic input, what reads it, what follows it."""
     if not private.runs_its_graph(model):
         refuse(
             "a model without a graph, or with a `call` of its own"
@@ -283,9 +296,12 @@ def _split(model, output, refuse):
                 if inputs
                 else "which has no logit layer"
             )
-        layer = _logit_layer(operation, arguments, refuse)
-        if layer is not None:
-            return inputs[0], layer, rest
+        _check_call(operation, refuse)
+        read_layer = functools.partial(
+            _logit_layer, operation, arguments, refuse
+        )
+        if read_layer() is not None:
+            return inputs[0], read_layer, rest
         if not _keeps_tokens_apart(operation, arguments, tensor):
             refuse(
                 "whose output is made by "
@@ -299,9 +315,18 @@ def _split_nested(model, inputs, position, rest, refuse):
     """The same of a model that is the last layer of another."""
     names = getattr(model, "output_names", None)
     name = names[position] if names and len(names) > 1 else None
-    features, layer, before = _split(model, name, refuse)
+    features, read_layer, before = _split(model, name, refuse)
     body = keras.Model(model.inputs, features)
-    return body(inputs), layer, [*before, *rest]
+    return body(inputs), read_layer, [*before, *rest]
+
+
+def _check_call(operation, refuse):
+    """Refuses a subclass of what is known that computes something else."""
+    if not private.runs_kerass_call(operation):
+        refuse(
+            f"whose output is made by {type(operation).__name__} "
+            f"{operation.name!r}, which has a `call` of its own"
+        )
 
 
 def _logit_layer(operation, arguments, refuse):
@@ -309,6 +334,7 @@ def _logit_layer(operation, arguments, refuse):
     layer = operation
     while isinstance(layer, keras.layers.TimeDistributed):
         layer = layer.layer
+    _check_call(layer, refuse)
     if private.is_reversible_embedding(layer):
         if not _is_reversed(arguments):
             refuse(f"whose output is the embedding {layer.name!r}")
@@ -331,6 +357,8 @@ def _logit_layer(operation, arguments, refuse):
     ):
         if has_it:
             refuse(f"whose logit layer {layer.name!r} {name}")
+    if not isinstance(found.kernel, keras.Variable):
+        refuse(f"whose logit layer {layer.name!r} computes its kernel")
     keeps_mask = isinstance(
         operation, (keras.layers.Dense, keras.layers.TimeDistributed)
     )

@@ -95,7 +95,8 @@ class Monitors:
             if batch.is_soft:
                 # A value for each class, by its share.
                 counted = ops.cast(ops.not_equal(counted, 0), "float32")
-                shares = ops.expand_dims(counted, -1) * batch.given_shares
+                given = ops.cast(batch.given_shares, "float32")
+                shares = ops.expand_dims(counted, -1) * given
                 counted = shares
             self.scales[group].update_state(scale, counted, shares, unlabelled)
 

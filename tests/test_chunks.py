@@ -376,6 +376,29 @@ def _built_subclass():
     return model
 
 
+class _CosineLogits(layers.Dense):
+    """Logits that are cosines, as face recognition has them."""
+
+    def call(self, inputs):
+        unit = self.kernel / ops.norm(self.kernel, axis=0, keepdims=True)
+        return ops.matmul(inputs, unit)
+
+
+class _NormalisedLogits(layers.Dense):
+    """The same by a kernel that is computed."""
+
+    @property
+    def kernel(self):
+        return self._kernel / ops.norm(self._kernel, axis=0, keepdims=True)
+
+
+class _Centred(layers.Activation):
+    """Subtracts the mean over tokens."""
+
+    def call(self, inputs):
+        return inputs - ops.mean(inputs, axis=1, keepdims=True)
+
+
 UNFIT = {
     "LayerNormalization": _ends_in(
         lambda x: layers.LayerNormalization()(logit_layer()(x))
@@ -389,6 +412,14 @@ UNFIT = {
     ),
     "GRU": _ends_in(lambda x: layers.GRU(WORDS, return_sequences=True)(x)),
     "`call` of its own": _built_subclass,
+    "_CosineLogits.*`call` of its own": _ends_in(
+        lambda x: _CosineLogits(WORDS)(x)
+    ),
+    "_CosineLogits '.*`call`": _ends_in(
+        lambda x: layers.TimeDistributed(_CosineLogits(WORDS))(x)
+    ),
+    "computes its kernel": _ends_in(lambda x: _NormalisedLogits(WORDS)(x)),
+    "_Centred": _ends_in(lambda x: _Centred("linear")(logit_layer()(x))),
 }
 
 
@@ -406,6 +437,31 @@ def test_a_teacher_that_cannot_be_split_is_refused_where_it_runs():
     with pytest.raises(ValueError, match="Received: teacher.*TeacherCache"):
         train(distiller)
     train(make(4, kd.LabelSmoothing, teacher=unfit))
+
+
+def test_a_logit_layer_is_split_as_it_is_now():
+    """Also where it was changed after the first step."""
+
+    def changed(chunks, change):
+        distiller = make(chunks, kd.KD)
+        train(distiller)
+        for model in (distiller.student, distiller.teacher):
+            change(model.layers[-1])
+        distiller.compile(
+            keras.optimizers.SGD(0.5),
+            kd.KD(),
+            run_eagerly=BACKEND == "tensorflow",
+        )
+        return distiller
+
+    def cap(layer):
+        layer.activation = lambda logits: 0.5 * ops.tanh(logits)
+
+    whole, distiller = changed(None, cap), changed(3, cap)
+    assert_same_training(whole, distiller, train(whole), train(distiller))
+
+    with pytest.raises(ValueError, match="student .* has LoRA enabled"):
+        changed(3, lambda layer: layer.enable_lora(2))
 
 
 @pytest.mark.parametrize("chunks", [0, -1, 2.5, True, "many"])

@@ -390,6 +390,25 @@ def test_a_healthy_language_model_is_not_accused(seed):
     assert not kd.diagnose(teacher, data).problems
 
 
+@pytest.mark.parametrize(
+    ("words", "spread", "said"),
+    [(8, 0.3, []), (50, 0.1, []), (200, 0.05, []), (50, 1.0, ["weak_teacher"])],
+)
+def test_a_teacher_that_knows_the_true_odds_is_not_accused(words, spread, said):
+    """Labels are drawn from what it says; of noise there is none."""
+    random = np.random.default_rng(0)
+    odds = random.dirichlet(np.full(words, spread), size=words)
+    x = random.integers(0, words, (200, 20))
+    drawn = random.random((200, 20, 1))
+    labels = (drawn > odds.cumsum(1)[x]).sum(-1).clip(max=words - 1)
+    inputs = keras.Input((20,), dtype="int32")
+    embedding = layers.Embedding(words, words)
+    teacher = keras.Model(inputs, embedding(inputs))
+    embedding.embeddings.assign(np.log(np.maximum(odds, 1e-20)))
+    problems = kd.diagnose(teacher, batched(x, labels)).problems
+    assert [problem.code for problem in problems] == said
+
+
 @pytest.mark.parametrize("learnt", [0.0, 0.05])
 def test_a_language_model_of_few_steps_is_called_weak(learnt):
     """It knows how often words occur, and of few what they follow."""

@@ -9,6 +9,7 @@ import readme
 import reference
 from gradients import seeds, value_and_gradient
 from keras.src.backend import set_keras_mask
+from models import mlp
 
 import keras_kd as kd
 from keras_kd import backend
@@ -451,6 +452,27 @@ def test_a_refused_change_changes_nothing():
     assert float(loss.pt_weight) == pytest.approx(0.4)
     loss.pt_weight = 0.3
     assert float(loss.pt_weight) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        ("label_smoothing", "smoothing"),
+        ("kd_topk", "k"),
+        ("kd_sim", "alpha"),
+        ("kd_pt_sim", "beta"),
+        ("kd", "temperature_squared"),
+        ("kd_pt", "ignore_class"),
+        ("dkd", "reduction"),
+    ],
+)
+def test_what_a_compiled_step_would_not_see_is_not_changed(name, argument):
+    """It was ignored without a word."""
+    distiller = kd.Distiller(mlp(), mlp(seed=1))
+    distiller.compile("sgd", name)
+    with pytest.raises(ValueError, match=f"`{argument}` .* is fixed"):
+        setattr(distiller.loss, argument, 1)
+    distiller.loss.temperature = 3.0
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,14 @@ import keras
 import numpy as np
 import pytest
 import reference
+import tensorflow as tf
 from gradients import seeds, value_and_gradient
 from models import (
     CLASSES,
     EAGERLY,
     FEATURES,
     assert_same_weights,
+    data,
     mlp,
     weights_of,
 )
@@ -257,6 +259,28 @@ def test_one_hot_labels_train_as_class_ids(name):
         by_ids.evaluate(x, ids, verbose=0),
         rtol=1e-5,
     )
+
+
+@pytest.mark.parametrize("chunks", [None, 3])
+@pytest.mark.parametrize("name", ["label_smoothing", "kd_pt", "kd", "kd_sim"])
+def test_one_hot_labels_of_64_bits_train_as_others(name, chunks):
+    """As `keras.utils.to_categorical` makes them; Keras casts arrays alone."""
+    x, labels, weights = data(16)
+    one_hot = keras.utils.to_categorical(labels, CLASSES)
+    assert one_hot.dtype == "float64"
+    ended = []
+    for y in (one_hot.astype("float32"), one_hot):
+        distiller = kd.Distiller(mlp(), mlp(seed=1), logit_chunks=chunks)
+        distiller.compile(keras.optimizers.SGD(0.5), name, metrics=["accuracy"])
+        batches = tf.data.Dataset.from_tensor_slices((x, y, weights)).batch(8)
+        given = {"class_weight": {0: 2.0}, "verbose": 0}
+        history = distiller.fit(batches, validation_data=batches, **given)
+        ended.append((history.history, distiller.student.get_weights()))
+    (logs, first), (logs_64, second) = ended
+    assert_same_weights(first, second, 1e-6)
+    assert logs_64.keys() == logs.keys()
+    for key, values in logs.items():
+        assert logs_64[key] == pytest.approx(values), key
 
 
 def test_soft_labels_train_as_by_plain_keras():

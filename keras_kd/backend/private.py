@@ -110,6 +110,20 @@ def is_reversible_embedding(layer):
     return hasattr(layer, "tie_weights")
 
 
+def runs_kerass_call(operation):
+    """Whether an operation computes what its class of Keras's does.
+
+    Args:
+        operation: a layer, or one of `keras.ops`.
+
+    Returns:
+        A boolean, false for a subclass with a `call` of its own. KerasHub's
+        are Keras's.
+    """
+    call = getattr(operation.call, "__func__", operation.call)
+    return call.__module__.split(".")[0] in ("keras", "keras_hub")
+
+
 def made_by(tensor):
     """What made a tensor of a functional model.
 
@@ -401,6 +415,7 @@ __all__ = [
     "made_by",
     "own_statistics",
     "runs_its_graph",
+    "runs_kerass_call",
     "set_held_value",
     "set_initial_epoch",
     "set_keras_mask",

@@ -123,6 +123,12 @@ def noisy_labels(numbers):
     awareness = numbers["agreement"]["error_awareness"]
     if awareness is not None and awareness > _AWARE:
         return None
+    # Of text, where a teacher is as sure as it is right, they are words that
+    # could follow as well.
+    teacher = numbers["teacher"]
+    gap = teacher["confidence"] - teacher["accuracy"]
+    if numbers["data"]["tokens"] and gap < _OVER_CONFIDENT_GAP:
+        return None
     return Finding(
         "noisy_labels",
         PROBLEM,

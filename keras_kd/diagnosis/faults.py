@@ -41,6 +41,9 @@ _CONFIRMED = 0.5
 # Predictions of a teacher in use are about as varied as the labels.
 _VARIED = 0.7
 _COLLAPSED = 0.5
+# Probabilities of other classes say less of a label than how often it occurs;
+# those of its own tell this share of its uncertainty at least.
+_SOME_SKILL = 0.05
 # A class is frequent if it has so many times its share of the labels.
 _FREQUENT = 2
 # Cramér's V of unrelated labels is within this of 0.
@@ -464,7 +467,9 @@ def other_classes(numbers):
     related = (
         is_near_chance(numbers) or _moved_away(agreement["assignment"])
     ) and (dependence is not None and dependence > _RELATED)
-    related = related and not _falls_back_on_a_class(numbers)
+    related = related and not (
+        _falls_back_on_a_class(numbers) or _knows_the_odds(numbers)
+    )
     if not elsewhere and not related:
         return None
     return Finding(
@@ -484,6 +489,15 @@ def other_classes(numbers):
         "Use a teacher of this label set: train it, or give this one a new "
         "last layer and train that. If it was trained on these classes, its "
         "inputs are not what they were in its training.",
+    )
+
+
+def _knows_the_odds(numbers):
+    """Whether a teacher is seldom right because nobody could be."""
+    teacher = numbers["teacher"]
+    return (
+        teacher["confidence"] - teacher["accuracy"] < _SUSPECT_GAP
+        and teacher["skill"] > _SOME_SKILL
     )
 
 

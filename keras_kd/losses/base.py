@@ -12,6 +12,8 @@ needs from the teacher to make it; `DistillationLoss` does the rest.
 
 import abc
 import dataclasses
+import functools
+import inspect
 
 import keras
 import numpy as np
@@ -89,6 +91,26 @@ class Tunable:
 
     def __set__(self, loss, value):
         loss.assign(**{self.name: value})
+
+
+@functools.cache
+def _fixed_arguments(loss_class):
+    """Arguments of a loss that compiled steps read once, a set of names.
+
+    Those of this package: how an attribute of a user's own class is used is
+    the user's to know.
+    """
+    arguments = {
+        name
+        for each in loss_class.__mro__
+        if each.__module__.startswith(__package__)
+        for name in inspect.signature(each.__init__).parameters
+    }
+    return {
+        name
+        for name in arguments - {"self", "kwargs"}
+        if not isinstance(getattr(loss_class, name, None), Tunable)
+    }
 
 
 class DistillationLoss(keras.losses.Loss, abc.ABC):
@@ -188,6 +210,23 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
         self._weight_names = tuple(weights)
         self._tunables = {}
         self._add_tunables(**weights, temperature=temperature)
+
+    def __setattr__(self, name, value):
+        """Refuses a change that a compiled step would not see.
+
+        Raises:
+            ValueError: for an argument of the constructor that may not change
+                while training, once a Distiller is compiled with the loss.
+        """
+        owner = self.owner and self.owner()
+        if owner is not None and name in _fixed_arguments(type(self)):
+            raise ValueError(
+                f"`{name}` of {type(self).__name__} is fixed once a Distiller "
+                f"is compiled with it. Received: {name}={value!r}. Compile the "
+                f"Distiller again, with a loss made with this `{name}`; only "
+                f"{sorted(self._tunables)} may change while training."
+            )
+        super().__setattr__(name, value)
 
     def _add_tunables(self, **values):
         """Makes numbers that may change while training; see `Tunable`."""

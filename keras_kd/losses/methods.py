@@ -128,11 +128,22 @@ def _label_log_odds(labels, teacher_logits, temperature):
     return {"label_log_odds": log_odds}
 
 
+def _of_relations(name):
+    """An argument that the loss's `class_similarity` holds, to be read."""
+    return property(lambda loss: getattr(loss.class_similarity, name))
+
+
 class _ClassRelationLoss(DistillationLoss):
     """What `KDSim` and `KDPtSim` share: a `class_similarity`."""
 
     takes_soft_labels = True
     takes_two_classes = False
+
+    alpha = _of_relations("alpha")
+    beta = _of_relations("beta")
+    label_mass = _of_relations("label_mass")
+    logit_layer = _of_relations("logit_layer")
+    table_bytes = _of_relations("table_bytes")
 
     def bind_teacher(self, teacher):
         """Reads the teacher's logit layer; see `DistillationLoss`."""
