@@ -514,6 +514,13 @@ def test_a_folder_of_another_study_is_refused(teacher, tmp_path):
         make(teacher, folder=tmp_path / "study")
     with pytest.raises(ValueError, match="train: .* there"):
         make(folder=tmp_path / "study", train=(X + 1, LABELS))
+    for name, value in (
+        ("student_output", "logits"),
+        ("teacher_output", "probabilities"),
+        ("shared_classes", True),
+    ):
+        with pytest.raises(ValueError, match=f"{name}: None there, "):
+            make(folder=tmp_path / "study", **{name: value})
     other = tmp_path / "other"
     other.mkdir()
     (other / "file.txt").write_text("mine")

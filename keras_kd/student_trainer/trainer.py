@@ -554,6 +554,7 @@ class StudentTrainer:
             "views": self._views,
             "optimizer": self._optimizers.config,
             "metric": self.metric,
+            **self._distiller_arguments,
         }
 
     # -- the cache -------------------------------------------------------------
