@@ -235,9 +235,14 @@ class Search:
         rates = self.spaces[baseline].get(LEARNING_RATE)
         study = self._studies[baseline]
         trials = study.get_trials(False)
-        if not isinstance(rates, Range) or len(trials) >= _SPREAD:
+        # A trial that was killed at once has none.
+        tried = sorted(
+            trial.params[LEARNING_RATE]
+            for trial in trials
+            if LEARNING_RATE in trial.params
+        )
+        if not isinstance(rates, Range) or not 0 < len(tried) < _SPREAD:
             return
-        tried = sorted(t.params[LEARNING_RATE] for t in trials)
         between = [math.sqrt(a * b) for a, b in itertools.pairwise(tried)]
 
         def distance(rate):
