@@ -36,15 +36,9 @@ if keras.backend.backend() == "tensorflow":
         [tf.config.LogicalDeviceConfiguration()] * 4,
     )
 
-    # Likewise of graphs; processes of their own, as workers and some recipes,
-    # have it.
-    tf.config.optimizer.set_experimental_options(
-        {"disable_meta_optimizer": True}
-    )
-    _UNTUNED = tf.data.Options()
-    _UNTUNED.experimental_optimization.apply_default_optimizations = False
     # When an iterator is deleted, TensorFlow at times waits for the thread that
     # tunes it, the longer the older it is: minutes over a whole run.
+    _UNTUNED = tf.data.Options()
     _UNTUNED.autotune.enabled = False
     _iterator = tf.data.Dataset.__iter__
     tf.data.Dataset.__iter__ = lambda self: _iterator(
@@ -56,11 +50,6 @@ else:
         "test_logs.py",
         "test_multiworker.py",
     ]
-
-
-def pytest_xdist_auto_num_workers(config):
-    """A process more than cores, as tests wait for files and for others."""
-    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(autouse=True)
