@@ -202,18 +202,14 @@ def test_a_learning_rate_is_not_taken_for_a_gain():
         result = tune(trainer, 40 + 9, seed=seed, learning_rate=(2.5e-4, 4e-3))
         gain = result.gain()
         gains.append(0.0 if gain is None else gain.mean)
-        tried = {"spread": [], "winner": []}
-        for trial in result.trials:
-            if trial.method == "plain" and trial.why in tried:
-                tried[trial.why].append(trial.settings["learning_rate"])
-        first, second, *_ = tried["spread"]
-        assert {first, second} == {2.5e-4, 4e-3}
-        rates = {
-            trial.settings["learning_rate"]
+        tried = [
+            (trial.why, trial.settings["learning_rate"])
             for trial in result.trials
             if trial.method == "plain"
-        }
-        assert result.settings["learning_rate"] in rates
+        ]
+        first, second, *_ = [rate for why, rate in tried if why == "spread"]
+        assert {first, second} == {2.5e-4, 4e-3}
+        assert result.settings["learning_rate"] in [rate for _, rate in tried]
     assert abs(np.mean(gains)) < 0.002
 
 

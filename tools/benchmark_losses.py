@@ -39,14 +39,7 @@ PEER = "keras.distillation, KL"
     "--classes", multiple=True, type=int, default=(10_000, 50_000), help="V."
 )
 @click.option("--examples", default=128, help="N, at 50,000 classes.")
-@click.option(
-    "--loss",
-    "names",
-    multiple=True,
-    type=click.Choice((*LOSSES, PEER)),
-    default=(*LOSSES, PEER),
-    help="May be given several times.",
-)
+@pairs.loss_option((*LOSSES, PEER))
 @click.option("--rounds", default=15)
 @pairs.clock_option
 @pairs.markdown_option

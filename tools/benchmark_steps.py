@@ -37,14 +37,7 @@ LOSSES = {
 
 @click.command(context_settings={"show_default": True})
 @benchmark_pairs.option
-@click.option(
-    "--loss",
-    "names",
-    multiple=True,
-    type=click.Choice(tuple(LOSSES)),
-    default=tuple(LOSSES),
-    help="May be given several times.",
-)
+@benchmark_pairs.loss_option(LOSSES)
 @click.option("--rounds", default=9)
 @click.option("--steps", type=int, help="In a round. [default: by the pair]")
 @click.option("--small", is_flag=True, help="Tiny models, to try the tool.")

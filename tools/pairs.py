@@ -20,6 +20,20 @@ option = click.option(
     default=PAIRS,
     help="May be given several times.",
 )
+
+
+def loss_option(names):
+    """The option that chooses rows of a benchmark by the losses' names."""
+    return click.option(
+        "--loss",
+        "names",
+        multiple=True,
+        type=click.Choice(tuple(names)),
+        default=tuple(names),
+        help="May be given several times.",
+    )
+
+
 clock_option = click.option(
     "--clock",
     type=click.Choice(tuple(CLOCKS)),

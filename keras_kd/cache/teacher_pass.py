@@ -34,6 +34,7 @@ class TeacherPass:
         self._prepare = Preprocessing(teacher)
         self._checked = False
         self._strategy = distribution.strategy_of(teacher)
+        self._replicas = distribution.num_replicas(self._strategy)
         self._step = self._compile_step()
         self._by_chunks = None
 
@@ -56,7 +57,7 @@ class TeacherPass:
         rows = len(ids)
         # A last batch is filled up: a stateful teacher takes no other size,
         # and replicas must share it.
-        replicas = distribution.num_replicas(self._strategy)
+        replicas = self._replicas
         share = -(-self.batch_size // replicas)
         if rows < share * replicas:
             x, ids = take((x, ids), np.arange(share * replicas) % rows)
@@ -68,9 +69,8 @@ class TeacherPass:
         if all(finite) and whole(contradicted) and not self._checked:
             self._reader.refuse()
         self._checked = True
-        return {name: array[:rows] for name, array in arrays.items()}, all(
-            finite
-        )
+        arrays = {name: array[:rows] for name, array in arrays.items()}
+        return arrays, all(finite)
 
     def _compile_step(self):
         return self._compiled(
@@ -88,8 +88,7 @@ class TeacherPass:
             A function of NumPy arrays with rows for every replica, that gives
             NumPy arrays of all rows, and [replicas] of scalars.
         """
-        strategy = self._strategy
-        replicas = distribution.num_replicas(strategy)
+        strategy, replicas = self._strategy, self._replicas
         if replicas == 1:
             step = backend.compiled(function, self._variables())
 
@@ -141,8 +140,7 @@ class TeacherPass:
 
     def _chosen_step(self, ids):
         """The step, by chunks of tokens where all logits are many."""
-        replicas = distribution.num_replicas(self._strategy)
-        if not are_many(ids.size // replicas, self.classes):
+        if not are_many(ids.size // self._replicas, self.classes):
             return self._step
         if self._by_chunks is None:
             split = split_or_none(self.teacher, self._reader.output)
@@ -160,8 +158,7 @@ class TeacherPass:
 
         body = self._compiled(lambda x: split.body(x, training=False))
         chunk = self._compiled(encode)
-        replicas = distribution.num_replicas(self._strategy)
-        size = most_tokens(self.classes) * replicas
+        size = most_tokens(self.classes) * self._replicas
 
         def step(x, ids):
             features = body(x)

@@ -10,6 +10,7 @@ from keras_kd.diagnosis.finding import INFO, PROBLEM, Finding
 from keras_kd.diagnosis.measures import (
     LABEL_SMOOTHING_NATS,
     RELATED_SHARE,
+    confidence_gap,
     measured_relations,
 )
 
@@ -125,9 +126,8 @@ def noisy_labels(numbers):
         return None
     # Of text, where a teacher is as sure as it is right, they are words that
     # could follow as well.
-    teacher = numbers["teacher"]
-    gap = teacher["confidence"] - teacher["accuracy"]
-    if numbers["data"]["tokens"] and gap < _OVER_CONFIDENT_GAP:
+    is_text = numbers["data"]["tokens"]
+    if is_text and confidence_gap(numbers) < _OVER_CONFIDENT_GAP:
         return None
     return Finding(
         "noisy_labels",
@@ -269,7 +269,7 @@ def noisy_tail(numbers):
 def over_confident(numbers):
     """A teacher that is sure of everything, or of more than it should be."""
     teacher, scale = numbers["teacher"], numbers["gradient_scale"]
-    gap = teacher["confidence"] - teacher["accuracy"]
+    gap = confidence_gap(numbers)
     evidence = {
         "sure_share": teacher["sure_share"],
         "label_probability_deviation": teacher["label_probability_deviation"],

@@ -9,6 +9,7 @@ others.
 import math
 
 from keras_kd.diagnosis.finding import PROBLEM, Finding
+from keras_kd.diagnosis.measures import confidence_gap
 
 # A teacher is looked at more closely if so much less is right than it believes,
 _SUSPECT_GAP = 0.1
@@ -60,9 +61,9 @@ def is_suspect(numbers):
     Returns:
         A boolean.
     """
-    teacher, agreement = numbers["teacher"], numbers["agreement"]
+    agreement = numbers["agreement"]
     return bool(
-        teacher["confidence"] - teacher["accuracy"] > _SUSPECT_GAP
+        confidence_gap(numbers) > _SUSPECT_GAP
         or agreement["above_chance"] < _SUSPECT_ABOVE_CHANCE
         or strange_layers(numbers)
     )
@@ -360,7 +361,7 @@ def wrong_inputs(numbers):
     inputs, agreement = numbers["inputs"], numbers["agreement"]
     strange = strange_layers(numbers)
     above = agreement["above_chance"]
-    gap = numbers["teacher"]["confidence"] - numbers["teacher"]["accuracy"]
+    gap = confidence_gap(numbers)
     missed = above < _MISSING or gap > _SUSPECT_GAP
     # A language model often predicts a frequent word and is seldom right, but
     # it knows that.
@@ -397,12 +398,12 @@ def wrong_inputs(numbers):
 
 def _falls_back_on_a_class(numbers):
     """Whether a teacher has learnt little but how often classes occur."""
-    teacher, agreement = numbers["teacher"], numbers["agreement"]
+    agreement = numbers["agreement"]
     even = 1 / numbers["data"]["classes"]
     return (
         agreement["chance"] > _FREQUENT * even
         and _variety(agreement) < _COLLAPSED
-        and teacher["confidence"] - teacher["accuracy"] < _SUSPECT_GAP
+        and confidence_gap(numbers) < _SUSPECT_GAP
     )
 
 
@@ -494,10 +495,9 @@ def other_classes(numbers):
 
 def _knows_the_odds(numbers):
     """Whether a teacher is seldom right because nobody could be."""
-    teacher = numbers["teacher"]
     return (
-        teacher["confidence"] - teacher["accuracy"] < _SUSPECT_GAP
-        and teacher["skill"] > _SOME_SKILL
+        confidence_gap(numbers) < _SUSPECT_GAP
+        and numbers["teacher"]["skill"] > _SOME_SKILL
     )
 
 

@@ -186,6 +186,12 @@ def relation_numbers(totals, num_classes, temperature):
     }
 
 
+def confidence_gap(numbers):
+    """How much surer a diagnosed teacher is than it is right."""
+    teacher = numbers["teacher"]
+    return teacher["confidence"] - teacher["accuracy"]
+
+
 def measured_relations(numbers):
     """The `relation_numbers` of a diagnosis, if there was enough to measure.
 

@@ -233,14 +233,7 @@ class Search:
     def _spread_rates(self, baseline):
         """Puts the learning rate in line that is farthest from those tried."""
         rates = self.spaces[baseline].get(LEARNING_RATE)
-        study = self._studies[baseline]
-        trials = study.get_trials(False)
-        # A trial that was killed at once has none.
-        tried = sorted(
-            trial.params[LEARNING_RATE]
-            for trial in trials
-            if LEARNING_RATE in trial.params
-        )
+        tried = self._rates_tried(baseline)
         if not isinstance(rates, Range) or not 0 < len(tried) < _SPREAD:
             return
         between = [math.sqrt(a * b) for a, b in itertools.pairwise(tried)]
@@ -249,24 +242,32 @@ class Search:
             return min(abs(math.log(rate / each)) for each in tried)
 
         farthest = max([*between, rates.high, rates.low], key=distance)
-        study.enqueue_trial({LEARNING_RATE: farthest}, {"why": "spread"})
+        self._studies[baseline].enqueue_trial(
+            {LEARNING_RATE: farthest}, {"why": "spread"}
+        )
 
-    def try_rate(self, method, rate):
-        """Trains a method's student with a learning rate, if none was.
+    def _rates_tried(self, baseline):
+        """Sorted list of the learning rates of its students."""
+        trials = self._studies[baseline].get_trials(False)
+        # A trial that was killed at once has none.
+        rates = (trial.params.get(LEARNING_RATE) for trial in trials)
+        return sorted(rate for rate in rates if rate is not None)
+
+    def try_rate(self, baseline, rate):
+        """Trains a baseline's student with a learning rate, if none was.
 
         Args:
-            method: one of the baselines.
+            baseline: one of the baselines.
             rate: float.
 
         Returns:
             The `Trial`, or `None`.
         """
-        study = self._studies[method]
-        trials = study.get_trials(False)
-        if any(t.params.get(LEARNING_RATE) == rate for t in trials):
+        if rate in self._rates_tried(baseline):
             return None
+        study = self._studies[baseline]
         study.enqueue_trial({LEARNING_RATE: rate}, {"why": "winner"})
-        return self.run(method)
+        return self.run(baseline)
 
     def _choose(self, trial, name):
         """The method and the settings of a trial, as the sampler has them."""

@@ -128,10 +128,10 @@ def tune(
             Budget(seconds, epochs, trainer),
             methods,
             fresh_seeds,
-            learning_rate is not None,
+            learning_rate,
             verbose,
         )
-        call.open(folder, space, learning_rate, seed, sampler, pruner)
+        call.open(folder, space, seed, sampler, pruner)
         call.search()
         return call.result()
 
@@ -141,23 +141,22 @@ class _Call:
 
     Args:
         budget: `Budget`.
-        rates_are_searched: whether a range of learning rates is.
     """
 
     def __init__(
-        self, trainer, budget, methods, fresh_seeds, rates_are_searched, verbose
+        self, trainer, budget, methods, fresh_seeds, learning_rate, verbose
     ):
         self.trainer, self.budget, self.methods = trainer, budget, methods
-        self.rates_are_searched = rates_are_searched
+        self.learning_rate = learning_rate
         self.fresh_seeds, self.verbose = fresh_seeds, verbose
         # What the budget must suffice for.
         self.needed = [m for m in (*BASELINES, DEFAULT_KD) if m in methods]
-        if rates_are_searched:
+        if learning_rate is not None:
             self.needed.append("plain with the winner's learning rate")
         self.final_runs = fresh_seeds * min(len(methods), 3)
         self._check_budget()
 
-    def open(self, folder, space, learning_rate, seed, sampler, pruner):
+    def open(self, folder, space, seed, sampler, pruner):
         """Opens the folder, and puts in line what is to be tried first."""
         from keras_kd.tuning import search
 
@@ -172,13 +171,15 @@ class _Call:
             epochs=trainer.epochs,
             methods=self.methods,
             space=space,
-            learning_rate=learning_rate,
+            learning_rate=self.learning_rate,
             seed=seed,
         )
         self.folder, self.seed = folder, seed
         self.budget.resume(self.record.get("spent"))
         self.advice = self._take_advice()
-        self.spaces = spaces(self.methods, space, learning_rate, self.advice)
+        self.spaces = spaces(
+            self.methods, space, self.learning_rate, self.advice
+        )
         self.searched = search.Search(
             trainer, self.spaces, storage, seed, sampler, pruner
         )
@@ -187,7 +188,7 @@ class _Call:
         self.searched.add_starts(
             starts(
                 self.spaces,
-                lambda method: self._defaults(method, learning_rate),
+                lambda method: self._defaults(method, self.learning_rate),
                 self.advice,
             )
         )
@@ -213,7 +214,8 @@ class _Call:
     def search(self):
         """Trains students as long as the budget allows."""
         # What it leaves must suffice for the comparison.
-        rest = self.final_runs + self.rates_are_searched
+        searches_rates = self.learning_rate is not None
+        rest = self.final_runs + searches_rates
         while (group := self.searched.next_group()) is not None:
             if not self.budget.allows(rest + 1):
                 break
@@ -221,8 +223,8 @@ class _Call:
             self._count(self.searched.run(group))
             if not was_known:
                 self._check_budget()
-        rate = self._best().settings.get(LEARNING_RATE)
-        if self.rates_are_searched and self.budget.allows(rest):
+        if searches_rates and self.budget.allows(rest):
+            rate = self._best().settings[LEARNING_RATE]
             self._count(self.searched.try_rate(PLAIN, rate))
 
     def _count(self, trial):

@@ -266,7 +266,7 @@ def python_text():
     Returns:
         `Documents`, each a paragraph.
     """
-    parts = split_paragraphs(_python_documents(), _words)
+    parts = split_paragraphs(_python_documents())
     source = (
         "Text: English that CPython ships (the reference manual's topics "
         "and the standard library's docstrings); --data-dir or --download "
@@ -275,13 +275,14 @@ def python_text():
     return Documents(source=source, split=_words, **parts)
 
 
-def split_paragraphs(texts, split):
+def split_paragraphs(texts, split=None):
     """Deals the paragraphs of texts out to the three parts.
 
     Args:
         texts: iterable of strings, paragraphs between empty lines.
-        split: function from a paragraph to its list of words. Paragraphs with
-            the same words are one, and its part depends on them alone.
+        split: function from a paragraph to its list of words, by default
+            those of `python_text`. Paragraphs with the same words are one,
+            and its part depends on them alone.
 
     Returns:
         Dict by part of lists of paragraphs that are prose.
@@ -289,8 +290,10 @@ def split_paragraphs(texts, split):
     paragraphs = {}
     for text in texts:
         for paragraph in re.split(r"\n\s*\n", text):
-            if _is_prose(_words(paragraph)):
-                paragraphs.setdefault(" ".join(split(paragraph)), paragraph)
+            words = _words(paragraph)
+            if _is_prose(words):
+                key = " ".join(split(paragraph) if split else words)
+                paragraphs.setdefault(key, paragraph)
     ordered = sorted(paragraphs, key=_hash)
     parts, position = {}, 0
     for part in ("test", "valid", "train"):
