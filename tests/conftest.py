@@ -28,6 +28,23 @@ import pytest  # noqa: E402
 # looking for those to collect.
 gc.set_threshold(50_000, 20, 100)
 
+
+def pytest_collection_finish():
+    _freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen():
+    yield
+    _freeze()
+
+
+def _freeze():
+    """Exempts what stays from later searches, which would take ever longer."""
+    gc.collect()
+    gc.freeze()
+
+
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
