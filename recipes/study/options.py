@@ -2,14 +2,17 @@
 
 import click
 
+import keras_kd as kd
 from keras_kd import files
+from keras_kd.attribution import make_loss
 from keras_kd.attribution.methods import SHUFFLED
+from keras_kd.cache import stores
 from study import methods, strategies
 
 positive = click.IntRange(min=1)
 share = click.FloatRange(0, 1)
-# The largest default cache of every loss, in bytes; above it, the teacher
-# runs beside the students unless --cache is given.
+# The largest default cache, in bytes; above it, the teacher runs beside the
+# students unless --cache is given.
 _LARGEST_CACHE = 32 * 2**30
 # Of --tune, in students.
 STUDENT_BUDGET = 60
@@ -220,10 +223,20 @@ def settled(options, losses, labels, classes):
             f"mixtures. Received: {needing[0]} with --{mixing[0]}. Leave one "
             "of them out: without a cache the teacher sees every mixture."
         )
-    largest = 2 * labels * classes * (options.get("views") or 1)
-    small = largest <= _LARGEST_CACHE
+    views = options.get("views") or 1
+    size = views * labels * _bytes_a_label(losses, classes, options.get("k"))
+    small = size <= _LARGEST_CACHE
     cached = bool(needing) or (small and not mixing and not options["no_cache"])
     return {**options, "cached": cached}
+
+
+def _bytes_a_label(losses, classes, k):
+    """Of the cache of losses; where none reads a teacher, of one to be added."""
+    made = [make_loss(name, methods.settings_of(name, k=k)) for name in losses]
+    if not any(loss.statistics for loss in made):
+        made = [kd.KD()]
+    plan = stores.plan(made, classes)
+    return sum(field.size for store in plan for field in store.fields(()))
 
 
 def _check_together(options, one, other):

@@ -293,14 +293,19 @@ def times(folder):
 
 
 def test_a_cache_is_made_unless_it_would_be_huge():
-    def cached(labels, classes, **more):
+    def cached(labels, classes, *losses, **more):
         names = ("cache", "no_cache", "attribute", "tune", "time_budget")
         chosen = dict.fromkeys((*names, "student_budget"))
-        settled = options.settled({**chosen, **more}, (), labels, classes)
+        settled = options.settled({**chosen, **more}, losses, labels, classes)
         return settled["cached"]
 
     assert cached(929_589, 10_000)  # PTB in full, 19 GB.
     assert not cached(929_589, 50_257)
+    assert not cached(929_589, 50_257, "plain", "kd_topk", "kd")  # 93 GB.
+    # 89 and 2 MB.
+    assert cached(929_589, 50_257, "plain", "kd_topk", "kd_sampled", k=24)
+    assert cached(929_589, 50_257, "kd_pt_sim", "kd_sim_permuted")
+    assert not cached(929_589, 50_257, "kd_pt", "dkd_tckd")
     assert not cached(50_000, 1000, views=1000)
     assert cached(929_589, 50_257, cache="here")
     assert not cached(100, 10, no_cache=True)
