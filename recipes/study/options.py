@@ -231,7 +231,7 @@ def settled(options, losses, labels, classes):
 
 
 def _bytes_a_label(losses, classes, k):
-    """Of the cache of losses; where none reads a teacher, of one to be added."""
+    """Of the cache of losses; of KD where none reads a teacher yet."""
     made = [make_loss(name, methods.settings_of(name, k=k)) for name in losses]
     if not any(loss.statistics for loss in made):
         made = [kd.KD()]
