@@ -4,21 +4,25 @@
         --log-dir runs/study -- --loss plain --loss kd
 
 Options after `--` are the recipe's own. Each seed has its own run folder
-below --log-dir, and a seed that is done is not run again.
+below --log-dir, and a seed that is done is not run again. What all of them
+came to is in `study.json` there, of which `tools/study_tables.py` makes tables.
 """
 
 import json
 import pathlib
-import statistics
+import shlex
 import subprocess
 import sys
 
 import click
+import study_tables
+
+from keras_kd import files
 
 
 @click.command(context_settings={"show_default": True})
 @click.argument("recipe", type=click.Path(exists=True, dir_okay=False))
-@click.option("--seeds", type=click.IntRange(min=2), default=3)
+@click.option("--seeds", type=click.IntRange(min=1), default=3)
 @click.option("--log-dir", type=click.Path(), required=True)
 @click.argument("options", nargs=-1)
 def main(recipe, seeds, log_dir, options):
@@ -35,37 +39,44 @@ def main(recipe, seeds, log_dir, options):
                 "same command resumes after what is done."
             )
         runs.append(json.loads((folder / "results.json").read_text()))
-    click.echo(markdown_table(runs))
+    study = {
+        "command": f"python {recipe} {shlex.join(options)}".strip(),
+        "seeds": seeds,
+        "rows": rows(runs),
+    }
+    files.write_json(pathlib.Path(log_dir) / "study.json", study)
+    click.echo(study_tables.table(study))
 
 
-def markdown_table(runs):
-    """Means and sample standard deviations of results over runs.
+def rows(runs):
+    """Perplexities and accuracies of each model, in the order of the seeds.
 
     Args:
         runs: list of dicts from model names to dicts of numbers; models and
             numbers that are not in all of them are left out.
 
     Returns:
-        A table in Markdown, a row per model and a column per number that
-        ends in "perplexity" or "accuracy" (in percent).
+        A dict from names, the teacher's last, to dicts by heading of lists,
+        accuracies in percent.
     """
     names = [n for n in runs[0] if all(n in run for run in runs)]
-    keys = [
-        key
-        for key in runs[0][names[0]]
-        if key.endswith(("perplexity", "accuracy"))
-    ]
-    rows = [["model", *(key.replace("_", " ") for key in keys)]]
-    rows.append(["---"] * len(rows[0]))
-    for name in names:
-        values = ([run[name][key] for run in runs] for key in keys)
-        rows.append([name.removeprefix("student-"), *map(_spread, values)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    names.sort(key=lambda name: name == study_tables.TEACHER)
+    return {
+        name.removeprefix("student-"): _numbers([run[name] for run in runs])
+        for name in names
+    }
 
 
-def _spread(values):
-    mean, deviation = statistics.mean(values), statistics.stdev(values)
-    return f"{mean:.2f} ± {deviation:.2f}"
+def _numbers(results):
+    keys = [k for k in results[0] if k.endswith(("perplexity", "accuracy"))]
+    return {
+        key.replace("_", " ") + (" %" if key.endswith("accuracy") else ""): [
+            each[key] * (100 if key.endswith("accuracy") else 1)
+            for each in results
+        ]
+        for key in keys
+        if all(key in each for each in results)
+    }
 
 
 if __name__ == "__main__":

@@ -1,0 +1,96 @@
+"""Makes the tables of recipes/README.md from the results that are kept.
+
+    python tools/study_tables.py
+
+A line `<!-- results/NAME.json -->` stands above each. Such a file is the
+`study.json` of `tools/over_seeds.py`: under "rows" by a row's name a dict from
+headings to a list of one number a seed, or to what stands in the table as it
+is. With "gain" the heading that it names is also compared with the first row,
+paired by seed, with 95 % intervals.
+"""
+
+import json
+import pathlib
+import re
+import statistics
+
+import click
+
+from keras_kd import files
+from keras_kd.attribution.intervals import paired_interval
+
+README = pathlib.Path(__file__).parents[1] / "recipes" / "README.md"
+_TABLE = re.compile(r"<!-- (results/[\w-]+\.json) -->\n\n(?:\|.*\n)*")
+TEACHER = "teacher"
+
+
+@click.command()
+@click.option(
+    "--readme",
+    type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
+    default=README,
+    help="The file whose tables to make again.",
+)
+def main(readme):
+    """Replaces each table below a line that names results."""
+    text = readme.read_text()
+    files.write_whole(readme, updated(text, readme.parent))
+    click.echo(f"{len(names(text))} tables of {readme.name}.")
+
+
+def names(text):
+    """The results that tables of a text are made of."""
+    return _TABLE.findall(text)
+
+
+def updated(text, folder):
+    """The text with its tables as the results in a folder have them."""
+
+    def replace(found):
+        study = json.loads((folder / found[1]).read_text())
+        return f"<!-- {found[1]} -->\n\n{table(study)}\n"
+
+    return _TABLE.sub(replace, text)
+
+
+def table(study):
+    """A study's table in Markdown.
+
+    Args:
+        study: dict with "rows", and optionally "gain"; see the module.
+
+    Returns:
+        A string; mean ± sample standard deviation where there are seeds.
+    """
+    rows, compared = study["rows"], study.get("gain")
+    first, *_ = rows
+    headings = list(dict.fromkeys(key for row in rows.values() for key in row))
+    lines = [["loss", *headings, *([f"over {first}"] if compared else [])]]
+    lines.append(["---"] * len(lines[0]))
+    for name, row in rows.items():
+        cells = [_cell(row.get(heading, "")) for heading in headings]
+        if compared:
+            cells.append(_gain(row, rows[first], compared, name))
+        lines.append([name, *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value):
+    if isinstance(value, list):
+        mean = f"{statistics.mean(value):.2f}"
+        return f"{mean} ± {statistics.stdev(value):.2f}" if value[1:] else mean
+    return value if isinstance(value, str) else f"{value:,}"
+
+
+def _gain(row, baseline, heading, name):
+    """Of a row's mean over the baseline's; above 0 is better."""
+    if row is baseline or name == TEACHER or len(row[heading]) < 2:
+        return "-"
+    sign = -1 if heading.endswith("perplexity") else 1
+    pairs = zip(row[heading], baseline[heading], strict=True)
+    found = paired_interval([sign * (one - other) for one, other in pairs])
+    return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+
+
+if __name__ == "__main__":
+    main()
