@@ -7,6 +7,9 @@ A line `<!-- results/NAME.json -->` stands above each. Such a file is the
 headings to a list of one number a seed, or to what stands in the table as it
 is. With "gain" the heading that it names is also compared with the first row,
 paired by seed, with 95 % intervals.
+
+A file with "claims" holds the files under "studies" against them: each claim is
+a sum of rows, by their factors, that is above 0 where it is true.
 """
 
 import json
@@ -47,8 +50,10 @@ def updated(text, folder):
     """The text with its tables as the results in a folder have them."""
 
     def replace(found):
-        study = json.loads((folder / found[1]).read_text())
-        return f"<!-- {found[1]} -->\n\n{table(study)}\n"
+        path = folder / found[1]
+        study = json.loads(path.read_text())
+        lines = claims_table(study, path) if "claims" in study else table(study)
+        return f"<!-- {found[1]} -->\n\n{lines}\n"
 
     return _TABLE.sub(replace, text)
 
@@ -72,7 +77,43 @@ def table(study):
         if compared:
             cells.append(_gain(row, rows[first], compared, name))
         lines.append([name, *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _markdown(lines)
+
+
+def claims_table(claims, path):
+    """What studies say of claims, in Markdown.
+
+    Args:
+        claims: dict with "studies", by title the file beside `path` and its
+            heading, and "claims", by claim the factors of rows.
+        path: `pathlib.Path` of the claims.
+
+    Returns:
+        A string; the sum of each study that has all rows, with its interval
+        over seeds and the verdict.
+    """
+    studies = {
+        title: (json.loads((path.parent / name).read_text())["rows"], heading)
+        for title, (name, heading) in claims["studies"].items()
+    }
+    lines = [["claim", *studies], ["---"] * (1 + len(studies))]
+    for claim, factors in claims["claims"].items():
+        cells = [_verdict(*study, factors) for study in studies.values()]
+        lines.append([claim, *cells])
+    return _markdown(lines)
+
+
+def _verdict(rows, heading, factors):
+    if not factors.keys() <= rows.keys():
+        return ""
+    sign = _sign(heading)
+    terms = [
+        [sign * factor * value for value in rows[name][heading]]
+        for name, factor in factors.items()
+    ]
+    found = paired_interval([sum(seed) for seed in zip(*terms, strict=True)])
+    word = {"gain": "confirmed", "loss": "refuted"}.get(found.verdict)
+    return f"{word or found.verdict}: {_interval(found)}"
 
 
 def _cell(value):
@@ -86,10 +127,22 @@ def _gain(row, baseline, heading, name):
     """Of a row's mean over the baseline's; above 0 is better."""
     if row is baseline or name == TEACHER or len(row[heading]) < 2:
         return "-"
-    sign = -1 if heading.endswith("perplexity") else 1
     pairs = zip(row[heading], baseline[heading], strict=True)
-    found = paired_interval([sign * (one - other) for one, other in pairs])
+    sign = _sign(heading)
+    return _interval(paired_interval([sign * (a - b) for a, b in pairs]))
+
+
+def _sign(heading):
+    """By which a better number is a larger one."""
+    return -1 if heading.endswith("perplexity") else 1
+
+
+def _interval(found):
     return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+
+
+def _markdown(lines):
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":

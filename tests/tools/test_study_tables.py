@@ -76,6 +76,37 @@ def test_gains_are_paired_and_better_is_above_0():
     assert table.splitlines()[-1].startswith("| kd | 2.75 ± 1.06 | +1.25 [")
 
 
+def test_claims_are_held_against_studies(tmp_path):
+    better = {"kd": {"x %": [3.0, 4.5, 6.0]}, "plain": {"x %": [1.0, 2, 3]}}
+    worse = {
+        "kd": {"perplexity": [30.0, 31, 32]},
+        "plain": {"perplexity": [20.0, 20, 20]},
+    }
+    for name, rows in {"a": better, "b": worse, "c": {"kd": {}}}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"rows": rows}))
+    claims = {
+        "studies": {
+            "A": ["a.json", "x %"],
+            "B": ["b.json", "perplexity"],
+            "C": ["c.json", "x %"],
+        },
+        "claims": {
+            "KD helps": {"kd": 1, "plain": -1},
+            "twice": {"kd": 1, "plain": -2},
+        },
+    }
+    table = study_tables.claims_table(claims, tmp_path / "claims.json")
+    # 2, 2.5 and 3; -10, -11 and -12; 1, 0.5 and 0; 4.303 standard errors.
+    assert table.splitlines() == [
+        "| claim | A | B | C |",
+        "| --- | --- | --- | --- |",
+        "| KD helps | confirmed: +2.50 [+1.26, +3.74] "
+        "| refuted: -11.00 [-13.48, -8.52] |  |",
+        "| twice | inconclusive: +0.50 [-0.74, +1.74] "
+        "| confirmed: +9.00 [+6.52, +11.48] |  |",
+    ]
+
+
 def test_only_tables_below_their_line_are_made_again(tmp_path):
     folder = tmp_path / "results"
     folder.mkdir()
@@ -95,6 +126,8 @@ def test_only_tables_below_their_line_are_made_again(tmp_path):
 def test_the_readmes_tables_are_those_of_the_results():
     text = study_tables.README.read_text()
     assert study_tables.updated(text, study_tables.README.parent) == text
-    kept = (study_tables.README.parent / "results").glob("*.json")
+    folder = study_tables.README.parent / "results"
     named = {pathlib.Path(path).name for path in study_tables.names(text)}
-    assert named == {path.name for path in kept}
+    claims = json.loads((folder / "claims.json").read_text())
+    named |= {name for name, _ in claims["studies"].values()}
+    assert named == {path.name for path in folder.glob("*.json")}
