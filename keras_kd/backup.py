@@ -10,12 +10,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd import distribution
+from keras_kd import distribution, memory
 from keras_kd.backend import private
 from keras_kd.files import errors_naming, user_path, write_whole
 
 _FILE = "backup.npz"
 _ABOUT = "about"
+# Before the numbers of arrays that other callbacks keep.
+_OF_CALLBACKS = "callbacks-"
 
 
 class BackupAndRestore(keras.callbacks.BackupAndRestore):
@@ -39,9 +41,9 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
     - it writes the teacher again after each epoch;
     - with a number as `save_freq` it trains the first part of an epoch twice.
 
-    What other callbacks remember (`EarlyStopping`, `ReduceLROnPlateau`) and the
-    state that recurrent layers carry from one epoch to the next are not kept by
-    either.
+    What other callbacks remember, such as the best score so far, is kept of
+    those that are given as `callbacks`. The state that recurrent layers carry
+    from one epoch to the next is not kept by either.
 
     Args:
         backup_dir: folder of the backup, of this `fit` alone. Where several
@@ -49,6 +51,11 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             writes.
         delete_checkpoint: whether to remove the backup when training has
             ended. If not, it is also written after the last epoch.
+        callbacks: list of callbacks of the same `fit` that come before this
+            one and remember something from epoch to epoch: `EarlyStopping`,
+            `ReduceLROnPlateau`, `ModelCheckpoint`, `SwapEMAWeights`, or your
+            own. Of each the attributes are kept that are numbers, strings,
+            arrays, or lists and dicts of these, and change while it trains.
 
     Raises:
         ValueError: for an empty `backup_dir`; at the start of training, if the
@@ -66,11 +73,12 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         seconds: of all epochs so far, those before an interruption included.
     """
 
-    def __init__(self, backup_dir, delete_checkpoint=True):
+    def __init__(self, backup_dir, delete_checkpoint=True, *, callbacks=()):
         backup_dir = user_path(backup_dir, "backup_dir")
         super().__init__(backup_dir, delete_checkpoint=delete_checkpoint)
         self.path = pathlib.Path(backup_dir, _FILE)
         self.seconds = 0.0
+        self._remembered = [memory.Memory(each) for each in callbacks]
 
     def epochs_done(self):
         """How many epochs the backup holds.
@@ -95,18 +103,32 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
                 f"Received: {self.model.name!r}, which isn't. Call it on a "
                 "batch, or give it an input shape, before `fit`."
             )
+        for each in self._remembered:
+            each.start()
         if not self.path.exists():
             return
         with self._reading() as file:
             about = json.loads(str(file[_ABOUT]))
             epoch, seconds = int(about["epoch"]), float(about["seconds"])
             arrays = [file[str(i)] for i in range(about["variables"])]
+            # A backup of an earlier release has none.
+            kept = about.get("callbacks", [])
+            in_callbacks = [
+                file[f"{_OF_CALLBACKS}{i}"]
+                for i in range(about.get("arrays", 0))
+            ]
         self._assign(arrays)
+        for each, state in zip(self._remembered, kept, strict=False):
+            each.restore(state, in_callbacks)
         self.seconds = seconds
+        if about.get("has_stopped"):
+            epoch = max(epoch, self.params["epochs"])
         private.set_initial_epoch(self.model, epoch)
 
     def on_epoch_begin(self, epoch, logs=None):
         """Starts the clock."""
+        # It would be the start of every later `fit` of the model, too.
+        private.set_initial_epoch(self.model, None)
         self._began = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
@@ -120,6 +142,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
 
     def on_train_end(self, logs=None):
         """Removes the backup, unless it is to be kept."""
+        private.set_initial_epoch(self.model, None)
         if self.delete_checkpoint:
             self.delete()
 
@@ -148,8 +171,20 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             str(i): _as_array(variable)
             for i, variable in enumerate(self._variables())
         }
-        about = {"epoch": epoch, "seconds": self.seconds}
-        about = json.dumps({**about, "variables": len(arrays)})
+        in_callbacks = []
+        about = {
+            "epoch": epoch,
+            "seconds": self.seconds,
+            "variables": len(arrays),
+            "callbacks": [
+                each.state(in_callbacks) for each in self._remembered
+            ],
+            "has_stopped": bool(self._remembered and self.model.stop_training),
+            "arrays": len(in_callbacks),
+        }
+        about = json.dumps(about)
+        for i, array in enumerate(in_callbacks):
+            arrays[f"{_OF_CALLBACKS}{i}"] = array
         with errors_naming(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()

@@ -38,6 +38,7 @@ from keras_kd.logit_split import split_model, wide
 from keras_kd.losses.base import batch_sums
 from keras_kd.monitors import COUNTS, TOLD, LossTracker
 from keras_kd.states import num_rows
+from keras_kd.token_metrics import check_metrics
 
 AUTO = "auto"
 # In y, what the teacher's logit layer reads.
@@ -135,8 +136,11 @@ class ChunkedStep:
         finally:
             self._thread.steps -= 1
 
-    def check(self):
-        """Refuses a student or a loss that can't be trained by chunks.
+    def check(self, metrics=None):
+        """Refuses a student, a loss or metrics that chunks don't suit.
+
+        Args:
+            metrics: those that are compiled, nested at will.
 
         Raises:
             ValueError: saying why.
@@ -157,7 +161,9 @@ class ChunkedStep:
                 "Use a mean or a sum, or leave `logit_chunks` out."
             )
         if self._distiller.student.built:
-            self._split("student")
+            split = self._split("student")
+            features = split.body.outputs[0].shape
+            check_metrics(metrics, (*features[:-1], split.layer.num_classes))
 
     def _split(self, role):
         """The `ModelSplit` of student or teacher, as they are now."""

@@ -19,7 +19,11 @@ from keras_kd import (
     precomputed,
     preprocessing,
 )
-from keras_kd.backend.private import compiled_metrics, set_loss_tracker
+from keras_kd.backend.private import (
+    compiled_metrics,
+    set_initial_epoch,
+    set_loss_tracker,
+)
 from keras_kd.batch import TEACHER_FINGERPRINT
 from keras_kd.head import EVALUATION, Head, PlainHead, number
 from keras_kd.logits import (
@@ -33,6 +37,7 @@ from keras_kd.losses.base import mean_over_replicas
 from keras_kd.metrics import GradientScale
 from keras_kd.monitors import TOLD, InvalidExamples, LossTracker
 from keras_kd.sharing import check_sharing
+from keras_kd.states import all_variables
 
 # Methods of a student's own that a Distiller's training would bypass.
 _OVERRIDES = (
@@ -190,6 +195,7 @@ class Distiller(backend.Trainer):
         self._evaluating = False
         self._class_weight = {}
         self._prepare = _Untracked({})
+        self._compiled_with = _Untracked({})
         self.teacher_number = None
         # Out of Keras's tracking, which ends when a model is built: a
         # Distiller can be compiled again with a loss of other terms.
@@ -333,7 +339,8 @@ class Distiller(backend.Trainer):
                 output that does not exist; if it needs a logit layer that is
                 not found; if `loss_weights` are given for one output; if
                 student and teacher share what training changes; or if the
-                student can't be split for `logit_chunks`.
+                student can't be split for `logit_chunks`, or a metric is not
+                the same by chunks.
         """
         self._configure(
             optimizer, loss, loss_weights, metrics, weighted_metrics, **kwargs
@@ -386,7 +393,7 @@ class Distiller(backend.Trainer):
         }
         self._heads.value = heads
         if self.logit_chunks is not None:
-            self._chunked.value.check()
+            self._chunked.value.check([metrics, weighted_metrics])
         super().compile(**{**arguments, "optimizer": self._scaled(**arguments)})
         with self._scope():
             set_loss_tracker(self, LossTracker(name="loss"))
@@ -459,7 +466,41 @@ class Distiller(backend.Trainer):
         if self.train_function is None or force:
             check_sharing(self.student, self.teacher, self.save_teacher)
         self._bind_teacher()
-        return super().make_train_function(force)
+        models = (self.student, self.teacher)
+        return super().make_train_function(
+            self._is_stale("train", *models) or force
+        )
+
+    def make_test_function(self, force=False):
+        """Makes the evaluation step; Keras calls it before each evaluation."""
+        is_stale = self._is_stale("test", self.student)
+        return super().make_test_function(is_stale or force)
+
+    def make_predict_function(self, force=False):
+        """Makes the step of `predict`, which calls it each time."""
+        is_stale = self._is_stale("predict", self.student)
+        return super().make_predict_function(is_stale or force)
+
+    def _is_stale(self, step, *models):
+        """Whether models have other variables than a step was compiled with.
+
+        `quantize` and `enable_lora` exchange or add some. Keras makes the steps
+        of the model itself again, but not those of a Distiller that holds it.
+        """
+        now = [
+            [] if model is None else all_variables(model) for model in models
+        ]
+        kept = self._compiled_with.value.get(step, [[]] * len(now))
+        # Without keeping alive what a model no longer has.
+        self._compiled_with.value[step] = [
+            [weakref.ref(variable) for variable in variables]
+            for variables in now
+        ]
+        return any(
+            # A model that had none is built by its first step.
+            before and [id(ref()) for ref in before] != list(map(id, after))
+            for before, after in zip(kept, now, strict=True)
+        )
 
     def load_weights(self, *args, **kwargs):
         """As `keras.Model.load_weights`."""
@@ -870,6 +911,9 @@ class Distiller(backend.Trainer):
         Raises:
             RuntimeError: if another worker is lost.
         """
+        # That of a backup which an earlier `fit` resumed from, of which Keras
+        # makes the start of every later one.
+        set_initial_epoch(self, None)
         given = (x, y, batch_size, epochs, verbose, callbacks, *args)
         given = _by_name(super().fit, *given, **kwargs)
         prepare = self._preprocessing(with_teacher=True)

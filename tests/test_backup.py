@@ -126,6 +126,119 @@ def test_a_kept_backup_goes_on_to_more_epochs(expected, tmp_path):
     assert_equal(found, expected)
 
 
+@pytest.mark.parametrize(
+    "backup", [kd.callbacks.BackupAndRestore, keras.callbacks.BackupAndRestore]
+)
+def test_a_later_fit_starts_at_its_own_first_epoch(backup, tmp_path):
+    interrupt(tmp_path / "ours")
+    x, labels, _ = data(16)
+    folder = tmp_path / "ours"
+    if backup is keras.callbacks.BackupAndRestore:
+        folder = tmp_path / "keras"
+        with pytest.raises(Killed):
+            make_distiller().fit(
+                *(x, labels, 8),
+                epochs=EPOCHS,
+                verbose=0,
+                callbacks=[backup(folder), StopAt(2)],
+            )
+    distiller = make_distiller()
+    arguments = {"batch_size": 8, "epochs": EPOCHS, "verbose": 0}
+    resumed = distiller.fit(x, labels, callbacks=[backup(folder)], **arguments)
+    assert resumed.epoch == [2]
+    assert distiller.fit(x, labels, **arguments).epoch == [0, 1, 2]
+
+
+def test_a_model_that_is_not_a_distiller_starts_later_fits_too(tmp_path):
+    x, labels, _ = data(16)
+
+    def fit(model, *callbacks):
+        return model.fit(
+            x, labels, epochs=EPOCHS, verbose=0, callbacks=list(callbacks)
+        ).epoch
+
+    def model():
+        model = mlp(seed=0)
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(True))
+        return model
+
+    def backup():
+        return kd.callbacks.BackupAndRestore(
+            tmp_path / "backup", delete_checkpoint=False
+        )
+
+    with pytest.raises(Killed):
+        fit(model(), backup(), StopAt(1))
+    resumed = model()
+    assert fit(resumed, backup()) == [1, 2]
+    assert fit(resumed) == [0, 1, 2]
+    # Also where no epoch was left.
+    resumed = model()
+    assert fit(resumed, backup()) == []
+    assert fit(resumed) == [0, 1, 2]
+
+
+class Remembers(keras.callbacks.Callback):
+    """A user's own, with something of each kind."""
+
+    def __init__(self, threshold=1):
+        super().__init__()
+        self.threshold = threshold
+        self.function = print
+
+    def on_train_begin(self, logs=None):
+        self.best = None
+        self.seen = []
+        self.weights = {}
+        self.constant = (1, "a")
+
+    def on_epoch_end(self, epoch, logs=None):
+        # As Keras does to `min_delta`, which a resumed `fit` does again.
+        self.threshold *= -1
+        self.best = np.float32(epoch + 0.1)
+        self.seen.append((epoch, {"loss": float("inf")}))
+        self.weights["first"] = self.model.get_weights()[0]
+        self.function = max
+        if epoch == 1:
+            self.model.stop_training = True
+
+
+def test_what_callbacks_remember_is_kept(tmp_path):
+    def fit_in_order(folder, *callbacks):
+        one = Remembers()
+        x, labels, _ = data(16)
+        history = make_distiller().fit(
+            *(x, labels, 8),
+            epochs=EPOCHS,
+            shuffle=False,
+            verbose=0,
+            callbacks=[
+                one,
+                kd.callbacks.BackupAndRestore(
+                    folder, delete_checkpoint=False, callbacks=[one]
+                ),
+                *callbacks,
+            ],
+        )
+        return one, history.epoch
+
+    expected, epochs = fit_in_order(tmp_path / "whole")
+    assert epochs == [0, 1]
+    with pytest.raises(Killed):
+        fit_in_order(tmp_path / "part", StopAt(1))
+    found, epochs = fit_in_order(tmp_path / "part")
+    assert epochs == [1]
+    # It had stopped.
+    again, epochs = fit_in_order(tmp_path / "part")
+    assert epochs == []
+    for one in (found, again):
+        assert one.best == expected.best and one.best.dtype == "float32"
+        assert one.seen == expected.seen
+        assert_equal([one.weights["first"]], [expected.weights["first"]])
+        assert one.constant == (1, "a")
+    assert found.threshold == -1 and again.threshold == 1
+
+
 # -- killed and full -----------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from test_distiller_correctness import get_loss
 import keras_kd as kd
 from keras_kd import chunks as by_chunks
 from keras_kd.logit_split import ModelSplit, split_model
+from keras_kd.token_metrics import check_metrics
 
 BACKEND = keras.backend.backend()
 WORDS, STEPS, WIDTH = 11, 4, 5
@@ -468,6 +469,81 @@ def test_a_logit_layer_is_split_as_it_is_now():
 def test_a_number_of_chunks_is_checked(chunks):
     with pytest.raises(ValueError, match="logit_chunks=.*Give a"):
         kd.Distiller(language_model(), logit_chunks=chunks)
+
+
+def right(labels, outputs):
+    """[batch, time], whether a token is right."""
+    best = ops.cast(ops.argmax(outputs, axis=-1), "int32")
+    return ops.cast(ops.equal(ops.cast(labels, "int32"), best), "float32")
+
+
+def whole_row(labels, outputs):
+    """[batch], whether all tokens of a row are."""
+    return ops.min(right(labels, outputs), axis=-1)
+
+
+def of_batch(labels, outputs):
+    """A mean, of which Keras takes the mean over batches."""
+    return ops.mean(right(labels, outputs))
+
+
+class Mean(keras.metrics.Mean):
+    """The mean of a function, as users write their own metrics."""
+
+    def __init__(self, function):
+        super().__init__(name=function.__name__)
+        self.function = function
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        super().update_state(self.function(y_true, y_pred), sample_weight)
+
+
+@pytest.mark.parametrize("function", [whole_row, of_batch])
+@pytest.mark.parametrize(
+    "compiled",
+    [
+        lambda function: {"metrics": [function]},
+        lambda function: {"metrics": [["accuracy", Mean(function)]]},
+        lambda function: {"weighted_metrics": [Mean(function)]},
+        lambda function: {
+            "metrics": [
+                keras.metrics.MeanMetricWrapper(function, function.__name__)
+            ]
+        },
+    ],
+)
+def test_a_metric_that_needs_more_than_a_token_is_refused(function, compiled):
+    match = f"metric '{function.__name__}', which gives .*Compute it from"
+    with pytest.raises(ValueError, match=match):
+        make(3, kd.KD, compiled=lambda: compiled(function))
+    make(None, kd.KD, compiled=lambda: compiled(function))
+
+
+@pytest.mark.parametrize("labels", ["class ids", "one-hot"])
+def test_metrics_of_tokens_are_tried_and_left_as_they_were(labels):
+    """Also those that make variables when they first see a batch."""
+    of_ids = [
+        keras.metrics.SparseCategoricalCrossentropy(from_logits=True),
+        right,
+        Mean(right),
+    ]
+    of_shares = [
+        keras.metrics.CategoricalAccuracy(),
+        keras.metrics.OneHotMeanIoU(WORDS),
+        keras.metrics.AUC(from_logits=True, num_thresholds=20),
+    ]
+    metrics = of_ids if labels == "class ids" else of_shares
+    for shape in ((None, STEPS, WORDS), (None, WORDS)):
+        check_metrics([metrics], shape)
+    f1 = keras.metrics.F1Score()
+    check_metrics(f1, (None, WORDS))
+    f1.update_state(np.eye(WORDS)[:4], np.eye(WORDS)[[0, 1, 2, 4]])
+    found = ops.convert_to_numpy(f1.result())
+    np.testing.assert_allclose(found[:5], [1, 1, 1, 0, 0], rtol=1e-5)
+    for metric in metrics:
+        if isinstance(metric, keras.metrics.Metric):
+            for variable in metric.variables:
+                assert not ops.any(ops.convert_to_tensor(variable))
 
 
 def test_what_cannot_be_added_up_is_refused():

@@ -454,6 +454,79 @@ def test_a_metric_without_examples_has_none():
     assert "examples" not in result and 0 < result["auc"] < 1
 
 
+class WithinTop(keras.metrics.Metric):
+    """A user's own, whose `get_config` is Keras's."""
+
+    def __init__(self, k=5, name="within_top_acc"):
+        super().__init__(name=name)
+        self.mean = keras.metrics.SparseTopKCategoricalAccuracy(k)
+        self.depth = k
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.mean.update_state(y_true, y_pred, sample_weight)
+
+    def result(self):
+        return self.mean.result()
+
+    def reset_state(self):
+        self.mean.reset_state()
+
+
+class WithinTopOf(WithinTop):
+    """Its `get_config` tells all."""
+
+    def get_config(self):
+        return {"name": self.name, "k": self.depth}
+
+
+class Halved(keras.optimizers.SGD):
+    """A user's own, whose `get_config` is Keras's."""
+
+    def __init__(self, learning_rate=0.1, share=1.0, **kwargs):
+        super().__init__(learning_rate, **kwargs)
+        self.share_of_step = share
+
+    def update_step(self, gradient, variable, learning_rate):
+        rate = learning_rate * self.share_of_step
+        super().update_step(gradient, variable, rate)
+
+
+def test_what_a_copy_would_lose_is_refused():
+    for arguments in (
+        {"metric": WithinTop(1)},
+        {"metrics": [WithinTop(1)]},
+    ):
+        with pytest.raises(ValueError, match=r"WithinTop, .*\['k'\]. Add"):
+            make(**arguments)
+    with pytest.raises(ValueError, match=r"Halved, .*\['share'\]. Add them"):
+        make(optimizer=Halved(0.1, 0.5))
+    made = make(optimizer=lambda: Halved(0.1, 0.5), epochs=1)
+    assert np.isfinite(made("plain", 0)["loss"])
+    with pytest.raises(ValueError, match=r"Halved, .*\['share'\]. Add them"):
+        made.train("plain", 0, {"learning_rate": 0.2})
+    model = by_hand(0, CrossEntropy(), epochs=1)
+    expected = np.mean(correct(model, *VALIDATION))
+    found = make(metric=WithinTopOf(1), epochs=1)("plain", 0)
+    assert found["within_top_acc"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_mean_of_a_users_function_is_copied():
+    def distance(labels, outputs, power):
+        rows = keras.ops.softmax(outputs)
+        labels = keras.ops.one_hot(labels, CLASSES)
+        return keras.ops.sum(keras.ops.abs(rows - labels) ** power, -1)
+
+    metric = keras.metrics.MeanMetricWrapper(distance, "an_error", power=3)
+    found = make(metric=metric, epochs=1)("plain", 0)
+    model = by_hand(0, CrossEntropy(), epochs=1)
+    x, labels = VALIDATION
+    logits = np.asarray(keras.ops.convert_to_numpy(model(x)), "float64")
+    rows = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = (np.abs(rows - np.eye(CLASSES)[labels]) ** 3).sum(-1)
+    np.testing.assert_allclose(found["examples"], expected, rtol=1e-4)
+    assert found["an_error"] == pytest.approx(expected.mean(), rel=1e-5)
+
+
 # -- what is kept --------------------------------------------------------------
 
 
@@ -504,6 +577,105 @@ def test_an_interrupted_student_resumes_and_finished_ones_are_kept(
     # One student was trained, and for what was left of it.
     assert len(made) == 1
     assert not list((folder / "unfinished").glob("*"))
+
+
+class Killed(BaseException):
+    """Nothing that runs after it is what would run after a real kill."""
+
+
+def _patient():
+    return [
+        keras.callbacks.EarlyStopping(
+            "val_loss", patience=2, min_delta=0.01, restore_best_weights=True
+        ),
+        keras.callbacks.ReduceLROnPlateau("val_loss", 0.1, 1, min_delta=0.1),
+    ]
+
+
+def _averaged():
+    return [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
+
+
+@pytest.mark.parametrize(
+    "callbacks, optimizer, killed_after, validation_freq",
+    [
+        (_patient, lambda: keras.optimizers.SGD(3.0), 2, 1),
+        (_patient, lambda: keras.optimizers.SGD(3.0), None, 2),
+        (
+            _averaged,
+            lambda: keras.optimizers.SGD(
+                RATE, use_ema=True, ema_momentum=0.8, momentum=0.9
+            ),
+            2,
+            1,
+        ),
+    ],
+)
+def test_callbacks_remember_through_an_interruption(
+    callbacks, optimizer, killed_after, validation_freq, tmp_path, monkeypatch
+):
+    def study(folder, more=()):
+        return make(
+            optimizer=optimizer,
+            epochs=3 if callbacks is _averaged else 9,
+            validation_freq=validation_freq,
+            folder=tmp_path / folder,
+            save_students=True,
+            callbacks=lambda name: [*callbacks(), *more],
+        )
+
+    expected = study("whole")("plain", 0)
+    with monkeypatch.context() as patched:
+        # After the backup, or once training has ended.
+        write = kd.callbacks.BackupAndRestore._write
+
+        def killed(self, epoch):
+            if self.path.is_relative_to(tmp_path / "part"):
+                write(self, epoch)
+                if epoch == killed_after:
+                    raise Killed
+
+        patched.setattr(kd.callbacks.BackupAndRestore, "_write", killed)
+        if killed_after is None:
+
+            def measured(self, distiller):
+                raise Killed
+
+            patched.setattr(kd.StudentTrainer, "_measured", measured)
+        with pytest.raises(Killed):
+            study("part")("plain", 0)
+    found = study("part")("plain", 0)
+    # It was stopped early.
+    epochs = len(expected["history"]["loss"])
+    assert epochs == 3 if callbacks is _averaged else 2 < epochs < 9
+    assert found["history"] == expected["history"]
+    assert found["examples"] == expected["examples"]
+    assert_same_weights(
+        saved(tmp_path / "part", "plain-seed0").get_weights(),
+        saved(tmp_path / "whole", "plain-seed0").get_weights(),
+    )
+
+
+def test_an_epoch_recorded_twice_counts_once(tmp_path, monkeypatch):
+    """Killed between what was recorded of an epoch and its backup."""
+
+    def study(folder):
+        return make(folder=tmp_path / folder, epochs=5, validation_freq=2)
+
+    expected = study("whole")("plain", 0)["history"]
+    write = kd.callbacks.BackupAndRestore._write
+
+    def killed(self, epoch):
+        if epoch == 4:
+            raise Killed
+        write(self, epoch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kd.callbacks.BackupAndRestore, "_write", killed)
+        with pytest.raises(Killed):
+            study("part")("plain", 0)
+    assert study("part")("plain", 0)["history"] == expected
+    assert len(expected["val_loss"]) == 2 and len(expected["loss"]) == 5
 
 
 def test_a_folder_of_another_study_is_refused(teacher, tmp_path):

@@ -144,3 +144,55 @@ def test_both_train_the_same_student_of_two_outputs():
     assert_weights_differ(
         ours.student.get_weights(), two_heads(0).get_weights()
     )
+
+
+# -- models that are changed between calls ------------------------------------
+
+
+def with_lora(model):
+    layer = model.layers[-1]
+    layer.enable_lora(2)
+    random = np.random.default_rng(3).normal(size=layer.lora_kernel_b.shape)
+    layer.lora_kernel_b.assign(random)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda model: model.quantize("int8"), with_lora],
+    ids=["int8", "lora"],
+)
+def test_steps_are_those_of_models_as_they_are_now(change):
+    """Not of the variables that they were compiled with."""
+    x, y, _ = data(32)
+    student, teacher = mlp(), mlp(units=12, seed=5)
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(optimizer(), kd.KD(LAMBDA, TEMPERATURE))
+    distiller.fit(x, y, **GIVEN)
+    before = keras.ops.convert_to_numpy(teacher(x))
+    change(teacher)
+    assert np.abs(keras.ops.convert_to_numpy(teacher(x)) - before).max() > 1e-3
+    # Another Distiller knows the teacher as it is now alone.
+    fresh = mlp()
+    fresh.set_weights(student.get_weights())
+    other = kd.Distiller(fresh, teacher)
+    other.compile(optimizer(), kd.KD(LAMBDA, TEMPERATURE))
+    other.optimizer.build(fresh.trainable_variables)
+    for one, another in zip(
+        other.optimizer.variables, distiller.optimizer.variables, strict=True
+    ):
+        one.assign(another)
+    for each in (distiller, other):
+        each.fit(x, y, **GIVEN)
+    assert_same_weights(student.get_weights(), fresh.get_weights())
+
+    distiller.evaluate(x, y, verbose=0)
+    distiller.predict(x, verbose=0)
+    change(student)
+    logits = np.asarray(keras.ops.convert_to_numpy(student(x)), "float64")
+    logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = -logs[np.arange(len(y)), y].mean()
+    found = distiller.evaluate(x, y, verbose=0)
+    assert found == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(
+        distiller.predict(x, verbose=0), logits, rtol=1e-4, atol=1e-5
+    )

@@ -273,8 +273,20 @@ def values_of_examples(metric):
     """
     if not isinstance(metric, keras.metrics.MeanMetricWrapper):
         return None
-    function, arguments = metric._fn, metric._fn_kwargs
+    function, arguments = wrapped_function(metric)
     return lambda labels, outputs: function(labels, outputs, **arguments)
+
+
+def wrapped_function(metric):
+    """The function that a metric is the mean of, and its further arguments.
+
+    Args:
+        metric: a `keras.metrics.MeanMetricWrapper`.
+
+    Returns:
+        A function of labels and outputs, and a dict.
+    """
+    return metric._fn, metric._fn_kwargs
 
 
 def loss_tracker(model):
@@ -422,4 +434,5 @@ __all__ = [
     "set_loss_tracker",
     "symbolic_build",
     "values_of_examples",
+    "wrapped_function",
 ]

@@ -1,11 +1,18 @@
 """What each student gets a new one of: optimizer and metrics."""
 
+import inspect
+
 import keras
+
+from keras_kd.backend.private import wrapped_function
 
 _UP = ("acc", "auc", "precision", "recall")
 _DOWN = ("loss", "perplexity", "entropy", "error")
 # Names that only `compile` understands, by the labels' shape.
 _OF_COMPILE = ("accuracy", "acc", "crossentropy", "ce")
+
+# Packages whose classes tell all that a copy needs.
+_TOLD_WHOLE = ("keras", "keras_hub", "keras_nlp")
 
 
 class Optimizers:
@@ -31,6 +38,8 @@ class Optimizers:
                 'as "adam", or lambda: keras.optimizers.SGD(0.1).'
             )
         self._is_one = is_one
+        if is_one:
+            _check_copied("optimizer", self._given)
 
     def make(self, learning_rate=None):
         """A new optimizer.
@@ -46,6 +55,7 @@ class Optimizers:
         optimizer = self._copy() if self._is_one else self._made()
         if learning_rate is None:
             return optimizer
+        _check_copied("optimizer", optimizer)
         config = optimizer.get_config()
         config["learning_rate"] = _scaled(optimizer, learning_rate)
         return type(optimizer).from_config(config)
@@ -159,6 +169,9 @@ class Metrics:
                     "itself."
                 )
             self._given.append(metric)
+        for each in self._given:
+            if isinstance(each, keras.metrics.Metric):
+                _check_copied("metric", each)
         self.higher_is_better = higher_is_better
         if higher_is_better is None:
             self.higher_is_better = self._direction()
@@ -177,11 +190,66 @@ class Metrics:
     def make(self):
         """List of new metrics, as `compile` takes them."""
         return [
-            type(each).from_config(each.get_config())
-            if isinstance(each, keras.metrics.Metric)
-            else each
+            _copied(each) if isinstance(each, keras.metrics.Metric) else each
             for each in self._given
         ]
+
+
+def _copied(metric):
+    """A new metric of the same settings."""
+    config = metric.get_config()
+    if type(metric) is keras.metrics.MeanMetricWrapper:
+        # Its function need not be registered to be used again.
+        function, arguments = wrapped_function(metric)
+        base = {name: config[name] for name in ("name", "dtype")}
+        return type(metric)(function, **base, **arguments)
+    return type(metric).from_config(config)
+
+
+def _check_copied(what, given):
+    """Refuses what a copy by its configuration would be unlike.
+
+    Keras's own `get_config` of metrics and optimizers knows nothing of what a
+    subclass adds to the constructor, which then has its default in a copy.
+
+    Args:
+        what: "metric" or "optimizer".
+        given: one of Keras's kind.
+
+    Raises:
+        ValueError: naming the arguments that a copy would lose.
+    """
+    make = type(given).__init__
+    if make.__module__.split(".")[0] in _TOLD_WHOLE:
+        return
+    config, attributes = given.get_config(), vars(given)
+    parameters = inspect.signature(make).parameters.values()
+    lost = [
+        each.name
+        for each in list(parameters)[1:]
+        if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+        and each.name not in config
+        and not _is_default(each, attributes)
+    ]
+    if lost:
+        raise ValueError(
+            f"Each student gets a copy of the {what}, made by its "
+            "`get_config`, which must tell all arguments. Received: "
+            f"{type(given).__name__}, whose `get_config` leaves out {lost}. "
+            "Add them to it."
+        )
+
+
+def _is_default(parameter, attributes):
+    """Whether an argument is known to have its default."""
+    names = (parameter.name, f"_{parameter.name}")
+    found = [attributes[name] for name in names if name in attributes]
+    if not found:
+        return False
+    return found[0] is parameter.default or (
+        isinstance(found[0], bool | int | float | str)
+        and found[0] == parameter.default
+    )
 
 
 def _name(metric):

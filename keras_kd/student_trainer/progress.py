@@ -27,14 +27,24 @@ class Record(keras.callbacks.Callback):
         self._path = path
         kept = read_json(path, _REMEDY) if path and epochs_done else None
         kept = kept or {"history": {}, "counts": [], "seconds": []}
-        self.history = {
+        # By epoch, `None` where there is none, such as without validation.
+        self._history = {
             name: values[:epochs_done]
             for name, values in kept["history"].items()
         }
+        self._epochs = epochs_done
         self.counts = kept["counts"][:epochs_done]
         self._seconds = kept["seconds"][:epochs_done]
         self.seconds_before = sum(self._seconds)
         self._since = time.perf_counter()
+
+    @property
+    def history(self):
+        """Dict by name of lists of a number for each epoch that has one."""
+        return {
+            name: [value for value in values if value is not None]
+            for name, values in self._history.items()
+        }
 
     def on_epoch_end(self, epoch, logs=None):
         """Adds the epoch."""
@@ -42,14 +52,18 @@ class Record(keras.callbacks.Callback):
         self._seconds.append(now - self._since)
         self._since = now
         for name, value in (logs or {}).items():
-            self.history.setdefault(name, []).append(float(value))
+            self._history.setdefault(name, [None] * self._epochs)
+            self._history[name].append(float(value))
+        self._epochs += 1
+        for values in self._history.values():
+            values += [None] * (self._epochs - len(values))
         scale = self.model.gradient_scales.get("all")
         if scale is not None:
             histogram = np.asarray(scale.summary()["histogram"], "float64")
             self.counts.append(np.round(histogram, 3).tolist())
         if self._path is not None:
             kept = {
-                "history": self.history,
+                "history": self._history,
                 "counts": self.counts,
                 "seconds": self._seconds,
             }

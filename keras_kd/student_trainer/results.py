@@ -84,7 +84,7 @@ class Results:
             files.save_model(student, self.folder / f"{name}.keras")
 
 
-def backup_of(path):
+def backup_of(path, callbacks=()):
     """The callback that makes an interrupted `fit` resume.
 
     It also keeps the last epoch, so that a student is not lost between its
@@ -92,11 +92,14 @@ def backup_of(path):
 
     Args:
         path: folder of the unfinished student.
+        callbacks: list of those whose memory it keeps as well.
 
     Returns:
         A `keras_kd.callbacks.BackupAndRestore`.
     """
-    return BackupAndRestore(path / "backup", delete_checkpoint=False)
+    return BackupAndRestore(
+        path / "backup", delete_checkpoint=False, callbacks=callbacks
+    )
 
 
 def _read(path):

@@ -322,11 +322,12 @@ class StudentTrainer:
         cache = self._cache_for(method, settings)
         keras.utils.set_random_seed(seed)
         distiller = self._distiller(method, settings)
-        backup = None if folder is None else results.backup_of(folder)
+        reporter = report and progress.Report(report, f"val_{self.metric}")
+        others = [*self._callbacks(name), *([reporter] if reporter else [])]
+        backup = folder and results.backup_of(folder, others)
         done = 0 if backup is None else backup.epochs_done()
         path = None if folder is None else folder / "epochs.json"
         record = progress.Record(path, done)
-        reporter = report and progress.Report(report, f"val_{self.metric}")
         bar = progress.Bar(
             f"{method}, seed {seed}",
             self.epochs,
@@ -345,10 +346,9 @@ class StudentTrainer:
                 callbacks=[
                     progress.EpochOrder(given["x"]),
                     progress.StartFromZero(distiller.student, self.teacher),
-                    *self._callbacks(name),
+                    *others,
                     bar,
                     record,
-                    *([reporter] if reporter else []),
                     *([backup] if backup else []),
                 ],
             )
