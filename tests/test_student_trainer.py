@@ -597,28 +597,26 @@ def _averaged():
 
 
 @pytest.mark.parametrize(
-    "callbacks, optimizer, killed_after, validation_freq",
+    "callbacks, optimizer, killed_after",
     [
-        (_patient, lambda: keras.optimizers.SGD(3.0), 2, 1),
-        (_patient, lambda: keras.optimizers.SGD(3.0), None, 2),
+        (_patient, lambda: keras.optimizers.SGD(3.0), 2),
+        (_patient, lambda: keras.optimizers.SGD(3.0), None),
         (
             _averaged,
             lambda: keras.optimizers.SGD(
                 RATE, use_ema=True, ema_momentum=0.8, momentum=0.9
             ),
             2,
-            1,
         ),
     ],
 )
 def test_callbacks_remember_through_an_interruption(
-    callbacks, optimizer, killed_after, validation_freq, tmp_path, monkeypatch
+    callbacks, optimizer, killed_after, tmp_path, monkeypatch
 ):
     def study(folder, more=()):
         return make(
             optimizer=optimizer,
             epochs=3 if callbacks is _averaged else 9,
-            validation_freq=validation_freq,
             folder=tmp_path / folder,
             save_students=True,
             callbacks=lambda name: [*callbacks(), *more],
