@@ -691,6 +691,12 @@ def test_a_folder_of_another_study_is_refused(teacher, tmp_path):
     ):
         with pytest.raises(ValueError, match=f"{name}: None there, "):
             make(folder=tmp_path / "study", **{name: value})
+    judged = {"higher_is_better": True, "folder": tmp_path / "judged"}
+    top = keras.metrics.SparseTopKCategoricalAccuracy
+    make(metric=top(2, name="top"), **judged)
+    make(metric=top(2, name="top"), **judged)
+    with pytest.raises(ValueError, match='metric: .*"k": 2.* there'):
+        make(metric=top(3, name="top"), **judged)
     other = tmp_path / "other"
     other.mkdir()
     (other / "file.txt").write_text("mine")

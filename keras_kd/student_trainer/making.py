@@ -1,6 +1,7 @@
 """What each student gets a new one of: optimizer and metrics."""
 
 import inspect
+import json
 
 import keras
 
@@ -186,6 +187,20 @@ class Metrics:
                 "Pass higher_is_better=True or False."
             )
         return up
+
+    @property
+    def description(self):
+        """What a student is judged by, in JSON's types."""
+        for each in self._given:
+            if (
+                isinstance(each, keras.metrics.Metric)
+                and each.name == self.name
+            ):
+                config = json.dumps(
+                    each.get_config(), sort_keys=True, default=_name
+                )
+                return {"class": type(each).__name__, "config": config}
+        return self.name
 
     def make(self):
         """List of new metrics, as `compile` takes them."""

@@ -553,7 +553,7 @@ class StudentTrainer:
             "shuffle": self._data.shuffle,
             "views": self._views,
             "optimizer": self._optimizers.config,
-            "metric": self.metric,
+            "metric": self._metrics.description,
             **self._distiller_arguments,
         }
 
