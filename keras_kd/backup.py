@@ -10,14 +10,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd import distribution, memory
+from keras_kd import backend, distribution, memory
 from keras_kd.backend import private
 from keras_kd.files import errors_naming, user_path, write_whole
 
 _FILE = "backup.npz"
 _ABOUT = "about"
-# Before the numbers of arrays that other callbacks keep.
-_OF_CALLBACKS = "callbacks-"
+# Before the numbers of arrays that other callbacks keep, and of generators.
+_OF_CALLBACKS, _OF_GENERATORS = "callbacks-", "generators-"
 
 
 class BackupAndRestore(keras.callbacks.BackupAndRestore):
@@ -111,13 +111,13 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             about = json.loads(str(file[_ABOUT]))
             epoch, seconds = int(about["epoch"]), float(about["seconds"])
             arrays = [file[str(i)] for i in range(about["variables"])]
-            # A backup of an earlier release has none.
+            # A backup of an earlier release has none of these.
             kept = about.get("callbacks", [])
-            in_callbacks = [
-                file[f"{_OF_CALLBACKS}{i}"]
-                for i in range(about.get("arrays", 0))
-            ]
+            in_callbacks = _numbered(file, _OF_CALLBACKS, about.get("arrays"))
+            generators = about.get("generators")
+            generators = _numbered(file, _OF_GENERATORS, generators)
         self._assign(arrays)
+        backend.set_random_states(generators)
         for each, state in zip(self._remembered, kept, strict=False):
             each.restore(state, in_callbacks)
         self.seconds = seconds
@@ -171,7 +171,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             str(i): _as_array(variable)
             for i, variable in enumerate(self._variables())
         }
-        in_callbacks = []
+        in_callbacks, generators = [], backend.random_states()
         about = {
             "epoch": epoch,
             "seconds": self.seconds,
@@ -181,10 +181,13 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             ],
             "has_stopped": bool(self._remembered and self.model.stop_training),
             "arrays": len(in_callbacks),
+            "generators": len(generators),
         }
         about = json.dumps(about)
         for i, array in enumerate(in_callbacks):
             arrays[f"{_OF_CALLBACKS}{i}"] = array
+        for i, array in enumerate(generators):
+            arrays[f"{_OF_GENERATORS}{i}"] = array
         with errors_naming(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()
@@ -226,6 +229,10 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             )
         for variable, array in zip(variables, arrays, strict=True):
             variable.assign(array)
+
+
+def _numbered(file, prefix, number):
+    return [file[f"{prefix}{i}"] for i in range(number or 0)]
 
 
 def _as_array(variable):

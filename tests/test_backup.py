@@ -20,12 +20,12 @@ class Killed(BaseException):
     """Nothing that runs after it is what would run after a real kill."""
 
 
-def make_distiller(units=4, optimizer=None, loss=None):
+def make_distiller(units=4, optimizer=None, loss=None, seed=0, dropout=1):
     """A student with dropout, whose random numbers go on after a restart."""
-    keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(seed)
     inputs = keras.Input((FEATURES,))
     x = layers.Dense(units, "tanh", kernel_initializer=uniform(0))(inputs)
-    x = layers.BatchNormalization()(layers.Dropout(0.5, seed=1)(x))
+    x = layers.BatchNormalization()(layers.Dropout(0.5, seed=dropout)(x))
     logits = layers.Dense(CLASSES, kernel_initializer=uniform(1))(x)
     distiller = kd.Distiller(keras.Model(inputs, logits), mlp(12, seed=5))
     distiller.compile(
@@ -90,6 +90,18 @@ def test_training_resumes_after_the_last_whole_epoch(expected, tmp_path):
     assert epochs == [2]
     assert_equal(found, expected)
     assert not folder.exists() and backup.epochs_done() == 0
+
+
+def test_dropout_without_a_seed_goes_on_in_another_process(tmp_path):
+    whole, *_ = train(tmp_path, distiller=make_distiller(dropout=None))
+    with pytest.raises(Killed):
+        distiller = make_distiller(dropout=None)
+        train(tmp_path, StopAt(2), distiller=distiller)
+    distiller = make_distiller(dropout=None, seed=1)
+    resumed, epochs, _ = train(tmp_path, distiller=distiller)
+    assert epochs == [2]
+    for one, other in zip(resumed, whole, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_classes_that_are_drawn_stay_those_of_uninterrupted_training(tmp_path):

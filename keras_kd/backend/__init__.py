@@ -205,6 +205,25 @@ def takes_any_size(jit_compile):
     return _chosen.takes_any_size(jit_compile)
 
 
+def random_states():
+    """What random numbers follow from that no `keras.Variable` holds.
+
+    Returns:
+        A list of uint8 arrays; empty but on PyTorch, where dropout without a
+        seed draws from the generators of PyTorch itself.
+    """
+    return _chosen.random_states()
+
+
+def set_random_states(states):
+    """Lets random numbers go on from `random_states`.
+
+    Args:
+        states: list of arrays; that of a device which is not here is left out.
+    """
+    _chosen.set_random_states(states)
+
+
 def value_and_gradient(function, tensor):
     """A function's value and gradient, apart from those of the step.
 

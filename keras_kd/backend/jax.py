@@ -118,6 +118,16 @@ def takes_any_size(jit_compile):
     return False
 
 
+def random_states():
+    """See `keras_kd.backend`."""
+    return []
+
+
+def set_random_states(states):
+    """See `keras_kd.backend`."""
+    del states
+
+
 def value_and_gradient(function, tensor):
     """By JAX's own."""
     both = jax.value_and_grad(function, has_aux=True)

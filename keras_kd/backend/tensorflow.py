@@ -102,6 +102,16 @@ def takes_any_size(jit_compile):
     return not jit_compile
 
 
+def random_states():
+    """See `keras_kd.backend`."""
+    return []
+
+
+def set_random_states(states):
+    """See `keras_kd.backend`."""
+    del states
+
+
 def value_and_gradient(function, tensor):
     """By a tape of its own."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:

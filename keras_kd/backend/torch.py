@@ -92,6 +92,25 @@ def takes_any_size(jit_compile):
     return True
 
 
+def random_states():
+    """See `keras_kd.backend`."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available():
+        states += torch.cuda.get_rng_state_all()
+    return [state.cpu().numpy() for state in states]
+
+
+def set_random_states(states):
+    """See `keras_kd.backend`."""
+    if not states:
+        return
+    first, *of_devices = map(torch.from_numpy, states)
+    torch.set_rng_state(first)
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for device, state in enumerate(of_devices[:devices]):
+        torch.cuda.set_rng_state(state, device)
+
+
 def value_and_gradient(function, tensor):
     """By a graph of its own, which is freed at once."""
     with torch.enable_grad():
