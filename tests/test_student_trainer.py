@@ -443,7 +443,7 @@ def test_a_metric_without_examples_has_none():
     )("plain", 0)
     assert len(result["examples"]) == 26
     auc = keras.metrics.AUC(
-        multi_label=True, num_labels=CLASSES, from_logits=True
+        name="auc", multi_label=True, num_labels=CLASSES, from_logits=True
     )
     result = make(
         metric=auc,
