@@ -139,6 +139,7 @@ def main(losses, log_dir, **chosen):
         log_dir,
         labels=data["train"].labels.size,
         classes=vocabulary.classes,
+        arguments=CausalLMStudy.loss_arguments,
     )
 
 

@@ -120,6 +120,7 @@ def main(losses, log_dir, **chosen):
         log_dir,
         labels=vision.training_size(chosen, len(data.train[0])),
         classes=data.classes,
+        arguments=ImageStudy.loss_arguments,
     )
 
 

@@ -96,6 +96,7 @@ def main(losses, log_dir, **chosen):
         log_dir,
         labels=vision.training_size(chosen, available),
         classes=builder.info.features["label"].num_classes,
+        arguments=ImageNetStudy.loss_arguments,
     )
 
 

@@ -73,6 +73,7 @@ def main(losses, log_dir, **chosen):
         log_dir,
         labels=len(corpus.train),
         classes=words,
+        arguments=LSTMStudy.loss_arguments,
     )
 
 

@@ -19,8 +19,8 @@ def run_study(recipe, about, make, strategy, chosen, losses, log_dir, **size):
         chosen: dict of the command's options.
         losses: names out of `methods.METHODS`.
         log_dir: path of the run folder, or `None`.
-        **size: "labels" and "classes" of the training data; see
-            `options.settled`.
+        **size: "labels" and "classes" of the training data, and "arguments"
+            of the study's losses; see `options.settled`.
     """
     chosen = options.settled(chosen, losses, **size)
     run = open_run(recipe, options.run_config(chosen), log_dir, strategy)

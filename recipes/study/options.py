@@ -184,7 +184,7 @@ def with_options(options):
     return decorate
 
 
-def settled(options, losses, labels, classes):
+def settled(options, losses, labels, classes, arguments):
     """The options, with a decision on the cache.
 
     Args:
@@ -192,6 +192,7 @@ def settled(options, losses, labels, classes):
         losses: names out of `methods.METHODS`.
         labels: how many labels a pass over the training data has.
         classes: number of classes.
+        arguments: the study's dict by loss of dicts of its arguments.
 
     Returns:
         A dict, with the key "cached".
@@ -224,18 +225,20 @@ def settled(options, losses, labels, classes):
             "of them out: without a cache the teacher sees every mixture."
         )
     views = options.get("views") or 1
-    size = views * labels * _bytes_a_label(losses, classes, options.get("k"))
-    small = size <= _LARGEST_CACHE
+    made = [
+        make_loss(name, methods.settings_of(name, arguments, k=options["k"]))
+        for name in losses
+    ]
+    small = views * labels * _bytes_a_label(made, classes) <= _LARGEST_CACHE
     cached = bool(needing) or (small and not mixing and not options["no_cache"])
     return {**options, "cached": cached}
 
 
-def _bytes_a_label(losses, classes, k):
+def _bytes_a_label(losses, classes):
     """Of the cache of losses; of KD where none reads a teacher yet."""
-    made = [make_loss(name, methods.settings_of(name, k=k)) for name in losses]
-    if not any(loss.statistics for loss in made):
-        made = [kd.KD()]
-    plan = stores.plan(made, classes)
+    if not any(loss.statistics for loss in losses):
+        losses = [kd.KD()]
+    plan = stores.plan(losses, classes)
     return sum(field.size for store in plan for field in store.fields(()))
 
 

@@ -293,10 +293,12 @@ def times(folder):
 
 
 def test_a_cache_is_made_unless_it_would_be_huge():
-    def cached(labels, classes, *losses, **more):
+    def cached(labels, classes, *losses, arguments=None, **more):
         names = ("cache", "no_cache", "attribute", "tune", "time_budget")
-        chosen = dict.fromkeys((*names, "student_budget"))
-        settled = options.settled({**chosen, **more}, losses, labels, classes)
+        chosen = dict.fromkeys((*names, "student_budget", "k"))
+        settled = options.settled(
+            {**chosen, **more}, losses, labels, classes, arguments
+        )
         return settled["cached"]
 
     assert cached(929_589, 10_000)  # PTB in full, 19 GB.
@@ -307,5 +309,9 @@ def test_a_cache_is_made_unless_it_would_be_huge():
     assert cached(929_589, 50_257, "kd_pt_sim", "kd_sim_permuted")
     assert not cached(929_589, 50_257, "kd_pt", "dkd_tckd")
     assert not cached(50_000, 1000, views=1000)
+    # 250 classes by default, 26 GB; 500 as in the study of ImageNet, 51 GB.
+    assert cached(25_600_000, 1000, "kd_topk")
+    half = {"kd_topk": {"k": 0.5}}
+    assert not cached(25_600_000, 1000, "kd_topk", arguments=half)
     assert cached(929_589, 50_257, cache="here")
     assert not cached(100, 10, no_cache=True)
