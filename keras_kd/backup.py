@@ -113,9 +113,8 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             arrays = [file[str(i)] for i in range(about["variables"])]
             # A backup of an earlier release has none of these.
             kept = about.get("callbacks", [])
-            in_callbacks = _numbered(file, _OF_CALLBACKS, about.get("arrays"))
-            generators = about.get("generators")
-            generators = _numbered(file, _OF_GENERATORS, generators)
+            in_callbacks = _arrays_of(file, _OF_CALLBACKS)
+            generators = _arrays_of(file, _OF_GENERATORS)
         self._assign(arrays)
         backend.set_random_states(generators)
         for each, state in zip(self._remembered, kept, strict=False):
@@ -180,14 +179,13 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
                 each.state(in_callbacks) for each in self._remembered
             ],
             "has_stopped": bool(self._remembered and self.model.stop_training),
-            "arrays": len(in_callbacks),
-            "generators": len(generators),
         }
         about = json.dumps(about)
-        for i, array in enumerate(in_callbacks):
-            arrays[f"{_OF_CALLBACKS}{i}"] = array
-        for i, array in enumerate(generators):
-            arrays[f"{_OF_GENERATORS}{i}"] = array
+        for prefix, more in (
+            (_OF_CALLBACKS, in_callbacks),
+            (_OF_GENERATORS, generators),
+        ):
+            arrays |= {f"{prefix}{i}": array for i, array in enumerate(more)}
         with errors_naming(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()
@@ -231,8 +229,9 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             variable.assign(array)
 
 
-def _numbered(file, prefix, number):
-    return [file[f"{prefix}{i}"] for i in range(number or 0)]
+def _arrays_of(file, prefix):
+    """Arrays in the order in which they were written."""
+    return [file[name] for name in file.files if name.startswith(prefix)]
 
 
 def _as_array(variable):

@@ -1,5 +1,6 @@
 """What a callback remembers from epoch to epoch, for a backup."""
 
+import copy
 import inspect
 
 import numpy as np
@@ -65,7 +66,7 @@ class Memory:
         """Pairs of names and copies of what can be kept."""
         for name, value in vars(self._callback).items():
             if name not in self._settings and _can_be_kept(value):
-                yield name, _copied(value)
+                yield name, copy.deepcopy(value)
 
 
 class _Missing:
@@ -83,23 +84,6 @@ def _can_be_kept(value):
     if isinstance(value, np.ndarray | np.generic):
         return value.dtype.kind in "biufc"
     return value is None or isinstance(value, bool | int | float | str)
-
-
-def _mapped(function, value):
-    """A structure with a function applied to what is not one."""
-    if isinstance(value, dict):
-        return {key: _mapped(function, each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_mapped(function, each) for each in value)
-    return function(value)
-
-
-def _copied(value):
-    """What the callback may change is not what is kept."""
-    return _mapped(
-        lambda each: each.copy() if isinstance(each, np.ndarray) else each,
-        value,
-    )
 
 
 def _same(one, other):

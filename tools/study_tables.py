@@ -106,14 +106,10 @@ def claims_table(claims, path):
 def _verdict(rows, heading, factors):
     if not factors.keys() <= rows.keys():
         return ""
-    sign = _sign(heading)
-    terms = [
-        [sign * factor * value for value in rows[name][heading]]
-        for name, factor in factors.items()
-    ]
-    found = paired_interval([sum(seed) for seed in zip(*terms, strict=True)])
+    terms = [(factor, rows[name]) for name, factor in factors.items()]
+    found = _contrast(heading, terms)
     word = {"gain": "confirmed", "loss": "refuted"}.get(found.verdict)
-    return f"{word or found.verdict}: {_interval(found)}"
+    return f"{word or found.verdict}: {_shown(found)}"
 
 
 def _cell(value):
@@ -127,17 +123,20 @@ def _gain(row, baseline, heading, name):
     """Of a row's mean over the baseline's; above 0 is better."""
     if row is baseline or name == TEACHER or len(row[heading]) < 2:
         return "-"
-    pairs = zip(row[heading], baseline[heading], strict=True)
-    sign = _sign(heading)
-    return _interval(paired_interval([sign * (a - b) for a, b in pairs]))
+    return _shown(_contrast(heading, [(1, row), (-1, baseline)]))
 
 
-def _sign(heading):
-    """By which a better number is a larger one."""
-    return -1 if heading.endswith("perplexity") else 1
+def _contrast(heading, terms):
+    """The interval over seeds of a sum of rows, each with its factor.
+
+    Above 0 is better, of perplexities too.
+    """
+    sign = -1 if heading.endswith("perplexity") else 1
+    terms = [[sign * f * value for value in row[heading]] for f, row in terms]
+    return paired_interval([sum(seed) for seed in zip(*terms, strict=True)])
 
 
-def _interval(found):
+def _shown(found):
     return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
 
 
