@@ -23,7 +23,7 @@ import keras
 import networks
 import tensorflow as tf
 from data import images
-from study import options, strategies, vision
+from study import methods, options, strategies, vision
 from study.comparison import run_study
 from study.messages import errors_as_messages
 from study.options import positive
@@ -46,18 +46,6 @@ _DEFAULTS = {
         "student_depth": 8,
         "student_width": 4,
     },
-}
-
-# The temperature and the weight of KD that the field uses on CIFAR-100 (Tian
-# et al. 2020); none of them was tuned here.
-LOSS_ARGUMENTS = {
-    "kd_pt": {"weight": 0.5, "temperature": 4.0},
-    "kd_pt_sim": {"pt_weight": 0.4, "sim_weight": 0.1, "temperature": 4.0},
-    "kd_topk": {"weight": 0.9, "temperature": 4.0},
-    "kd_sampled": {"weight": 0.9, "temperature": 4.0},
-    "kd": {"weight": 0.9, "temperature": 4.0},
-    # As published: the cross-entropy weighs as much as alpha.
-    "dkd": {"weight": 0.5, "temperature": 4.0, "beta": 8.0},
 }
 
 
@@ -153,7 +141,7 @@ class ImageStudy(vision.VisionStudy):
         options: dict of the command's options.
     """
 
-    loss_arguments = LOSS_ARGUMENTS
+    loss_arguments = methods.CIFAR_ARGUMENTS
 
     def __init__(self, data, run, strategy, options):
         for role in ("teacher", "student"):

@@ -1,4 +1,4 @@
-"""Networks: residual ones for small images, Keras's own and KerasHub's."""
+"""Networks: CIFAR ResNets, LSTMs, and those of Keras and KerasHub."""
 
 import pathlib
 import sys
@@ -6,6 +6,10 @@ import sys
 import keras
 import numpy as np
 from keras import layers
+
+# Of the channels of CIFAR-100's training images.
+CIFAR100_MEAN = 255 * np.array([0.5070, 0.4865, 0.4409])
+CIFAR100_DEVIATION = 255 * np.array([0.2673, 0.2564, 0.2761])
 
 # Networks of keras.applications that end in a dense layer and whose ImageNet
 # weights are for 224 pixels: teachers.
@@ -167,6 +171,34 @@ def _convolution(x, filters, name, size=3, stride=1):
 
 def _batch_norm(x, name):
     return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)(x)
+
+
+def lstm_language_model(words, units, depth, dropout, input_shape, name=None):
+    """Embedding, stateful LSTMs with dropout between, logits.
+
+    Args:
+        words: number of words.
+        units: integer, of the embedding and of each LSTM.
+        depth: number of LSTMs.
+        dropout: share that is dropped, of the embedding and of each LSTM's
+            output.
+        input_shape: (batch, time steps).
+        name: optional name.
+
+    Returns:
+        A functional `keras.Model` from ids of words to logits of the next.
+
+    Source: Zaremba et al. 2014, "Recurrent Neural Network Regularization"
+    (arXiv 1409.2329).
+    """
+    inputs = keras.Input(batch_shape=input_shape, dtype="int32")
+    x = layers.Embedding(words, units)(inputs)
+    x = layers.Dropout(dropout)(x)
+    for _ in range(depth):
+        x = layers.LSTM(units, return_sequences=True, stateful=True)(x)
+        x = layers.Dropout(dropout)(x)
+    logits = layers.Dense(words, dtype="float32", name="logits")(x)
+    return keras.Model(inputs, logits, name=name)
 
 
 def application(network, image_size, classes, weights=None, name=None):

@@ -23,8 +23,8 @@ import functools
 
 import click
 import keras
+import networks
 from data import text
-from keras import layers
 from study import language_model, options, strategies
 from study.comparison import run_study
 from study.messages import errors_as_messages
@@ -150,17 +150,14 @@ class LSTMStudy(language_model.LanguageModelStudy):
 
     def build(self, role):
         """Embedding, stateful LSTMs with dropout between, logits."""
-        units = self.options[f"{role}_units"]
-        dropout = self.options[f"{role}_dropout"]
-        words = self.classes()
-        inputs = keras.Input(batch_shape=self.input_shape, dtype="int32")
-        x = layers.Embedding(words, units)(inputs)
-        x = layers.Dropout(dropout)(x)
-        for _ in range(self.options[f"{role}_layers"]):
-            x = layers.LSTM(units, return_sequences=True, stateful=True)(x)
-            x = layers.Dropout(dropout)(x)
-        logits = layers.Dense(words, dtype="float32", name="logits")(x)
-        return keras.Model(inputs, logits, name=role)
+        return networks.lstm_language_model(
+            self.classes(),
+            self.options[f"{role}_units"],
+            self.options[f"{role}_layers"],
+            self.options[f"{role}_dropout"],
+            self.input_shape,
+            name=role,
+        )
 
     def classes(self):
         """Number of words."""

@@ -153,7 +153,7 @@ def _statistics(loss, labels, sizes, random):
     found = {}
     for start in range(0, tokens, 256):
         ids = labels[start : start + 256]
-        logits = random.normal(0, 3, (len(ids), classes)).astype("float32")
+        logits = 3 * random.standard_normal((len(ids), classes), "float32")
         statistics = loss.teacher_statistics(
             keras.ops.convert_to_tensor(ids),
             keras.ops.convert_to_tensor(logits),

@@ -6,13 +6,10 @@ import numpy as np
 import sklearn.datasets
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from networks import CIFAR100_DEVIATION, CIFAR100_MEAN
 from study.messages import first_line
 
 from data import batches
-
-# Of the channels of CIFAR-100's training images.
-CIFAR100_MEAN = 255 * np.array([0.5070, 0.4865, 0.4409])
-CIFAR100_DEVIATION = 255 * np.array([0.2673, 0.2564, 0.2761])
 
 
 @dataclasses.dataclass(frozen=True)

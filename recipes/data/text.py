@@ -17,7 +17,6 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 EOS, UNKNOWN = "<eos>", "<unk>"
 PARTS = ("train", "valid", "test")
@@ -392,6 +391,28 @@ def encode(words, vocabulary):
 
 
 def segments(ids, batch_size, time_steps):
+    """The batches of `streams`, one after another.
+
+    Args:
+        ids: [tokens] integer array.
+        batch_size: integer.
+        time_steps: integer, tokens of a stream in each batch.
+
+    Returns:
+        A `tf.data.Dataset` of (x, y, sample_weight), each [batch_size,
+        time_steps].
+
+    Raises:
+        ValueError: if there is not a token for each stream.
+    """
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_tensor_slices(
+        streams(ids, batch_size, time_steps)
+    )
+
+
+def streams(ids, batch_size, time_steps):
     """Cuts a text into batches whose recurrent state can be carried on.
 
     The text is laid out as `batch_size` streams side by side. Row b of batch
@@ -404,8 +425,7 @@ def segments(ids, batch_size, time_steps):
         time_steps: integer, tokens of a stream in each batch.
 
     Returns:
-        A `tf.data.Dataset` of (x, y, sample_weight), each [batch_size,
-        time_steps].
+        Arrays (x, y, sample_weight), each [batches, batch_size, time_steps].
 
     Raises:
         ValueError: if there is not a token for each stream.
@@ -425,12 +445,8 @@ def segments(ids, batch_size, time_steps):
         padded[:count] = values
         grid = np.zeros((batch_size, width), dtype=values.dtype)
         grid[:, :stream] = padded.reshape(batch_size, stream)
-        grid = grid.reshape(batch_size, -1, time_steps)
-        return grid.swapaxes(0, 1).reshape(-1, time_steps)
+        return grid.reshape(batch_size, -1, time_steps).swapaxes(0, 1)
 
     weights = np.ones(count, dtype="float32")
     arrays = (ids[:-1], ids[1:], weights)
-    dataset = tf.data.Dataset.from_tensor_slices(
-        tuple(lay_out(np.asarray(values)) for values in arrays)
-    )
-    return dataset.batch(batch_size, drop_remainder=True)
+    return tuple(lay_out(np.asarray(values)) for values in arrays)

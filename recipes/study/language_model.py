@@ -4,23 +4,9 @@ import click
 import keras
 import keras_nlp
 
+from study.methods import TEXT_ARGUMENTS
 from study.options import UserPath, with_options
 from study.study import Study
-
-# Chosen on the validation part of CPython's text, with one seed. Spread over
-# thousands of words the even share of KD-pt costs perplexity, hence its small
-# weight.
-LOSS_ARGUMENTS = {
-    # Its weight is then the usual smoothing.
-    "label_smoothing": {"smoothing": 1.0, "weight": 0.1},
-    "kd_pt": {"weight": 0.1, "temperature": 4.0},
-    "kd_sim": {"weight": 1.0, "temperature": 1.0},
-    "kd_pt_sim": {"pt_weight": 0.1, "sim_weight": 0.5, "temperature": 1.0},
-    "kd_topk": {"weight": 0.5, "temperature": 1.0},
-    "kd_sampled": {"weight": 0.5, "temperature": 1.0},
-    "kd": {"weight": 0.5, "temperature": 1.0},
-    "dkd": {"weight": 0.5, "temperature": 1.0, "beta": 1.0},
-}
 
 text_options = with_options(
     [
@@ -74,7 +60,7 @@ def optimizer_options(learning_rate, teacher_learning_rate):
 class LanguageModelStudy(Study):
     """What language models have in common; see `study.study.Study`."""
 
-    loss_arguments = LOSS_ARGUMENTS
+    loss_arguments = TEXT_ARGUMENTS
     score, higher_is_better = "test_perplexity", False
 
     def classes(self):

@@ -3,8 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from study.language_model import LOSS_ARGUMENTS
-from study.methods import METHODS, settings_of
+from study.methods import METHODS, TEXT_ARGUMENTS, settings_of
 
 import keras_kd as kd
 from keras_kd.attribution import make_loss
@@ -34,11 +33,11 @@ CLASSES = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_is_its_loss_with_the_settings_of_its_own(name):
-    loss = make_loss(name, settings_of(name, LOSS_ARGUMENTS))
+    loss = make_loss(name, settings_of(name, TEXT_ARGUMENTS))
     assert type(loss) is CLASSES[name]
     assert loss.reduction == "mean_with_sample_weight"
     own = "dkd" if name.startswith("dkd") else CONTROLS.get(name, name)
-    settings = {**LOSS_ARGUMENTS.get(own, {}), **LEVEL_SETTINGS.get(name, {})}
+    settings = {**TEXT_ARGUMENTS.get(own, {}), **LEVEL_SETTINGS.get(name, {})}
     for key, value in settings.items():
         found = loss.tunables.get(key, getattr(loss, key, None))
         assert found == pytest.approx(value), key
@@ -49,7 +48,7 @@ def test_a_weight_is_shared_and_a_temperature_given_to_those_that_have_one(
     name,
 ):
     loss = make_loss(
-        name, settings_of(name, LOSS_ARGUMENTS, weight=0.3, temperature=7)
+        name, settings_of(name, TEXT_ARGUMENTS, weight=0.3, temperature=7)
     )
     if name == "plain":
         assert loss.weights == {}
