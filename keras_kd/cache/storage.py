@@ -178,9 +178,16 @@ class Folder:
             return ts.open(spec, context=context, open=True).result()
         spec["metadata"]["shape"] = [field.views, 0, *field.shape]
         with self.writing():
-            return ts.open(
-                spec, context=context, open=True, create=True
-            ).result()
+            try:
+                return ts.open(
+                    spec, context=context, open=True, create=True
+                ).result()
+            except ValueError:
+                # Another writer may have made it meanwhile, and let it grow.
+                del spec["metadata"]["shape"]
+                with contextlib.suppress(ValueError):
+                    return ts.open(spec, context=context, open=True).result()
+                raise
 
     def damaged(self, received):
         """The error that says what is damaged, and what to do."""
