@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import socket
+import struct
 import tempfile
 
 # How the names of what is being written end.
@@ -232,6 +233,14 @@ def claim_folder(folder, name, about, argument):
     return claimed
 
 
+def _is_at(file, path):
+    """Whether an open file is still the one of a path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
 def _lock_file(file):
     """Locks a file where the system and its disk know locks."""
     try:
@@ -266,6 +275,29 @@ def read_dict(path, remedy):
             f"Received: {value!r:.60}. {remedy}"
         )
     return value
+
+
+def remove_unlocked(path):
+    """Removes a file, unless a program that is running has locked it.
+
+    Args:
+        path: string, of a file that programs lock as TensorStore does: by an
+            open file description lock on Linux, by `flock` elsewhere. It may
+            be missing. Where there are no such locks, it stays.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return  # Windows has none of this kind.
+    with contextlib.suppress(OSError), open(path, "r+b") as file:
+        if hasattr(fcntl, "F_OFD_SETLK"):
+            whole = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, whole)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Its program may have given it another name before it was locked.
+        if _is_at(file, path):
+            os.remove(path)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from models import CLASSES, FEATURES, assert_same_weights, data, mlp, weights_of
 import keras_kd as kd
 from keras_kd import data_errors, fingerprint
 from keras_kd.batch import TEACHER_FINGERPRINT
-from keras_kd.cache import storage, teacher_pass
+from keras_kd.cache import storage, teacher_pass, writer
 
 TAIL = r" Received: .*\. (Pass|Write|Choose|Remove|Free|Leave|Return|Say)"
 
@@ -820,6 +820,45 @@ def test_another_writer_may_come_between_any_two_steps(
         if state["at"]:
             break  # There are fewer steps.
     assert at > 20
+
+
+@pytest.mark.parametrize(
+    ("name", "owner", "killed_at"),
+    [
+        ("zarr.json", storage.Folder, "write_json"),
+        ("label_log_odds_2/zarr.json", storage.Folder, "open_array"),
+        ("label_log_odds_2/zarr.json", storage.Table, "write"),
+        ("writing.json", storage.Table, "write"),
+    ],
+)
+def test_what_a_killed_writer_left_of_a_file_does_not_get_into_it(
+    name, owner, killed_at, tmp_path, monkeypatch
+):
+    """It may be longer than what is written in its place."""
+
+    def run(folder):
+        write(tmp_path / folder, batches(), teacher, kd.KDPt())
+
+    def killed(*_, **__):
+        raise Killed
+
+    teacher = mlp(12, seed=5)
+    run("whole")
+    left = tmp_path / "cut" / f"{name}.__lock"
+    first = (owner, killed_at)
+    # The next two are killed as well, so that what they have written is read.
+    write_table = (storage.Table, "write")
+    after_a_flush = (writer._Progress, "of_next_view")
+    for moment in (first, write_table, after_a_flush):
+        with monkeypatch.context() as patched:
+            patched.setattr(*moment, killed)
+            with pytest.raises(Killed):
+                run("cut")
+        if moment is first:
+            left.parent.mkdir(parents=True, exist_ok=True)
+            left.write_text("7" * 5000)
+    run("cut")
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
 # -- bad input -----------------------------------------------------------------
