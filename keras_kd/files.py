@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import socket
+import struct
 import tempfile
 
 # How the names of what is being written end.
@@ -50,6 +51,39 @@ def write_whole(path, data):
     Raises:
         OSError: naming the file and the reason, such as a full disk.
     """
+    with _written(path, data) as unfinished:
+        os.replace(unfinished, path)
+
+
+def write_new(path, data):
+    """Writes a file whole, unless there is one, which stays as it is.
+
+    Args:
+        path: see `write_whole`, as the following.
+        data: string, bytes or function.
+
+    Returns:
+        Whether it was written. Of several that write it at once one has.
+
+    Raises:
+        OSError: as `write_whole`.
+    """
+    with _written(path, data) as unfinished:
+        try:
+            os.link(unfinished, path)
+        except FileExistsError:
+            return False
+        except OSError:
+            # Some disks have no links.
+            if os.path.exists(path):
+                return False
+            os.replace(unfinished, path)
+    return True
+
+
+@contextlib.contextmanager
+def _written(path, data):
+    """Yields the path of a whole file, which is removed if it is left there."""
     if isinstance(data, str):
         data = data.encode()
     folder, name = os.path.split(os.path.abspath(os.fspath(path)))
@@ -63,12 +97,11 @@ def write_whole(path, data):
                 os.fsync(file.fileno())
             # `mkstemp` lets nobody else read the file.
             os.chmod(unfinished, 0o666 & ~_umask())
-            os.replace(unfinished, path)
-        except BaseException:
+            yield unfinished
+        finally:
             if unfinished is not None:
                 with contextlib.suppress(OSError):
                     os.remove(unfinished)
-            raise
 
 
 def write_json(path, value):
@@ -78,7 +111,24 @@ def write_json(path, value):
         path: string or `os.PathLike`.
         value: what JSON can hold.
     """
-    write_whole(path, json.dumps(value, indent=2) + "\n")
+    write_whole(path, _json(value))
+
+
+def write_new_json(path, value):
+    """Writes a JSON file unless there is one; see `write_new`.
+
+    Args:
+        path: string or `os.PathLike`.
+        value: what JSON can hold.
+
+    Returns:
+        Whether it was written.
+    """
+    return write_new(path, _json(value))
+
+
+def _json(value):
+    return json.dumps(value, indent=2) + "\n"
 
 
 def read_json(path, remedy):
@@ -97,7 +147,7 @@ def read_json(path, remedy):
     try:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise ValueError(
@@ -142,18 +192,21 @@ def lock(folder, argument="folder"):
         OSError: if another process uses it, or it can't be written.
     """
     path = pathlib.Path(folder, "lock")
-    with errors_naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8")
+    file = _open_lock(path)
     try:
         _lock_file(file)
     except BlockingIOError as error:
+        file.seek(0)
+        holder = file.read().strip()
         file.close()
-        holder = path.read_text(encoding="utf-8").strip()
         raise OSError(
             f"The folder {folder} is in use. Received: {holder}, which runs in "
             f"it. Wait for its end, or choose another {argument}."
         ) from error
+    if not _is_at(file, path):
+        # Its holder has removed the folder, as at the end of its work.
+        file.close()
+        return lock(folder, argument)
     with errors_naming(path):
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -182,14 +235,16 @@ def check_folder(folder, name, about, argument):
         )
     names = sorted(path.name for path in folder.iterdir())
     others = [n for n in names if n != "lock" and UNFINISHED not in n]
-    if others and name not in names:
+    # After the list: a process that begins in the folder writes it first, so
+    # that what is listed without it is not a run's.
+    before = read_dict(
+        folder / name, f"Choose another {argument}, or remove this folder."
+    )
+    if before is None and others:
         raise ValueError(
             f"{argument} must be new, empty, or an earlier run's. Received: "
             f"{folder} with {others[:5]}. Choose another {argument}."
         )
-    before = read_dict(
-        folder / name, f"Choose another {argument}, or remove this folder."
-    )
     if before is None:
         return
     differing = [
@@ -203,6 +258,27 @@ def check_folder(folder, name, about, argument):
             f"({'; '.join(differing)}). Choose another {argument}, or leave it "
             "out."
         )
+
+
+def share_folder(folder, name, about, argument):
+    """Makes a folder that of some work, which several processes may do.
+
+    Args:
+        folder: see `check_folder`, as the following.
+        name: string.
+        about: dict.
+        argument: string.
+
+    Raises:
+        ValueError: as `check_folder`.
+        OSError: if it can't be written.
+    """
+    check_folder(folder, name, about, argument)
+    with errors_naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not write_new_json(folder / name, about):
+        # Another process may have been faster, with other work.
+        check_folder(folder, name, about, argument)
 
 
 def claim_folder(folder, name, about, argument):
@@ -230,6 +306,26 @@ def claim_folder(folder, name, about, argument):
         claimed.close()
         raise
     return claimed
+
+
+def _open_lock(path):
+    """The lock of a folder, which another process may remove meanwhile."""
+    with errors_naming(path):
+        while True:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                return open(path, "a+", encoding="utf-8")
+            except FileNotFoundError:
+                if path.is_symlink():
+                    raise  # It leads nowhere.
+
+
+def _is_at(file, path):
+    """Whether an open file is still the one of a path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _lock_file(file):
@@ -266,6 +362,29 @@ def read_dict(path, remedy):
             f"Received: {value!r:.60}. {remedy}"
         )
     return value
+
+
+def remove_unlocked(path):
+    """Removes a file, unless a program that is running has locked it.
+
+    Args:
+        path: string, of a file that programs lock as TensorStore does: by an
+            open file description lock on Linux, by `flock` elsewhere. It may
+            be missing. Where there are no such locks, it stays.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return  # Windows has none of this kind.
+    with contextlib.suppress(OSError), open(path, "r+b") as file:
+        if hasattr(fcntl, "F_OFD_SETLK"):
+            whole = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, whole)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Its program may have given it another name before it was locked.
+        if _is_at(file, path):
+            os.remove(path)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from tensorboard.util import tensor_util
 
 import keras_kd as kd
 from keras_kd import attribution
-from keras_kd.attribution import Attribution, attribute, pictures
+from keras_kd.attribution import Attribution, attribute, pictures, runs
 
 
 def flat(scores):
@@ -180,23 +180,27 @@ def test_a_damaged_study_file_is_named(tmp_path):
     assert not train.calls
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("functions", [["fsync"], ["link", "replace"]])
 @pytest.mark.parametrize("killed_at", range(4))
 def test_killed_at_any_write_nothing_is_lost(
-    tmp_path, monkeypatch, call, killed_at
+    tmp_path, monkeypatch, functions, killed_at
 ):
     """study.json and two runs are written, whole or not at all."""
-    real, calls = getattr(os, call), []
+    calls = []
 
-    def dying(*args):
-        calls.append(args)
-        if len(calls) > killed_at:
-            raise KeyboardInterrupt
-        return real(*args)
+    def dying(real):
+        def call(*args):
+            calls.append(args)
+            if len(calls) > killed_at:
+                raise KeyboardInterrupt
+            return real(*args)
+
+        return call
 
     first = flat(EVEN)
     with monkeypatch.context() as patched:
-        patched.setattr(os, call, dying)
+        for name in functions:
+            patched.setattr(os, name, dying(getattr(os, name)))
         # A kill removes nothing.
         patched.setattr(os, "remove", lambda path: None)
         with pytest.raises(KeyboardInterrupt):
@@ -265,6 +269,35 @@ def test_a_folder_of_another_study_is_refused(tmp_path):
         with pytest.raises(ValueError, match="another study"):
             attribute(train, range(2), folder=tmp_path, **other)
     assert len(train.calls) == BOTH_SEEDS
+
+
+@pytest.mark.parametrize("moment", ["_has_other_files", "link"])
+def test_of_two_calls_that_begin_in_a_folder_none_takes_the_other_for_foreign(
+    tmp_path, monkeypatch, moment
+):
+    """The other begins, or is done, as this one looks at the folder."""
+    owner = os if moment == "link" else runs.Runs
+    real = getattr(owner, moment)
+
+    def meanwhile(folder, train, **study):
+        def call(*args):
+            monkeypatch.setattr(owner, moment, real)
+            attribute(train, range(2), folder=folder, verbose=False, **study)
+            return real(*args)
+
+        monkeypatch.setattr(owner, moment, call)
+
+    equal, other = tmp_path / "equal", tmp_path / "other"
+    equal.mkdir()
+    other.mkdir()
+    first, second = flat(EVEN), flat(EVEN)
+    meanwhile(equal, first)
+    attribute(second, range(2), folder=equal, verbose=False)
+    assert len(first.calls) == BOTH_SEEDS and not second.calls
+    meanwhile(other, first, study={"epochs": 4})
+    with pytest.raises(ValueError, match="another study"):
+        attribute(second, range(2), folder=other, verbose=False)
+    assert not second.calls
 
 
 def test_a_folder_of_other_files_is_refused(tmp_path):

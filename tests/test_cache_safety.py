@@ -1,6 +1,7 @@
 """A cache that is not of these data, this teacher or this loss is refused."""
 
 import concurrent.futures
+import contextlib
 import errno
 import json
 import resource
@@ -16,7 +17,7 @@ from models import CLASSES, FEATURES, assert_same_weights, data, mlp, weights_of
 import keras_kd as kd
 from keras_kd import data_errors, fingerprint
 from keras_kd.batch import TEACHER_FINGERPRINT
-from keras_kd.cache import storage, teacher_pass
+from keras_kd.cache import storage, teacher_pass, writer
 
 TAIL = r" Received: .*\. (Pass|Write|Choose|Remove|Free|Leave|Return|Say)"
 
@@ -507,6 +508,29 @@ def test_a_control_is_not_taken_for_another_cache(tmp_path):
             cache.shuffled(tmp_path / "other", dataset, order)
 
 
+@pytest.mark.parametrize("order", [rolled, backwards])
+def test_a_control_is_not_written_over_another_that_begins_meanwhile(
+    order, tmp_path, monkeypatch
+):
+    cache = write(tmp_path / "cache", batches(), mlp(12, seed=5), kd.KDPt())
+    path, labels_of = tmp_path / "control", kd.TeacherCache._labels
+
+    def labels_meanwhile(self, dataset):
+        monkeypatch.undo()
+        cache.shuffled(path, dataset, backwards)
+        return labels_of(self, dataset)
+
+    monkeypatch.setattr(kd.TeacherCache, "_labels", labels_meanwhile)
+    if order is rolled:
+        with pytest.raises(ValueError, match="order: "):
+            cache.shuffled(path, batches(), order)
+    else:
+        cache.shuffled(path, batches(), order)
+    expected = cache.shuffled(tmp_path / "alone", batches(), backwards)
+    assert contents(path) == contents(tmp_path / "alone")
+    assert expected.examples == 30
+
+
 def test_a_control_never_overwrites_other_files(tmp_path):
     cache = write(tmp_path / "cache", batches(), mlp(), kd.KDPt())
     (tmp_path / "mine").mkdir()
@@ -748,6 +772,93 @@ def test_two_writers_of_one_cache_both_end_with_it(tmp_path):
             )
     manifest = json.loads((tmp_path / "cache" / "zarr.json").read_text())
     assert manifest["attributes"]["keras_kd"]["examples"] == 200
+
+
+@pytest.mark.parametrize("killed_after", ["write", None])
+def test_another_writer_may_come_between_any_two_steps(
+    killed_after, tmp_path, monkeypatch
+):
+    """And end there, having written a part of the cache, or all of it."""
+    x, labels, _ = data(8)
+    arguments = {"batch_size": 4, "checkpoint_seconds": 0}
+
+    def run(path):
+        return write(path, (x, labels), teacher, kd.KDPt(), **arguments)
+
+    teacher, state = mlp(12, seed=5), {"steps": 0, "at": None}
+    expected = run(tmp_path / "whole")[:]
+
+    def step(owner, name):
+        original = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            if state["at"] is None:  # The other writer.
+                result = original(*args, **kwargs)
+                if name == killed_after:
+                    raise Killed
+                return result
+            state["steps"] += 1
+            if state["steps"] == state["at"]:
+                state["at"] = None
+                with contextlib.suppress(Killed):
+                    run(path)
+                state["at"] = 0
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, call)
+
+    for name in ("names", "read_json", "write_json", "remove"):
+        step(storage.Folder, name)
+    step(storage.Table, "write")
+    step(storage.ts, "open")
+    for at in range(1, 100):
+        path = tmp_path / str(at)
+        state.update(steps=0, at=at)
+        found = run(path)[:]
+        for name, values in expected.items():
+            np.testing.assert_array_equal(found[name], values)
+        if state["at"]:
+            break  # There are fewer steps.
+    assert at > 20
+
+
+@pytest.mark.parametrize(
+    ("name", "owner", "killed_at"),
+    [
+        ("zarr.json", storage.Folder, "write_json"),
+        ("label_log_odds_2/zarr.json", storage.Folder, "open_array"),
+        ("label_log_odds_2/zarr.json", storage.Table, "write"),
+        ("writing.json", storage.Table, "write"),
+    ],
+)
+def test_what_a_killed_writer_left_of_a_file_does_not_get_into_it(
+    name, owner, killed_at, tmp_path, monkeypatch
+):
+    """It may be longer than what is written in its place."""
+
+    def run(folder):
+        write(tmp_path / folder, batches(), teacher, kd.KDPt())
+
+    def killed(*_, **__):
+        raise Killed
+
+    teacher = mlp(12, seed=5)
+    run("whole")
+    left = tmp_path / "cut" / f"{name}.__lock"
+    first = (owner, killed_at)
+    # The next two are killed as well, so that what they have written is read.
+    write_table = (storage.Table, "write")
+    after_a_flush = (writer._Progress, "of_next_view")
+    for moment in (first, write_table, after_a_flush):
+        with monkeypatch.context() as patched:
+            patched.setattr(*moment, killed)
+            with pytest.raises(Killed):
+                run("cut")
+        if moment is first:
+            left.parent.mkdir(parents=True, exist_ok=True)
+            left.write_text("7" * 5000)
+    run("cut")
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
 # -- bad input -----------------------------------------------------------------

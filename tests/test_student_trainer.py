@@ -705,6 +705,22 @@ def test_a_folder_of_another_study_is_refused(teacher, tmp_path):
     assert [path.name for path in other.iterdir()] == ["file.txt"]
 
 
+def test_of_two_studies_that_begin_in_a_folder_one_has_it(
+    tmp_path, monkeypatch
+):
+    mkdir, folder = pathlib.Path.mkdir, tmp_path / "study"
+
+    def make_meanwhile(*args, **kwargs):
+        monkeypatch.setattr(pathlib.Path, "mkdir", mkdir)
+        make(folder=folder, epochs=4)
+        mkdir(*args, **kwargs)
+
+    monkeypatch.setattr(pathlib.Path, "mkdir", make_meanwhile)
+    with pytest.raises(ValueError, match="epochs: 4 there, 3 now"):
+        make(folder=folder)
+    make(folder=folder, epochs=4)
+
+
 def test_a_damaged_result_is_named(tmp_path):
     trainer = make(folder=tmp_path / "study", epochs=1)
     trainer("plain", 0)

@@ -10,7 +10,7 @@ from keras_kd.files import (
     errors_naming,
     read_json,
     user_path,
-    write_json,
+    write_new_json,
     write_whole,
 )
 
@@ -113,32 +113,39 @@ class Runs:
     def _claim(self, study):
         """Makes the folder one of this study, or refuses it."""
         path = self.folder / "study.json"
-        if path.exists():
-            before = read_json(
-                path,
-                "Remove it if the folder's runs are of this study, or choose "
-                "another `folder`.",
-            )
-            if before != study:
-                raise ValueError(
-                    f"{self.folder} holds the runs of another study. Received: "
-                    f"{study}, where it has {before}. Choose another `folder`."
-                )
-            return
-        if self.folder.exists() and self._has_other_files():
+        has_others = self.folder.exists() and self._has_other_files()
+        # After that: a call that begins in the folder writes it first.
+        before = _read_study(path)
+        if before is None and has_others:
             raise ValueError(
                 "The folder must be new, empty, or from an earlier call. "
                 f"Received: {self.folder} with other files. Choose another "
                 "`folder`."
             )
-        with errors_naming(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, study)
+        if before is None:
+            with errors_naming(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            write_new_json(path, study)
+            # Another call's, if that was faster.
+            before = _read_study(path)
+        if before != study:
+            raise ValueError(
+                f"{self.folder} holds the runs of another study. Received: "
+                f"{study}, where it has {before}. Choose another `folder`."
+            )
 
     def _has_other_files(self):
         """Whether it holds anything but runs and what a killed call left."""
         ours = re.compile(r"run-.+\.json|.+\.unfinished")
         return any(not ours.fullmatch(p.name) for p in self.folder.iterdir())
+
+
+def _read_study(path):
+    return read_json(
+        path,
+        "Remove it if the folder's runs are of this study, or choose another "
+        "`folder`.",
+    )
 
 
 def _read_run(path):

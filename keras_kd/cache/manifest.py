@@ -84,9 +84,19 @@ class Manifest:
         """A dict in JSON's types."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
-    def save(self, folder, only_new=False):
-        """Writes it into a `Folder`; returns whether it was written."""
-        return folder.write_json(GROUP, {"keras_kd": self.to_json()}, only_new)
+    def save(self, folder):
+        """Writes it into a `Folder`."""
+        folder.write_json(GROUP, {"keras_kd": self.to_json()})
+
+    def claim(self, folder):
+        """Writes it into a `Folder` that has none.
+
+        Returns:
+            The `Manifest` that is there then: another writer's, where that
+            was faster.
+        """
+        folder.write_json(GROUP, {"keras_kd": self.to_json()}, only_new=True)
+        return read_manifest(folder)
 
     def differences(self, other, ignored=()):
         """What differs between this cache and what is asked for, in words.
@@ -121,15 +131,19 @@ def read_manifest(folder):
     Raises:
         ValueError: if it holds something else, or a damaged manifest.
     """
-    values = (folder.read_json(GROUP) or {}).get("keras_kd")
+    values, names = _values(folder), []
+    if values is None:
+        names = folder.names()
+        # Another writer may have begun between the two. It writes its manifest
+        # first, so that what is listed without one now is not a writer's.
+        values = _values(folder)
     if values is not None and values["format"] == FORMAT:
         return Manifest(**values)
-    names = folder.names()
     if values is not None or _FORMER.intersection(names):
         raise ValueError(
             f"The cache at {folder.path} must be of format {FORMAT}. Received: "
-            f"one of another version of keras_kd, {names[:3]}. Remove the "
-            "folder and write the cache again."
+            f"one of another version of keras_kd, {folder.names()[:3]}. Remove "
+            "the folder and write the cache again."
         )
     if names:
         raise ValueError(
@@ -137,3 +151,8 @@ def read_manifest(folder):
             f"{folder.path} with {names[:5]}. Choose another path."
         )
     return None
+
+
+def _values(folder):
+    """The manifest's values; `None` if the folder has none."""
+    return (folder.read_json(GROUP) or {}).get("keras_kd")

@@ -21,6 +21,8 @@ from keras_kd import files
 from keras_kd.data_errors import DataError
 
 GROUP = "zarr.json"
+# How the names of TensorStore's locks of local files end.
+_LOCK = ".__lock"
 # Paths such as memory:// are the same in the whole process.
 _CONTEXT = ts.Context()
 # Chunks that are read at single positions are kept up to this size.
@@ -65,8 +67,7 @@ class Folder:
 
     def __init__(self, path):
         self.path = os.fspath(path)
-        self._is_local = "://" not in self.path
-        if self._is_local:
+        if "://" not in self.path:
             self.path = files.user_path(self.path)
             spec = {"driver": "file", "path": f"{os.path.abspath(self.path)}/"}
         else:
@@ -80,15 +81,18 @@ class Folder:
                 "such as 'runs/cache' or 'gs://bucket/cache'."
             ) from error
 
+        spec = self._store.spec().to_json()
+        self._local = spec["path"] if spec["driver"] == "file" else None
+
     def names(self):
         """What is in the folder, but for the locks of killed writers."""
-        if not self._is_local:
+        if self._local is None:
             names = [key.decode() for key in self._store.list().result()]
-        elif os.path.isdir(self.path):
-            names = os.listdir(self.path)
+        elif os.path.isdir(self._local):
+            names = os.listdir(self._local)
         else:
             names = []
-        return sorted(name for name in names if not name.endswith(".__lock"))
+        return sorted(name for name in names if not name.endswith(_LOCK))
 
     def read_json(self, name):
         """What `write_json` has written.
@@ -135,6 +139,7 @@ class Folder:
                 "attributes": value,
             }
         content = (json.dumps(value, indent=1) + "\n").encode()
+        self.remove_stale_lock(name)
         with self.writing():
             expected = None
             if only_new:
@@ -150,6 +155,20 @@ class Folder:
         """Removes a file, if it is there."""
         with self.writing():
             self._store.write(name, None).result()
+
+    def remove_stale_lock(self, name):
+        """Removes what a killed writer has left of a file.
+
+        TensorStore writes a file under the name of its lock, which then gets
+        the file's name. What it finds there it writes over, but does not
+        shorten: a file that is not of one size, as chunks are, would keep the
+        end of a longer one.
+
+        Args:
+            name: of the file that is about to be written.
+        """
+        if self._local is not None:
+            files.remove_unlocked(f"{self._local}{name}{_LOCK}")
 
     def open_array(self, field, chunk, create, context=_CONTEXT):
         """A field's `tensorstore.TensorStore`; see `Table`."""
@@ -177,10 +196,18 @@ class Folder:
         with contextlib.suppress(ValueError) if create else self.reading():
             return ts.open(spec, context=context, open=True).result()
         spec["metadata"]["shape"] = [field.views, 0, *field.shape]
+        self.remove_stale_lock(f"{field.name}/{GROUP}")
         with self.writing():
-            return ts.open(
-                spec, context=context, open=True, create=True
-            ).result()
+            try:
+                return ts.open(
+                    spec, context=context, open=True, create=True
+                ).result()
+            except ValueError:
+                # Another writer may have made it meanwhile, and let it grow.
+                del spec["metadata"]["shape"]
+                with contextlib.suppress(ValueError):
+                    return ts.open(spec, context=context, open=True).result()
+                raise
 
     def damaged(self, received):
         """The error that says what is damaged, and what to do."""
@@ -262,6 +289,7 @@ class Table:
         array = self._arrays[name]
         if array.shape[1] < length:
             size = [None, length] + [None] * (array.rank - 2)
+            self._folder.remove_stale_lock(f"{name}/{GROUP}")
             try:
                 array = array.resize(
                     exclusive_max=size, expand_only=True

@@ -210,10 +210,7 @@ class TeacherCache:
             num_classes,
             output,
         )
-        if begun is None:
-            plan.manifest.save(folder, only_new=True)
-            # Where another process was faster, this is its cache.
-            begun = read_manifest(folder)
+        begun = begun or plan.manifest.claim(folder)
         whole = begun.examples is not None
         # What is kept may be more than what these losses need.
         ignored = ("stores", "fields") if whole else ()
@@ -675,10 +672,9 @@ class TeacherCache:
         sources = _positions(order, labels.ravel())
         digest = hashlib.sha256(sources.tobytes()).hexdigest()
         whole = dataclasses.replace(self._manifest, order=digest)
-        if begun is not None:
-            _refuse(folder.path, begun.differences(whole))
-        if begun is None or begun.examples is None:
-            dataclasses.replace(whole, examples=None).save(folder)
+        begun = begun or dataclasses.replace(whole, examples=None).claim(folder)
+        _refuse(folder.path, begun.differences(whole))
+        if begun.examples is None:
             self._write_shuffled(folder, sources.reshape(labels.shape))
             whole.save(folder)
         control = TeacherCache(path)

@@ -31,10 +31,7 @@ class Results:
             return
         self.folder = pathlib.Path(files.user_path(folder, "folder"))
         study = json.loads(json.dumps(study))
-        files.check_folder(self.folder, _STUDY, study, "`folder`")
-        with files.errors_naming(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        files.write_json(self.folder / _STUDY, study)
+        files.share_folder(self.folder, _STUDY, study, "`folder`")
         for path in sorted(self.folder.glob("*.result.json")):
             self._kept[path.name.removesuffix(".result.json")] = _read(path)
 

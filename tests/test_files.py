@@ -1,0 +1,145 @@
+"""Folders that two processes begin to use at once, and files written once."""
+
+import errno
+import os
+import pathlib
+import shutil
+
+import pytest
+
+from keras_kd import files
+
+ABOUT = {"epochs": 3}
+
+
+def between(monkeypatch, owner, name, other, after=False):
+    """Lets another process act just before a call, or just after it.
+
+    Args:
+        monkeypatch: the fixture.
+        owner: of the function.
+        name: of the function, whose first call it is.
+        other: function without arguments.
+        after: whether it acts after the call.
+    """
+    real = getattr(owner, name)
+
+    def call(*args, **kwargs):
+        monkeypatch.setattr(owner, name, real)
+        if not after:
+            other()
+        result = real(*args, **kwargs)
+        if after:
+            other()
+        return result
+
+    monkeypatch.setattr(owner, name, call)
+
+
+def share(folder, about=ABOUT):
+    files.share_folder(folder, "study.json", about, "`folder`")
+
+
+# -- one name, once ------------------------------------------------------------
+
+
+def test_a_new_file_never_replaces_another(tmp_path):
+    path = tmp_path / "study.json"
+    assert files.write_new(path, "first")
+    assert not files.write_new(path, "second")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.stat().st_mode & 0o600 == 0o600
+
+
+def test_a_new_file_on_a_disk_without_links(tmp_path, monkeypatch):
+    def link(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    test_a_new_file_never_replaces_another(tmp_path)
+
+
+# -- two at once ---------------------------------------------------------------
+
+
+def test_a_folder_in_which_another_process_begins_is_not_foreign(
+    tmp_path, monkeypatch
+):
+    """A list that is made meanwhile may have the later of two files alone."""
+    study, result = tmp_path / "study.json", tmp_path / "kd-seed0.result.json"
+
+    def listed(folder):
+        files.write_json(study, ABOUT)
+        files.write_json(result, {})
+        return [result]
+
+    monkeypatch.setattr(pathlib.Path, "iterdir", listed)
+    share(tmp_path)
+    monkeypatch.undo()
+    study.unlink()
+    with pytest.raises(ValueError, match="kd-seed0.result.json"):
+        share(tmp_path)
+
+
+@pytest.mark.parametrize("moment", ["mkdir", "link"])
+def test_of_two_that_begin_in_a_folder_one_has_it(
+    tmp_path, monkeypatch, moment
+):
+    owner = os if moment == "link" else pathlib.Path
+    folder = tmp_path / "study"
+    between(monkeypatch, owner, moment, lambda: share(folder))
+    share(folder)
+    shutil.rmtree(folder)
+    between(monkeypatch, owner, moment, lambda: share(folder, {"epochs": 4}))
+    with pytest.raises(ValueError, match="epochs: 4 there, 3 now"):
+        share(folder)
+    assert files.read_json(folder / "study.json", "") == {"epochs": 4}
+
+
+def test_a_lock_that_its_holder_has_removed_is_nobodys(tmp_path, monkeypatch):
+    folder = tmp_path / "unfinished"
+    held = files.lock(folder)
+
+    def end():
+        shutil.rmtree(folder)
+        held.close()
+
+    between(monkeypatch, files, "_lock_file", end)
+    with files.lock(folder):
+        # The other's was a file without a name, which excludes nobody.
+        with pytest.raises(OSError, match=f"in use.*process {os.getpid()}"):
+            files.lock(folder)
+
+
+def test_a_folder_that_is_removed_before_it_is_locked_is_made_again(
+    tmp_path, monkeypatch
+):
+    folder = tmp_path / "unfinished"
+    between(
+        monkeypatch,
+        pathlib.Path,
+        "mkdir",
+        lambda: shutil.rmtree(folder),
+        after=True,
+    )
+    with files.lock(folder):
+        assert (folder / "lock").exists()
+
+
+def test_a_holder_that_ends_while_it_is_named_is_still_named(
+    tmp_path, monkeypatch
+):
+    folder = tmp_path / "unfinished"
+    real = files._lock_file
+
+    def refused_and_removed(file):
+        try:
+            real(file)
+        finally:
+            shutil.rmtree(folder)
+
+    with files.lock(folder):
+        monkeypatch.setattr(files, "_lock_file", refused_and_removed)
+        with pytest.raises(OSError, match=f"in use.*process {os.getpid()}"):
+            files.lock(folder)
