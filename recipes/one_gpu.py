@@ -31,6 +31,7 @@ import numpy as np
 from data import text
 from jax import numpy as jnp
 from keras import ops
+from study import attribution
 from study import methods as arguments
 from study.epoch_program import (
     EpochProgram,
@@ -60,6 +61,9 @@ _path = functools.partial(click.Path, path_type=pathlib.Path)
 
 class Students:
     """Trains students of one study, as `kd.attribute` takes it.
+
+    A subclass has the name of its `metric`, and what it is called in a table,
+    `heading`, where it is multiplied by `scale`.
 
     Args:
         folder: path of the study, for what its processes share.
@@ -102,7 +106,7 @@ class Images(Students):
         options: dict of the command's options.
     """
 
-    metric = "accuracy"
+    metric, heading, scale = "accuracy", "top-1 %", 100
 
     def __init__(self, folder, data, teacher, options):
         self.teacher = keras.models.load_model(teacher, compile=False)
@@ -278,7 +282,7 @@ class Images(Students):
             view = epoch % options["epochs"]
             chosen = positions[next(order)].astype("int32")
             logs = program.train(view, chosen)
-            logs["test_accuracy"] = float(self._right(student).mean())
+            logs["val_accuracy"] = float(self._right(student).mean())
             _append(history, logs, distiller)
         return distiller, history
 
@@ -327,7 +331,8 @@ class Texts(Students):
         options: dict of the command's options.
     """
 
-    metric, higher_is_better = "test_perplexity", False
+    metric, heading, scale = "test_perplexity", "test perplexity", 1
+    higher_is_better = False
     teacher_similarity = None  # Of 10,000 words: too many for a picture.
 
     def __init__(self, folder, corpus, options):
@@ -426,11 +431,11 @@ class Texts(Students):
         history = {}
         for epoch in range(epochs):
             logs = program.train(epoch, order)
-            logs["valid_perplexity"] = self._perplexity(model, "valid")[0]
+            logs["val_perplexity"] = self._perplexity(model, "valid")[0]
             _append(history, logs, distiller)
             print(
                 f"{method} {role}, epoch {epoch + 1}: valid perplexity "
-                f"{logs['valid_perplexity']:.2f}",
+                f"{logs['val_perplexity']:.2f}",
                 flush=True,
             )
         return history
@@ -575,7 +580,8 @@ def _run(students, folder, methods, seeds, part, prepare):
     if part is None:
         found = kd.attribute(students, seeds, methods, runs_folder)
         click.echo(f"\n{found}\n")
-        found.save(folder / "attribution.html")
+        attribution.save(found, folder, "attribution")
+        files.write_json(folder / "study.json", _rows(found, students))
         return
     number, of = map(int, part.split("/"))
     about = {
@@ -594,6 +600,20 @@ def _run(students, folder, methods, seeds, part, prepare):
             seconds = round(time.perf_counter() - began, 2)
             runs.add(method, seed, score, seconds, results)
             click.echo(f"{method}, seed {seed}: {score:.4f} in {seconds} s")
+
+
+def _rows(found, students):
+    """A study for `tools/study_tables.py`: the scores of every seed."""
+    rows = {
+        method: {
+            students.heading: [
+                round(students.scale * score, 4) for score in scores.values()
+            ]
+        }
+        for method, scores in found.scores.items()
+    }
+    seeds = max(map(len, found.scores.values()))
+    return {"seeds": seeds, "gain": students.heading, "rows": rows}
 
 
 # -- helpers -------------------------------------------------------------------
