@@ -54,7 +54,7 @@ from keras_kd.student_trainer.scores import similarity_of
 # that they were trained on, and of the one that they were not.
 SEEN, HELD_OUT = "_seen", "_held_out"
 _WITHOUT_TEACHER = (PLAIN, "label_smoothing")
-_PAD = 4
+_PAD, _CLASSES = 4, 100
 _positive = click.IntRange(min=1)
 _path = functools.partial(click.Path, path_type=pathlib.Path)
 
@@ -77,6 +77,22 @@ class Students:
     def __init__(self, folder, options, about):
         self.shared, self.options = folder / "shared", options
         self.study = {**options, **about}
+
+    def check(self, methods):
+        """Refuses methods that this study does not have.
+
+        Args:
+            methods: list of names.
+
+        Raises:
+            ValueError: naming those that it has.
+        """
+        unknown = set(methods) - set(self.methods)
+        if unknown:
+            raise ValueError(
+                "There is no method of that name here. Received: "
+                f"{sorted(unknown)}. Choose among {', '.join(self.methods)}."
+            )
 
     def prepare(self, methods):
         """Makes what the students of some methods share."""
@@ -107,6 +123,11 @@ class Images(Students):
     """
 
     metric, heading, scale = "accuracy", "top-1 %", 100
+    methods = (
+        *DEFAULT_METHODS,
+        "dkd",
+        *("kd_pt" + SEEN, "kd_pt" + HELD_OUT, "kd" + SEEN, "kd" + HELD_OUT),
+    )
 
     def __init__(self, folder, data, teacher, options):
         self.teacher = keras.models.load_model(teacher, compile=False)
@@ -120,6 +141,7 @@ class Images(Students):
             },
         )
         self.labels, self.test_labels = packed["train_y"], packed["test_y"]
+        _check_images(packed["train_x"], self.teacher, options["batch_size"])
         self.superclasses = packed["superclasses"].tolist()
         self.size = packed["train_x"].shape[1]
         pad = (0, 0), (_PAD, _PAD), (_PAD, _PAD), (0, 0)
@@ -245,7 +267,7 @@ class Images(Students):
         student = networks.cifar_resnet(
             depth,
             (self.size, self.size, 3),
-            100,
+            _CLASSES,
             networks.CIFAR100_MEAN,
             networks.CIFAR100_DEVIATION,
         )
@@ -333,6 +355,11 @@ class Texts(Students):
 
     metric, heading, scale = "test_perplexity", "test perplexity", 1
     higher_is_better = False
+    methods = (
+        PLAIN,
+        *(m for m in DEFAULT_METHODS if m in arguments.TEXT_ARGUMENTS),
+        "kd_sampled",
+    )
     teacher_similarity = None  # Of 10,000 words: too many for a picture.
 
     def __init__(self, folder, corpus, options):
@@ -414,7 +441,7 @@ class Texts(Students):
             model, teacher, gradient_scale=_bins_for(method)
         )
         distiller.compile(
-            keras.optimizers.Adam(rate, global_clipnorm=5.0),
+            keras.optimizers.SGD(rate, global_clipnorm=options["clip_norm"]),
             make_loss(
                 method,
                 arguments.settings_of(method, arguments.TEXT_ARGUMENTS),
@@ -465,6 +492,26 @@ class Texts(Students):
 # -- commands ------------------------------------------------------------------
 
 
+class _Part(click.ParamType):
+    """One part of so many, as 1/4."""
+
+    name = "part"
+
+    def convert(self, value, param, ctx):
+        """(part, parts), both from 1 on; see `click.ParamType`."""
+        number, _, of = str(value).partition("/")
+        if not (number.isdigit() and of.isdigit()) or not (
+            1 <= int(number) <= int(of)
+        ):
+            self.fail(
+                "A part is a number of so many. Received: "
+                f"{value!r}. Pass, for example, 1/4, 2/4, 3/4 and 4/4.",
+                param,
+                ctx,
+            )
+        return int(number), int(of)
+
+
 def _study_options(command):
     """The options of both studies."""
     for option in (
@@ -476,7 +523,9 @@ def _study_options(command):
             help="To compare; may be given several times. [default: all]",
         ),
         click.option("--seeds", type=_positive, default=3),
-        click.option("--part", help="As 1/4: train one student in four."),
+        click.option(
+            "--part", type=_Part(), help="As 1/4: train one method in four."
+        ),
         click.option(
             "--prepare",
             is_flag=True,
@@ -488,8 +537,10 @@ def _study_options(command):
 
 
 @click.group(context_settings={"show_default": True})
+@errors_as_messages()
 def main():
     """Full-size studies on one GPU, by JAX."""
+    _check_backend()
 
 
 @main.command()
@@ -534,8 +585,7 @@ def pack(path, data_dir):
 @errors_as_messages()
 def cifar100(folder, methods, seeds, part, prepare, data, teacher, **options):
     """CIFAR-100, a ResNet of 56 layers and smaller ones."""
-    halves = [b + e for b in ("kd_pt", "kd") for e in (SEEN, HELD_OUT)]
-    methods = list(methods or (*DEFAULT_METHODS, "dkd", *halves))
+    methods = list(methods or Images.methods)
     options["losses"] = arguments.CIFAR_ARGUMENTS
     students = Images(folder, data, teacher, options)
     _run(students, folder, methods, seeds, part, prepare)
@@ -549,14 +599,15 @@ def cifar100(folder, methods, seeds, part, prepare, data, teacher, **options):
 @click.option("--teacher-units", type=_positive, default=650)
 @click.option("--teacher-layers", type=_positive, default=2)
 @click.option("--teacher-dropout", type=float, default=0.5)
-@click.option("--teacher-epochs", type=_positive, default=30)
-@click.option("--teacher-learning-rate", type=float, default=2e-3)
+@click.option("--teacher-epochs", type=_positive, default=39)
+@click.option("--teacher-learning-rate", type=float, default=20.0)
 @click.option("--student-units", type=_positive, default=200)
 @click.option("--student-layers", type=_positive, default=2)
 @click.option("--student-dropout", type=float, default=0.2)
-@click.option("--epochs", type=_positive, default=15)
-@click.option("--learning-rate", type=float, default=3e-3)
-@click.option("--batch-size", type=_positive, default=64)
+@click.option("--epochs", type=_positive, default=13)
+@click.option("--learning-rate", type=float, default=20.0)
+@click.option("--clip-norm", type=float, default=0.25, help="Global norm.")
+@click.option("--batch-size", type=_positive, default=20)
 @click.option("--time-steps", type=_positive, default=35)
 @errors_as_messages()
 def ptb(folder, methods, seeds, part, prepare, data_dir, **options):
@@ -564,8 +615,7 @@ def ptb(folder, methods, seeds, part, prepare, data_dir, **options):
     corpus = text.load(
         data_dir, False, options["tokens"], options["vocabulary"]
     )
-    names = [m for m in DEFAULT_METHODS if m in arguments.TEXT_ARGUMENTS]
-    methods = list(methods or (PLAIN, *names, "kd_sampled"))
+    methods = list(methods or Texts.methods)
     options["losses"] = arguments.TEXT_ARGUMENTS
     students = Texts(folder, corpus, options)
     _run(students, folder, methods, seeds, part, prepare)
@@ -573,25 +623,30 @@ def ptb(folder, methods, seeds, part, prepare, data_dir, **options):
 
 def _run(students, folder, methods, seeds, part, prepare):
     """Trains what is missing, all or a part; at the end, the report."""
-    if prepare:
-        students.prepare(methods)
-        return
-    runs_folder = folder / "attribution"
-    if part is None:
-        found = kd.attribute(students, seeds, methods, runs_folder)
-        click.echo(f"\n{found}\n")
-        attribution.save(found, folder, "attribution")
-        files.write_json(folder / "study.json", _rows(found, students))
-        return
-    number, of = map(int, part.split("/"))
+    students.check(methods)
     about = {
         "metric": students.metric,
         "higher_is_better": students.higher_is_better,
         "study": students.study,
     }
-    runs = Runs(runs_folder, about)
+    # Refuses another study's folder, in which other arrays are shared.
+    runs = Runs(folder / "attribution", about)
+    if prepare:
+        students.prepare(methods)
+    elif part is None:
+        found = kd.attribute(students, seeds, methods, folder / "attribution")
+        click.echo(f"\n{found}\n")
+        attribution.save(found, folder, "attribution")
+        files.write_json(folder / "study.json", _rows(found, students))
+    else:
+        number, of = part
+        _train_part(students, runs, methods[number - 1 :: of], seeds)
+
+
+def _train_part(students, runs, methods, seeds):
+    """Trains the students of some methods that are missing, seed by seed."""
     for seed in range(seeds):
-        for method in methods[number - 1 :: of]:
+        for method in methods:
             if (method, seed) in runs.finished:
                 continue
             began = time.perf_counter()
@@ -617,6 +672,32 @@ def _rows(found, students):
 
 
 # -- helpers -------------------------------------------------------------------
+
+
+def _check_images(images, teacher, batch_size):
+    """Refuses a teacher of other images, and batches that none fill."""
+    found = tuple(teacher.input_shape[1:]), teacher.output_shape[-1]
+    if found != (images.shape[1:], _CLASSES):
+        raise ValueError(
+            "The teacher must take these images and know these classes. "
+            f"Received: a teacher of images {found[0]} and {found[1]} classes "
+            f"for images {images.shape[1:]} and {_CLASSES} classes. Choose "
+            "another --teacher."
+        )
+    if batch_size > len(images) // 2:
+        raise ValueError(
+            "Half of the images must fill a batch. Received: --batch-size "
+            f"{batch_size} for {len(images)} images. Lower it."
+        )
+
+
+def _check_backend():
+    """Refuses backends that compile no program of an epoch."""
+    if keras.backend.backend() != "jax":
+        raise ValueError(
+            "An epoch is one program on JAX alone. Received: KERAS_BACKEND="
+            f"{keras.backend.backend()}. Leave it out, or set it to jax."
+        )
 
 
 def _statistics(method, settings):

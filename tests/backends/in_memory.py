@@ -199,6 +199,28 @@ def run(*arguments):
     return result.output
 
 
+def refusal(*arguments):
+    result = CliRunner().invoke(one_gpu.main, [str(a) for a in arguments])
+    assert result.exit_code
+    return " ".join(result.output.split())
+
+
+def test_bad_options_are_refused_before_anything_is_made(images, tmp_path):
+    arguments = [
+        *("cifar100", tmp_path / "study", "--data", images / "cifar100.npz"),
+        *("--teacher", images / "teacher.keras", "--batch-size", 16),
+    ]
+    for more, words in (
+        (("--part", "5/4"), "Received: '5/4'"),
+        (("--method", "kd_seen", "--method", "kt"), "Received: ['kt']"),
+        (("--batch-size", 33), "Received: --batch-size 33 for 64 images"),
+    ):
+        assert words in refusal(*arguments, *more)
+    assert not (tmp_path / "study").exists()
+    run(*arguments, "--prepare", "--method", "plain")
+    assert "another study" in refusal(*arguments, "--epochs", 29, "--prepare")
+
+
 def test_parts_of_a_study_make_its_report(images, tmp_path):
     arguments = [
         *("cifar100", tmp_path, "--data", images / "cifar100.npz"),
