@@ -15,8 +15,8 @@ runs on English text that CPython ships, in under three minutes on two cores.
         --optimizer sgd --learning-rate 20 --teacher-learning-rate 20 \
         --clip-norm 0.25
 
-is the paper's size, for a machine with a GPU. By Adam two layers stay for epochs
-at the frequencies of 10,000 words.
+is the size of the paper, for a machine with a GPU. By Adam, two layers stay for
+epochs at the frequencies of 10,000 words.
 """
 
 import study.quiet  # noqa: F401
