@@ -7,6 +7,11 @@ teacher's statistics, the loss, its gradient, the metrics, and what the chunk
 contributes to the gradients of the features, the kernel and the bias. These
 gradients, and numbers, are all that is kept.
 
+TensorFlow runs operations side by side, each of which makes an array of [tokens
+of a chunk, classes]. There a chunk's products, which are slow for few tokens,
+are taken at once, but what lies between them (statistics, losses, gradient,
+metrics) for one piece of the chunk after another.
+
 The gradient comes with the forward pass, of the sum of the losses. What
 follows from the sum (the mean, its weight, loss scaling) is left to the
 backend's own differentiation: it multiplies the gradients by a scalar.
@@ -41,6 +46,8 @@ from keras_kd.states import num_rows
 from keras_kd.token_metrics import check_metrics
 
 AUTO = "auto"
+# In the state, what a chunk's products are added to.
+_OF_PRODUCTS = ("weights", "features")
 # In y, what the teacher's logit layer reads.
 _TEACHER_FEATURES = "teacher_features"
 # Beside labels, what a batch tells once, not for each token.
@@ -51,6 +58,8 @@ _OF_BATCH = (STATISTICS_TEMPERATURE, TEACHER_FINGERPRINT)
 # products are slow.
 CHUNK_BYTES = 32 * 2**20
 FEWEST_TOKENS = 128
+# The same of a chunk's piece.
+PIECE_BYTES = 8 * 2**20
 # Outside of training so many chunks are computed at once, or more by chunks.
 _AT_ONCE = 8
 
@@ -58,6 +67,11 @@ _AT_ONCE = 8
 def most_tokens(classes):
     """The number of tokens in a chunk at most, where it is not given."""
     return max(FEWEST_TOKENS, CHUNK_BYTES // (4 * classes))
+
+
+def most_tokens_of_piece(classes):
+    """The number of tokens in a piece of a chunk at most."""
+    return max(1, PIECE_BYTES // (4 * classes))
 
 
 def are_many(tokens, classes):
@@ -269,6 +283,9 @@ class _Pass:
         self._class_weight = batch.class_weight
         self._axes = len(batch.features.shape) - 1
         self._rows = self._as_rows(y, batch.sample_weight)
+        # What logit layers read.
+        self._inputs = self._flat(ops.stop_gradient(batch.features))
+        self._teacher_inputs = self._rows["y"].pop(_TEACHER_FEATURES, None)
         self._build_metrics()
         metrics = [
             m for m in distiller.metrics if not isinstance(m, LossTracker)
@@ -283,11 +300,11 @@ class _Pass:
     # -- a batch as rows, one a token ----------------------------------------
 
     def _as_rows(self, y, sample_weight):
-        """All that a chunk is cut from, a dict of [tokens, ...]."""
+        """All that a piece is cut from, a dict of [tokens, ...]."""
         features = self._features
         shape = tuple(features.shape[:-1])
         like = features[..., 0]
-        rows = {"features": self._flat(ops.stop_gradient(features))}
+        rows = {}
         mask = get_keras_mask(features)
         if mask is not None:
             mask = with_axes_of(ops.cast(mask, "bool"), like, "mask")
@@ -332,10 +349,9 @@ class _Pass:
         self._weights = layer.weights()
         if self._teacher is not None:
             self._teacher_weights = self._teacher.layer.weights()
-        features = self._rows["features"]
-        tokens = num_rows(features)
+        tokens = num_rows(self._inputs)
         size = self._step.size(tokens, layer.num_classes)
-        state = self._first_state(features)
+        state = self._first_state()
 
         state = self._over_chunks(state, tokens, size)
         # TensorFlow's tape has seen the loop.
@@ -344,7 +360,7 @@ class _Pass:
         total, divisor = state["total"], state.get("divisor")
         if training:
             total = self._with_gradients(total, state)
-        counts = self._finished(state["counts"], _divided_up(tokens, size))
+        counts = self._finished(state["counts"], state["pieces"])
         return total, divisor, self._roles, counts
 
     def _over_chunks(self, state, tokens, size):
@@ -374,18 +390,19 @@ class _Pass:
         state = backend.repeat(chunk, state, whole)
         return ops.cond(rest > 0, last_chunk, lambda: state)
 
-    def _first_state(self, features):
+    def _first_state(self):
         dtype = self._head.loss.dtype
         state = {
             "total": ops.zeros((), dtype),
             "counts": {name: ops.zeros((), "float32") for name in COUNTS},
+            "pieces": ops.zeros((), "float32"),
             "variables": list(map(ops.convert_to_tensor, self._variables)),
         }
         if self._head.loss.reduction != "sum":
             state["divisor"] = ops.zeros((), dtype)
         if self._training:
             of_features = wide(self._student.layer.dtype)
-            state["features"] = ops.zeros(ops.shape(features), of_features)
+            state["features"] = ops.zeros(ops.shape(self._inputs), of_features)
             state["weights"] = [
                 ops.zeros(each.shape, of_features) for each in self._weights
             ]
@@ -394,37 +411,75 @@ class _Pass:
     def _chunk(self, start, size, state):
         """The state after another chunk."""
         layer = self._student.layer
-        rows = keras.tree.map_structure(
-            lambda each: backend.take_rows(each, start, size), self._rows
+        inputs = backend.take_rows(self._inputs, start, size)
+        logits = layer.product(inputs, self._weights)
+        of_teacher = {}
+        if self._teacher is not None:
+            read = backend.take_rows(self._teacher_inputs, start, size)
+            of_teacher["teacher_logits"] = self._teacher.layer.product(
+                read, self._teacher_weights
+            )
+        sums = {k: v for k, v in state.items() if k not in _OF_PRODUCTS}
+        if not self._training:
+            rows = _taken(self._rows, start, size)
+            return self._piece(logits, rows, start, sums)[0]
+        sums, gradient = self._over_pieces(logits, of_teacher, start, sums)
+        of_weights, of_inputs = layer.add_gradients(
+            state["weights"], gradient, inputs, self._weights
         )
-        logits = layer.product(rows["features"], self._weights)
+        of_features = backend.put_rows(state["features"], start, of_inputs)
+        return {**sums, "weights": of_weights, "features": of_features}
+
+    def _over_pieces(self, logits, of_teacher, start, state):
+        """What lies between a chunk's products, for some tokens at a time.
+
+        Args:
+            logits: [tokens of the chunk, classes], before any activation.
+            of_teacher: dict of the teacher's, if it runs.
+            start: the chunk's first token.
+            state: the state but for what products are added to.
+
+        Returns:
+            That state after the chunk, and the gradient of the logits.
+        """
+
+        def piece(first, size, state):
+            rows = _taken(self._rows, start + first, size)
+            rows |= _taken(of_teacher, first, size)
+            some = backend.take_rows(logits, first, size)
+            return self._piece(some, rows, start + first, state)
+
+        return backend.by_pieces(
+            piece,
+            state,
+            logits,
+            most_tokens_of_piece(logits.shape[-1]),
+            self._distiller.jit_compile,
+        )
+
+    def _piece(self, logits, rows, start, state):
+        """The state after another piece, and the gradient of its logits."""
 
         def loss(logits):
             return self._loss(logits, rows, state["variables"])
 
+        gradient = None
         if self._training:
             total, others, gradient = backend.value_and_gradient(loss, logits)
         else:
             total, others = loss(logits)
-        variables = self._update_metrics(others)
         after = {
             "total": state["total"] + total,
             "counts": self._added(state["counts"], others["counts"], start),
-            "variables": variables,
+            "pieces": state["pieces"] + 1.0,
+            "variables": self._update_metrics(others),
         }
         if "divisor" in state:
             after["divisor"] = state["divisor"] + others["divisor"]
-        if self._training:
-            after["weights"], of_features = layer.add_gradients(
-                state["weights"], gradient, rows["features"], self._weights
-            )
-            after["features"] = backend.put_rows(
-                state["features"], start, of_features
-            )
-        return after
+        return after, gradient
 
     def _loss(self, logits, rows, values):
-        """A chunk's loss, and a dict of what else came out."""
+        """A piece's loss, and a dict of what else came out."""
         head, training = self._head, self._training
         others = {}
         with self._changing_values(values, others):
@@ -434,7 +489,7 @@ class _Pass:
             weights = rows.get("weights")
             if weights is not None:
                 weights = with_axes(weights)
-            settled = self._settle(y, outputs, weights)
+            settled = self._settle(y, outputs, weights, rows)
             losses = head.losses(settled, training)
             self._roles, counts = self._distiller.counts(
                 0, outputs, settled, losses, training
@@ -484,19 +539,15 @@ class _Pass:
                 "others. List them there, or leave `logit_chunks` out."
             )
 
-    def _settle(self, y, outputs, weights):
+    def _settle(self, y, outputs, weights, rows):
         head = self._head
         if self._training:
             y = head.with_statistics(
-                y, lambda: self._teacher_outputs(y), lambda: outputs.shape[-1]
+                y,
+                lambda: self._teacher.finish(rows["teacher_logits"]),
+                lambda: outputs.shape[-1],
             )
         return head.settle(y, outputs, weights, self._class_weight)
-
-    def _teacher_outputs(self, y):
-        """What the teacher gives for a chunk."""
-        features = y[_TEACHER_FEATURES]
-        features = ops.reshape(features, (-1, features.shape[-1]))
-        return self._teacher.outputs(features, self._teacher_weights)
 
     def _update_metrics(self, others):
         """Updates the metrics that the Distiller is compiled with.
@@ -576,7 +627,7 @@ class _Pass:
             )
         return after
 
-    def _finished(self, counts, chunks):
+    def _finished(self, counts, pieces):
         """Counts of the batch."""
         counts = dict(counts)
         for role in ("student", "teacher"):
@@ -586,13 +637,20 @@ class _Pass:
             least = 1.0
             if reader is not None and reader.kind == "logits":
                 # A replica may have been given nothing.
-                least = ops.cast(_at_least_1(chunks), "float32")
+                least = ops.maximum(pieces, 1.0)
             counts[name] = ops.cast(counts[name] >= least, "float32")
         if self._training:
             counts |= self._head.counts_of_statistics(
                 self._of_batch, self._distiller.teacher_number
             )
         return counts
+
+
+def _taken(rows, start, size):
+    """Some tokens of a nested structure of [tokens, ...]."""
+    return keras.tree.map_structure(
+        lambda each: backend.take_rows(each, start, size), rows
+    )
 
 
 def _divided_up(number, divisor):

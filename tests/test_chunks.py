@@ -147,6 +147,13 @@ def assert_same_training(whole, distiller, expected, history):
 # -- the same training --------------------------------------------------------
 
 
+@pytest.fixture
+def pieces(monkeypatch):
+    """Chunks of six tokens are cut in two pieces where a backend does that."""
+    monkeypatch.setattr(by_chunks, "PIECE_BYTES", 4 * WORDS * 4)
+
+
+@pytest.mark.usefixtures("pieces")
 @pytest.mark.parametrize("name", [*kd.losses.NAMES, "own"])
 def test_ten_steps_end_at_the_same_weights(name):
     """With weights, classes that weigh more or are ignored, and masks."""
@@ -183,6 +190,7 @@ COMPILED = {
 }
 
 
+@pytest.mark.usefixtures("pieces")
 @pytest.mark.parametrize("compiled", COMPILED[BACKEND])
 def test_a_compiled_step_is_the_same(compiled):
     x, labels, weights = words(7, seed=1)
@@ -200,6 +208,7 @@ def test_a_compiled_step_is_the_same(compiled):
     )
 
 
+@pytest.mark.usefixtures("pieces")
 def test_gradients_are_those_of_explicit_distributions():
     """In float64 NumPy, of features, kernel and bias."""
     x, labels, weights = words(4)
@@ -897,23 +906,28 @@ def largest_logits(shapes):
     return max(each for each in rows if each not in (7, VOCABULARY))
 
 
-def _shapes_on_tensorflow(distiller, x, labels):
-    import tensorflow as tf
-
+def _operations(distiller, x, labels):
+    """Those of TensorFlow's graph of a step."""
     step = tf.function(lambda x, y: distiller.train_step((x, y)))
     graph = step.get_concrete_function(
         tf.constant(x), tf.constant(labels)
     ).graph
-    graphs, shapes = [graph], []
+    graphs, operations = [graph], []
     while graphs:
         graph = graphs.pop()
-        for operation in graph.get_operations():
-            shapes += [
-                tuple(t.shape) for t in operation.outputs if t.shape.rank
-            ]
+        operations += graph.get_operations()
         functions = graph._functions
         graphs += [f.graph for f in functions.values() if hasattr(f, "graph")]
-    return shapes
+    return operations
+
+
+def _shapes_on_tensorflow(distiller, x, labels):
+    return [
+        tuple(tensor.shape)
+        for operation in _operations(distiller, x, labels)
+        for tensor in operation.outputs
+        if tensor.shape.rank
+    ]
 
 
 def _shapes_on_jax(distiller, x, labels):
@@ -990,6 +1004,30 @@ def test_the_memory_test_finds_such_arrays():
     assert largest_logits(shapes_of(whole, x, labels)) == TOKENS
 
 
+if BACKEND == "tensorflow":
+    # What carries an array, and the product with its bias.
+    CARRIERS = {"EnsureShape", "Identity", "Placeholder", "StopGradient"}
+    PRODUCT = {"MatMul", "AddV2"}
+
+    @pytest.mark.parametrize("name", ["kd", "dkd", "kd_sim"])
+    def test_products_alone_make_arrays_of_a_whole_chunk(name, monkeypatch):
+        """Those of other operations would be held side by side."""
+        distiller, x, labels = memory_case(name)
+        whole = tf.TensorShape((TOKENS // CHUNKS, VOCABULARY))
+        made = {}
+        for tokens in (3, 4):
+            size = 4 * VOCABULARY * tokens
+            monkeypatch.setattr(by_chunks, "PIECE_BYTES", size)
+            made[tokens] = {
+                operation.type
+                for operation in _operations(distiller, x, labels)
+                if whole in [tensor.shape for tensor in operation.outputs]
+                and operation.type not in {*CARRIERS, "While"}
+            }
+        assert made[3] == PRODUCT
+        assert made[4] > {*PRODUCT, "Softmax"}
+
+
 def test_chunks_are_chosen_by_size():
     distiller = kd.Distiller(language_model(), logit_chunks="auto")
     step = by_chunks.ChunkedStep(distiller)
@@ -1018,6 +1056,7 @@ if BACKEND == "tensorflow":
         assert_same_statistics(found, expected)
         assert set(sizes_of_chunks) == {2}
 
+    @pytest.mark.usefixtures("pieces")
     def test_two_replicas_train_as_one(two_replicas):
         """Of the last batch, a single example, one of them gets nothing."""
         weights = []

@@ -205,6 +205,26 @@ def takes_any_size(jit_compile):
     return _chosen.takes_any_size(jit_compile)
 
 
+def by_pieces(function, state, values, most, jit_compile):
+    """Runs a function on rows of values, on some of them at a time.
+
+    That is where it saves memory: where operations run side by side, each of
+    which makes an array of all these rows.
+
+    Args:
+        function: function of the first row, the number of rows and the state
+            that returns the state, and something of the shape of these rows.
+        state: the first one, a nested structure of tensors.
+        values: [rows, ...].
+        most: integer, the rows at a time at most.
+        jit_compile: whether the step is compiled by XLA.
+
+    Returns:
+        The last state, and [rows, ...] in the dtype of the values.
+    """
+    return _chosen.by_pieces(function, state, values, most, jit_compile)
+
+
 def random_states():
     """What random numbers follow from that no `keras.Variable` holds.
 

@@ -102,6 +102,31 @@ def takes_any_size(jit_compile):
     return not jit_compile
 
 
+def by_pieces(function, state, values, most, jit_compile):
+    """By a loop, unless XLA fuses operations."""
+    rows = num_rows(values)
+    if jit_compile or (isinstance(rows, int) and rows <= most):
+        return function(0, rows, state)
+    pieces = -(-rows // most)
+    size = -(-rows // pieces)
+
+    def piece(i, carried):
+        state, made = carried
+        first = i * size
+        state, result = function(first, tf.minimum(size, rows - first), state)
+        return state, made.write(i, result)
+
+    # Several times as fast as `put_rows`, which would copy all of them.
+    made = tf.TensorArray(
+        values.dtype,
+        pieces,
+        infer_shape=False,
+        element_shape=(None, *values.shape[1:]),
+    )
+    state, made = repeat(piece, (state, made), pieces)
+    return state, tf.ensure_shape(made.concat(), values.shape)
+
+
 def random_states():
     """See `keras_kd.backend`."""
     return []

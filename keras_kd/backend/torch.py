@@ -92,6 +92,12 @@ def takes_any_size(jit_compile):
     return True
 
 
+def by_pieces(function, state, values, most, jit_compile):
+    """Python frees each array as soon as it can: all at once."""
+    del most, jit_compile
+    return function(0, len(values), state)
+
+
 def random_states():
     """See `keras_kd.backend`."""
     states = [torch.get_rng_state()]
