@@ -58,7 +58,7 @@ _OF_BATCH = (STATISTICS_TEMPERATURE, TEACHER_FINGERPRINT)
 # products are slow.
 CHUNK_BYTES = 32 * 2**20
 FEWEST_TOKENS = 128
-# The same of a chunk's piece.
+# The same of a piece of a chunk; smaller ones take longer.
 PIECE_BYTES = 8 * 2**20
 # Outside of training so many chunks are computed at once, or more by chunks.
 _AT_ONCE = 8
@@ -413,6 +413,9 @@ class _Pass:
         layer = self._student.layer
         inputs = backend.take_rows(self._inputs, start, size)
         logits = layer.product(inputs, self._weights)
+        if not self._training:
+            rows = _taken(self._rows, start, size)
+            return self._piece(logits, rows, start, state)[0]
         of_teacher = {}
         if self._teacher is not None:
             read = backend.take_rows(self._teacher_inputs, start, size)
@@ -420,9 +423,6 @@ class _Pass:
                 read, self._teacher_weights
             )
         sums = {k: v for k, v in state.items() if k not in _OF_PRODUCTS}
-        if not self._training:
-            rows = _taken(self._rows, start, size)
-            return self._piece(logits, rows, start, sums)[0]
         sums, gradient = self._over_pieces(logits, of_teacher, start, sums)
         of_weights, of_inputs = layer.add_gradients(
             state["weights"], gradient, inputs, self._weights
