@@ -363,8 +363,8 @@ class Texts(Students):
     teacher_similarity = None  # Of 10,000 words: too many for a picture.
 
     def __init__(self, folder, corpus, options):
-        sizes = {p: len(getattr(corpus, p)) for p in text.PARTS}
-        super().__init__(folder, options, {"tokens": sizes})
+        ids = {part: getattr(corpus, part) for part in text.PARTS}
+        super().__init__(folder, options, {"text": _digest(ids)})
         self.words = len(corpus.vocabulary)
         self.shape = options["batch_size"], options["time_steps"]
         self.data = {
@@ -372,7 +372,7 @@ class Texts(Students):
                 dict(
                     zip(
                         ("x", "y", "weight"),
-                        text.streams(getattr(corpus, part), *self.shape),
+                        text.streams(ids[part], *self.shape),
                         strict=True,
                     )
                 )
