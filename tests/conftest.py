@@ -15,6 +15,9 @@ os.environ.setdefault(
     "--xla_backend_optimization_level=0 "
     "--xla_llvm_disable_expensive_passes=true",
 )
+# There is a process for each core already; PyTorch's further threads would wait
+# for each other, at full speed.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # JAX's programs are compiled once for all tests and processes.
 _PROGRAMS = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_PROGRAMS))
