@@ -30,7 +30,6 @@ every_case = pytest.mark.parametrize("case", trainings.LOGGED)
     "replicas, case",
     [
         *(("two_replicas", case) for case in trainings.LOGGED),
-        ("four_replicas", "examples"),
         ("four_replicas", "tokens"),
     ],
 )
