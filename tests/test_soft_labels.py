@@ -261,8 +261,10 @@ def test_one_hot_labels_train_as_class_ids(name):
     )
 
 
-@pytest.mark.parametrize("chunks", [None, 3])
-@pytest.mark.parametrize("name", ["label_smoothing", "kd_pt", "kd", "kd_sim"])
+@pytest.mark.parametrize(
+    ("name", "chunks"),
+    [("label_smoothing", None), ("kd", None), ("kd_pt", 3), ("kd_sim", 3)],
+)
 def test_one_hot_labels_of_64_bits_train_as_others(name, chunks):
     """As `keras.utils.to_categorical` makes them; Keras casts arrays alone."""
     x, labels, weights = data(16)
