@@ -22,7 +22,7 @@ SMALL = (
     "--vocabulary 60 --teacher-units 8 --student-units 4 --teacher-epochs 2 "
     "--teacher-dropout 0 --epochs 2 --batch-size 8 --time-steps 10"
 ).split()
-LOSSES = ("plain", "kd_pt", "kd_topk", "kd")
+LOSSES = ("plain", "kd_pt", "kd")
 finish = functools.partial(processes.finish, ptb_lstm)
 refused = functools.partial(processes.refused, ptb_lstm)
 
