@@ -2,7 +2,7 @@
 
     KERAS_BACKEND=jax python tests/backends/data_parallel.py weights.npz
 
-`test_data_parallel.py` starts it with one device and with two.
+`test_data_parallel.py` starts it with two devices.
 """
 
 import sys
@@ -28,8 +28,7 @@ for name in inputs.LOSSES:
     )
     # The devices share each batch evenly.
     x, labels, weights = (
-        given[key][: inputs.BATCH * (inputs.STEPS - 1)]
-        for key in ("x", "labels", "sample_weight")
+        given[key][: inputs.WHOLE] for key in ("x", "labels", "sample_weight")
     )
     distiller.fit(
         x,

@@ -4,6 +4,8 @@ import numpy as np
 
 CLASSES, FEATURES, HIDDEN = 11, 5, 6
 BATCH, STEPS, LEARNING_RATE = 8, 10, 0.2
+# The examples of whole batches: the last batch is smaller.
+WHOLE = BATCH * (STEPS - 1)
 ALPHA, BETA = 0.4, 0.7
 # By name of a loss: its arguments, beside the logit layer.
 LOSSES = {
@@ -28,7 +30,7 @@ LOSSES = {
 def arrays():
     """Dict of the data, and of the weights of teacher and student."""
     random = np.random.default_rng(0)
-    examples = BATCH * STEPS - 3  # The last batch is smaller.
+    examples = BATCH * STEPS - 3
 
     def weights():
         shapes = (FEATURES, HIDDEN), (HIDDEN,), (HIDDEN, CLASSES), (CLASSES,)

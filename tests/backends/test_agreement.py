@@ -124,15 +124,21 @@ def forward(weights, x):
     return hidden, hidden @ second + last_bias
 
 
-def trained_by_numpy(name):
-    """The student's weights after the same steps of gradient descent."""
+def trained_by_numpy(name, examples=None):
+    """The student's weights after the same steps of gradient descent.
+
+    Args:
+        name: of a loss.
+        examples: how many to take; all unless given.
+    """
     given = inputs.arrays()
     rows = given["teacher"][2].T
     student, teacher = (
         [w.astype("float64") for w in given[role]]
         for role in ("student", "teacher")
     )
-    for start in range(0, len(given["x"]), inputs.BATCH):
+    examples = examples or len(given["x"])
+    for start in range(0, examples, inputs.BATCH):
         x, labels, sample_weight = (
             given[key][start : start + inputs.BATCH]
             for key in ("x", "labels", "sample_weight")
