@@ -3,6 +3,7 @@
 import base64
 import errno
 import html
+import itertools
 import math
 import re
 import sys
@@ -16,7 +17,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
 
 from keras_kd import files
-from keras_kd.diagnosis import diagnose
+from keras_kd.diagnosis import diagnose, pictures
 from keras_kd.diagnosis.pictures import draw
 from keras_kd.reports import events, figures, numbers, tables
 from keras_kd.reports.page import Page
@@ -35,6 +36,16 @@ def page(diagnosis, tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
     diagnosis.save(path)
     return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def one_picture(monkeypatch):
+    """Pages of the first picture alone, where it matters where they go."""
+
+    def first(numbers):
+        return dict(itertools.islice(draw(numbers).items(), 1))
+
+    monkeypatch.setattr(pictures, "draw", first)
 
 
 def svgs(page, attribute):
@@ -108,7 +119,9 @@ def test_a_dollar_sign_is_a_dollar_sign():
         assert figure.to_image().std() > 1
 
 
-def test_a_disk_that_is_full_leaves_no_file(diagnosis, tmp_path, monkeypatch):
+def test_a_disk_that_is_full_leaves_no_file(
+    diagnosis, one_picture, tmp_path, monkeypatch
+):
     path = tmp_path / "report.html"
 
     def full(*_):
@@ -123,7 +136,7 @@ def test_a_disk_that_is_full_leaves_no_file(diagnosis, tmp_path, monkeypatch):
     assert "</html>" in path.read_text()
 
 
-def test_where_nothing_can_be_written_is_said(diagnosis, tmp_path):
+def test_where_nothing_can_be_written_is_said(diagnosis, one_picture, tmp_path):
     (tmp_path / "file").write_text("")
     for write, name in (
         (diagnosis.save, "report.html"),
@@ -143,7 +156,7 @@ def test_tensorflows_own_errors_name_the_folder(tmp_path):
 
 
 def test_the_home_folder_can_be_written_as_a_tilde(
-    diagnosis, tmp_path, monkeypatch
+    diagnosis, one_picture, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("HOME", str(tmp_path))
     diagnosis.save("~/report.html")
@@ -154,7 +167,7 @@ def test_the_home_folder_can_be_written_as_a_tilde(
     assert list((tmp_path / "logs").glob("events*"))
 
 
-def test_a_file_is_never_overwritten(diagnosis, tmp_path):
+def test_a_file_is_never_overwritten(diagnosis, one_picture, tmp_path):
     path = tmp_path / "report.html"
     path.write_text("mine")
     with pytest.raises(FileExistsError, match="Received"):
