@@ -100,7 +100,7 @@ def alone(tmp_path_factory):
 
 
 def assert_same(found, expected, tolerance=1e-5):
-    assert found["iterations"] == expected["iterations"] == 20
+    assert found["iterations"] == expected["iterations"] == 10
     assert found["counts"] == expected["counts"]
     assert_same_weights(found["weights"], expected["weights"], tolerance)
     np.testing.assert_allclose(
@@ -131,10 +131,10 @@ def test_two_workers_end_where_one_process_does(alone, workers):
 def test_only_the_chief_writes_and_what_it_writes_is_whole(workers, alone):
     folder = workers.folder / "train"
     assert len(list((folder / "tensorboard").rglob("*tfevents*"))) == 2
-    assert len((folder / "log.csv").read_text().splitlines()) == 5
+    assert len((folder / "log.csv").read_text().splitlines()) == 3
     assert not (folder / "backup").exists()
     assert {path.name for path in folder.glob("*.keras")} == {
-        *(f"{epoch}.keras" for epoch in (1, 2, 3, 4)),
+        *(f"{epoch}.keras" for epoch in (1, 2)),
         "distiller.keras",
     }
     loaded = keras.models.load_model(folder / "distiller.keras")
@@ -163,7 +163,7 @@ def test_two_workers_log_what_one_process_does(case, workers):
 
 
 def test_a_killed_worker_ends_the_other_and_both_resume_later(alone, workers):
-    """SIGKILL in the middle of the third epoch; two steps run in a call."""
+    """SIGKILL in the middle of the second epoch; two steps run in a call."""
     chief, other = workers.codes
     assert other == -signal.SIGKILL and chief not in (0, -signal.SIGKILL)
     assert "Another worker does not answer" in workers.output(0)
@@ -171,6 +171,6 @@ def test_a_killed_worker_ends_the_other_and_both_resume_later(alone, workers):
     assert (interrupted / "backup" / "training_metadata.json").exists()
 
     # Only what was left to do is in the history.
-    left = {key: values[2:] for key, values in alone["history"].items()}
+    left = {key: values[1:] for key, values in alone["history"].items()}
     for result in Workers(workers.folder, "resumed").results("resumed"):
         assert_same(result, {**alone, "history": left})

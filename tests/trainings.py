@@ -12,7 +12,7 @@ from models import CLASSES, FEATURES, data, mlp, uniform
 
 import keras_kd as kd
 
-EPOCHS, STEPS, BATCH = 4, 5, 16
+EPOCHS, STEPS, BATCH = 2, 5, 16
 # The last batch of each epoch is smaller.
 EXAMPLES = STEPS * BATCH - 6
 # The last batch has fewer examples than there are replicas.
@@ -43,7 +43,7 @@ def train(
     callbacks=(),
     **compile_arguments,
 ):
-    """Four epochs, with callbacks that write files, and what they led to."""
+    """Two epochs, with callbacks that write files, and what they led to."""
     dataset = in_batches(*data(EXAMPLES))
     if unknown_length:
         dataset = dataset.filter(lambda *_: True)

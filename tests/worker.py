@@ -14,7 +14,7 @@ import sys
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "recipes"))
 
-DIES_AT_STEP = 12
+DIES_AT_STEP = 7
 
 
 def main(folder, *names):
