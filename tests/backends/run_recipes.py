@@ -1,9 +1,11 @@
 """Starts each recipe that a backend carries, small: run_recipes.py FOLDER.
 
 FOLDER has text in Mikolov's form; the runs are made below it. A teacher is
-trained by the code that trains a plain student.
+trained by the code that trains a plain student. What the backend lacks is asked
+for first, in the empty folder "nothing"; the answer goes to refused.txt.
 """
 
+import os
 import pathlib
 import sys
 
@@ -17,10 +19,15 @@ import synthetic  # noqa: E402
 from click.testing import CliRunner  # noqa: E402
 
 ONE_EPOCH = "--epochs 1 --teacher-epochs 1 "
+LACKING = {
+    "jax": (cifar100_resnet, ("--strategy", "mirrored")),
+    "torch": (ptb_lstm, ()),
+}
 
 
 def main(folder):
     """Runs the recipes; ends with the first one's error."""
+    ask_for_what_is_lacking(pathlib.Path(folder))
     text = f"--data-dir {folder} --vocabulary 30 --loss kd_pt "
     recipes = {
         cifar100_resnet: "--dataset digits --limit-train 64 --teacher-depth 8 "
@@ -44,6 +51,17 @@ def main(folder):
         )
         if result.exit_code:
             raise SystemExit(f"{recipe.__name__}: {result.output}")
+
+
+def ask_for_what_is_lacking(folder):
+    """Writes the message of the refusal and its exit code."""
+    recipe, arguments = LACKING[keras.backend.backend()]
+    (folder / "nothing").mkdir()
+    os.chdir(folder / "nothing")
+    result = CliRunner().invoke(recipe.main, arguments, catch_exceptions=False)
+    message = f"{result.exit_code} {result.output}"
+    (folder / "refused.txt").write_text(message)
+    os.chdir(folder)
 
 
 if __name__ == "__main__":
