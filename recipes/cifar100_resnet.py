@@ -201,7 +201,7 @@ class ImageStudy(vision.VisionStudy):
             self.options["student_width"] if role == "student" else 16,
             name=role,
         )
-        return vision.with_weight_decay(model, self.options["weight_decay"])
+        return networks.with_weight_decay(model, self.options["weight_decay"])
 
     def optimizer(self, role):
         """SGD with momentum, its rate falling in steps."""

@@ -205,7 +205,7 @@ class ImageNetStudy(vision.VisionStudy):
             self.classes,
             name=role,
         )
-        return vision.with_weight_decay(model, options["weight_decay"])
+        return networks.with_weight_decay(model, options["weight_decay"])
 
     def optimizer(self, role):
         """SGD with momentum; the rate rises, then falls."""

@@ -173,6 +173,48 @@ def _batch_norm(x, name):
     return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)(x)
 
 
+def with_weight_decay(model, weight_decay):
+    """Adds weight decay to a model that is to be trained.
+
+    It is the L2 penalty of SGD's classical form, whose gradient passes through
+    the momentum; Keras's optimizers' own `weight_decay` does not. The
+    regularisers are not saved with the model.
+
+    Args:
+        model: a built `keras.Model`.
+        weight_decay: float; its half times the sum of squares of every
+            trainable weight joins the loss.
+
+    Returns:
+        The model.
+    """
+    if weight_decay:
+        for variable in model.trainable_variables:
+            variable.regularizer = keras.regularizers.L2(weight_decay / 2)
+    return model
+
+
+def check_teacher(model, shape, classes):
+    """Refuses a teacher of other images or classes.
+
+    Args:
+        model: a `keras.Model`.
+        shape: (height, width, channels).
+        classes: number of classes.
+
+    Raises:
+        ValueError: naming both.
+    """
+    found = tuple(model.input_shape[1:]), model.output_shape[-1]
+    if found != (shape, classes):
+        raise ValueError(
+            "The teacher must take these images and know these classes. "
+            f"Received: a teacher of images {found[0]} and {found[1]} "
+            f"classes for images {shape} and {classes} classes. "
+            "Choose another --teacher."
+        )
+
+
 def lstm_language_model(words, units, depth, dropout, input_shape, name=None):
     """Embedding, stateful LSTMs with dropout between, logits.
 

@@ -19,7 +19,6 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import functools
 import hashlib
-import io
 import pathlib
 import time
 
@@ -90,7 +89,7 @@ class Students:
         unknown = set(methods) - set(self.methods)
         if unknown:
             raise ValueError(
-                "There is no method of that name here. Received: "
+                "The study must have each method. Received: "
                 f"{sorted(unknown)}. Choose among {', '.join(self.methods)}."
             )
 
@@ -106,9 +105,8 @@ class Students:
         path = self.shared / f"{name}.npy"
         if not path.exists():
             self.shared.mkdir(parents=True, exist_ok=True)
-            buffer = io.BytesIO()
-            np.save(buffer, np.asarray(make()))
-            files.write_whole(path, buffer.getvalue())
+            made = np.asarray(make())
+            files.write_whole(path, lambda file: np.save(file, made))
         return np.load(path)
 
 
@@ -141,7 +139,9 @@ class Images(Students):
             },
         )
         self.labels, self.test_labels = packed["train_y"], packed["test_y"]
-        _check_images(packed["train_x"], self.teacher, options["batch_size"])
+        shape = packed["train_x"].shape[1:]
+        networks.check_teacher(self.teacher, shape, _CLASSES)
+        _check_batch_size(options["batch_size"], len(self.labels))
         self.superclasses = packed["superclasses"].tolist()
         self.size = packed["train_x"].shape[1]
         pad = (0, 0), (_PAD, _PAD), (_PAD, _PAD), (0, 0)
@@ -271,10 +271,7 @@ class Images(Students):
             networks.CIFAR100_MEAN,
             networks.CIFAR100_DEVIATION,
         )
-        for variable in student.trainable_variables:
-            variable.regularizer = keras.regularizers.L2(
-                options["weight_decay"] / 2
-            )
+        networks.with_weight_decay(student, options["weight_decay"])
         teacher = None if base in _WITHOUT_TEACHER else self.teacher
         distiller = kd.Distiller(
             student, teacher, gradient_scale=_bins_for(base)
@@ -552,16 +549,14 @@ def pack(path, data_dir):
     from data import images
 
     data = images.cifar100(data_dir)
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        train_x=data.train[0],
-        train_y=data.train[1],
-        test_x=data.test[0],
-        test_y=data.test[1],
-        superclasses=data.superclasses,
-    )
-    files.write_whole(path, buffer.getvalue())
+    arrays = {
+        "train_x": data.train[0],
+        "train_y": data.train[1],
+        "test_x": data.test[0],
+        "test_y": data.test[1],
+        "superclasses": data.superclasses,
+    }
+    files.write_whole(path, lambda file: np.savez(file, **arrays))
 
 
 @main.command()
@@ -674,20 +669,12 @@ def _rows(found, students):
 # -- helpers -------------------------------------------------------------------
 
 
-def _check_images(images, teacher, batch_size):
-    """Refuses a teacher of other images, and batches that none fill."""
-    found = tuple(teacher.input_shape[1:]), teacher.output_shape[-1]
-    if found != (images.shape[1:], _CLASSES):
-        raise ValueError(
-            "The teacher must take these images and know these classes. "
-            f"Received: a teacher of images {found[0]} and {found[1]} classes "
-            f"for images {images.shape[1:]} and {_CLASSES} classes. Choose "
-            "another --teacher."
-        )
-    if batch_size > len(images) // 2:
+def _check_batch_size(batch_size, count):
+    """Refuses batches that half of the images don't fill."""
+    if batch_size > count // 2:
         raise ValueError(
             "Half of the images must fill a batch. Received: --batch-size "
-            f"{batch_size} for {len(images)} images. Lower it."
+            f"{batch_size} for {count} images. Lower it."
         )
 
 
@@ -726,7 +713,7 @@ def _histogram(history):
     counts = history.pop("counts", None)
     if not counts:
         return {}
-    edges = kd.metrics.GradientScale().edges.tolist()
+    edges = kd.metrics.bin_edges().tolist()
     return {"gradient_scale": {"edges": edges, "counts": counts}}
 
 

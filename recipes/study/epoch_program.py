@@ -14,7 +14,7 @@ import numpy as np
 from jax import numpy as jnp
 
 from keras_kd.backend.private import symbolic_build
-from keras_kd.states import all_variables, state_variables
+from keras_kd.states import state_variables
 
 
 class EpochProgram:
@@ -116,10 +116,9 @@ class Outputs:
     """
 
     def __init__(self, model, reduce, draw):
-        self._variables = all_variables(model)
-        carried = {id(v) for v in state_variables(model)}
-        states = [v for v in self._variables if id(v) in carried]
-        self._others = [v for v in self._variables if id(v) not in carried]
+        # Keras keeps these apart from a model's variables.
+        states = state_variables(model)
+        self._others = model.variables
 
         def run(values, arrays, indices):
             def step(state, index):

@@ -2,6 +2,7 @@
 
 import click
 import keras
+import networks
 from data import images
 
 from study.options import UserPath, positive, share, with_options
@@ -182,14 +183,7 @@ class VisionStudy(Study):
 
     def adapted_teacher(self, model):
         """A teacher of these images and classes, or an error."""
-        found = tuple(model.input_shape[1:]), model.output_shape[-1]
-        if found != (self.shape, self.classes):
-            raise ValueError(
-                "The teacher must take these images and know these classes. "
-                f"Received: a teacher of images {found[0]} and {found[1]} "
-                f"classes for images {self.shape} and {self.classes} classes. "
-                "Choose another --teacher."
-            )
+        networks.check_teacher(model, self.shape, self.classes)
         return model
 
     def sgd(self, rate):
@@ -218,24 +212,3 @@ def training_size(options, available):
     """How many images are trained on; options as from `with_hold_out`."""
     available = max(available - options["hold_out"], 0)
     return min(options["limit_train"] or available, available)
-
-
-def with_weight_decay(model, weight_decay):
-    """Adds weight decay to a model that is to be trained.
-
-    It is the L2 penalty of SGD's classical form, whose gradient passes through
-    the momentum; Keras's optimizers' own `weight_decay` does not. The
-    regularisers are not saved with the model.
-
-    Args:
-        model: a built `keras.Model`.
-        weight_decay: float; its half times the sum of squares of every
-            trainable weight joins the loss.
-
-    Returns:
-        The model.
-    """
-    if weight_decay:
-        for variable in model.trainable_variables:
-            variable.regularizer = keras.regularizers.L2(weight_decay / 2)
-    return model

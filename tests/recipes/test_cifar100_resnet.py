@@ -4,12 +4,12 @@ import functools
 
 import cifar100_resnet
 import keras
+import networks
 import numpy as np
 import processes
 import pytest
 from data import images
 from processes import losses, results
-from study.vision import with_weight_decay
 
 SMALL = (
     "--dataset digits --limit-train 128 --epochs 2 --teacher-depth 8 "
@@ -127,7 +127,7 @@ def test_weight_decay_is_the_classical_one():
     import tensorflow as tf
 
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-    with_weight_decay(model, 0.3)
+    networks.with_weight_decay(model, 0.3)
     with tf.GradientTape() as tape:
         penalty = sum(model.losses)
     kernel = model.trainable_variables[0]
