@@ -394,6 +394,7 @@ class Distiller(backend.Trainer):
         self._heads.value = heads
         if self.logit_chunks is not None:
             self._chunked.value.check([metrics, weighted_metrics])
+        distribution.check_optimizer(optimizer, distribution.strategy_of(self))
         super().compile(**{**arguments, "optimizer": self._scaled(**arguments)})
         with self._scope():
             set_loss_tracker(self, LossTracker(name="loss"))

@@ -191,6 +191,65 @@ def step_logs(logs, strategy):
     return keras.tree.map_structure(lambda v: ops.reshape(v, (1,)), logs)
 
 
+def check_optimizer(optimizer, strategy):
+    """Refuses an update that only some steps make, where Keras fails at it.
+
+    Args:
+        optimizer: a `keras.Optimizer`.
+        strategy: a `tf.distribute.Strategy`, or `None`.
+
+    Raises:
+        ValueError: naming what it asks for.
+    """
+    if num_replicas(strategy) == 1:
+        return
+    import tensorflow as tf
+
+    with strategy.scope():
+        if tf.__internal__.distribute.strategy_supports_no_merge_call():
+            return
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer
+    for name in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
+        value = getattr(optimizer, name, None)
+        if value:
+            raise ValueError(
+                "Keras can't update the variables of several replicas in some "
+                f"steps alone. Received: an optimizer with {name}={value} and "
+                f"a strategy of {strategy.num_replicas_in_sync} replicas. "
+                f"Leave {name} out, or train on one device."
+            )
+
+
+def clip_sums(clip, gradients):
+    """Clips what all replicas have together, inside of a step.
+
+    Keras clips the gradients that each replica has by itself, and sums what is
+    left: the steps are then longer, and of another direction.
+
+    Args:
+        clip: function of a list of gradients to another.
+        gradients: list of this replica's gradients, or `None`s.
+
+    Returns:
+        A list of this replica's shares of the clipped sums.
+    """
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return clip(gradients)
+    own = [each for each in gradients if each is not None]
+    sums = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, own))
+    clipped = clip([None if g is None else next(sums) for g in gradients])
+    # Keras sums them up once more.
+    share = 1 / context.num_replicas_in_sync
+    return [
+        None if each is None else tf.math.scalar_mul(share, each)
+        for each in clipped
+    ]
+
+
 class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     """Keras's loss scaling, for several replicas.
 

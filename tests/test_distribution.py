@@ -60,6 +60,59 @@ def test_two_replicas_end_where_one_does(name, two_replicas):
     np.testing.assert_allclose(scale_one["histogram"], scale_two["histogram"])
 
 
+OPTIMIZERS = {
+    "clipnorm": {"clipnorm": 0.01},
+    "global_clipnorm": {"global_clipnorm": 0.02},
+    "clipvalue": {"clipvalue": 0.003},
+    "average": {"use_ema": True, "ema_momentum": 0.5, "weight_decay": 0.1},
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "policy"),
+    [
+        *((case, "float32") for case in OPTIMIZERS),
+        ("global_clipnorm", "mixed_float16"),
+    ],
+)
+def test_an_optimizer_does_to_two_replicas_what_it_does_to_one(
+    case, policy, two_replicas
+):
+    """Keras clips the gradients of each replica by themselves."""
+    keras.config.set_dtype_policy(policy)
+    x, labels, weights = data(26)
+    ended = []
+    for strategy in (tf.distribute.get_strategy(), two_replicas):
+        with strategy.scope():
+            student = mlp(seed=1)
+            optimizer = keras.optimizers.SGD(
+                5.0, momentum=0.5, **OPTIMIZERS[case]
+            )
+            distiller = compiled(
+                student, mlp(seed=5), kd.KDPt(), optimizer, **TRACED
+            )
+        batches = tf.data.Dataset.from_tensor_slices((x, labels, weights))
+        distiller.fit(batches.batch(8), verbose=0)
+        ended.append(weights_of(student))
+    one, two = ended
+    assert_weights_differ(one, weights_of(mlp(seed=1)))
+    tolerance = 1e-5 if policy == "float32" else 2e-3
+    assert_same_weights(one, two, tolerance)
+
+
+@pytest.mark.parametrize(
+    "name", ["gradient_accumulation_steps", "ema_overwrite_frequency"]
+)
+def test_an_update_in_some_steps_alone_is_refused(name, two_replicas):
+    options = {"use_ema": name.startswith("ema"), name: 2}
+    with two_replicas.scope():
+        distiller = kd.Distiller(mlp(), mlp())
+        with pytest.raises(
+            ValueError, match=f"{name}=2 and a strategy of 2 replicas. Leave"
+        ):
+            distiller.compile(keras.optimizers.SGD(**options), kd.KDPt())
+
+
 def test_a_loss_made_outside_the_strategy_works_in_it(two_replicas):
     one, _, _ = train_distributed(tf.distribute.get_strategy(), "kd_pt_sim")
     loss = kd.KDPtSim(ignore_class=2)

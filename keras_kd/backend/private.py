@@ -6,6 +6,8 @@ modules override the methods that are listed here. A Keras that lacks any of
 it is refused when the package is imported.
 """
 
+import types
+
 import keras
 
 # Releases that the tests have passed on.
@@ -330,6 +332,27 @@ def set_initial_epoch(model, epoch):
     model._initial_epoch = epoch
 
 
+def replace_clipping(optimizer, clip):
+    """Replaces what an optimizer does to clip gradients.
+
+    It happens inside `apply`, once loss scaling and the accumulation of
+    gradients are undone.
+
+    Args:
+        optimizer: a `keras.Optimizer`.
+        clip: function of the optimizer's own clipping (a function of a list
+            of gradients to another) and of a list of gradients.
+    """
+
+    def clip_gradients(self, gradients):
+        def own(gradients):
+            return type(self)._clip_gradients(self, gradients)
+
+        return clip(own, gradients)
+
+    optimizer._clip_gradients = types.MethodType(clip_gradients, optimizer)
+
+
 def held_value(variable):
     """What a variable holds, whatever scope it is read in.
 
@@ -384,6 +407,7 @@ def check_keras(backend):
                 "_symbolic_build",
             ),
         ),
+        (keras.Optimizer, ("_clip_gradients",)),
         (tensor, ("_keras_history",)),
     ]
     for owner, names in needed:
@@ -426,6 +450,7 @@ __all__ = [
     "loss_tracker",
     "made_by",
     "own_statistics",
+    "replace_clipping",
     "runs_its_graph",
     "runs_kerass_call",
     "set_held_value",

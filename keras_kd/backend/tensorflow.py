@@ -219,6 +219,12 @@ class Trainer(keras.Model):
             with tf.init_scope():
                 self.optimizer.build(weights)
 
+        if distribution.num_replicas(self.distribute_strategy) > 1:
+            private.replace_clipping(
+                getattr(self.optimizer, "inner_optimizer", self.optimizer),
+                distribution.clip_sums,
+            )
+
         def update(gradients, before):
             del before
             self.optimizer.apply(gradients, weights)
