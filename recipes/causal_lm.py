@@ -34,6 +34,7 @@ from data import batches, text
 from study import language_model, options, strategies
 from study.comparison import run_study
 from study.messages import errors_as_messages, first_line
+from study.methods import TEXT_ARGUMENTS
 from study.options import positive, share
 
 from keras_kd.logits import class_count_message
@@ -47,6 +48,13 @@ _ARCHITECTURE = ("layers", "hidden", "heads", "dropout")
 _PRESET_DEFAULTS = {
     "teacher": {"teacher_epochs": 0, "teacher_learning_rate": 1e-4},
     "student": {"learning_rate": 1e-4},
+}
+_OPTIMIZERS = {
+    "adam": {
+        "learning_rate": 5e-3,
+        "teacher_learning_rate": 2e-3,
+        "clip_norm": 5.0,
+    }
 }
 # From so many tokens on, logits are computed by chunks unless told otherwise.
 _LARGE_VOCABULARY = 20_000
@@ -115,7 +123,7 @@ def _read_chunks(context, parameter, value):
     'fill the memory; "auto" chooses, 0 computes all at once. [default: auto '
     f"from {_LARGE_VOCABULARY:,} classes on, else 0]",
 )
-@language_model.optimizer_options(5e-3, 2e-3)
+@language_model.optimizer_options(_OPTIMIZERS)
 @options.shared_options(("plain", "kd_pt", "kd"))
 @errors_as_messages()
 def main(losses, log_dir, **chosen):
@@ -495,6 +503,7 @@ class CausalLMStudy(language_model.LanguageModelStudy):
         options: dict of the command's options.
     """
 
+    loss_arguments = TEXT_ARGUMENTS
     columns = (
         ("test", "test_perplexity", 1, ".2f"),
         ("right %", "test_accuracy", 100, ".2f"),

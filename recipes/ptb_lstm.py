@@ -12,8 +12,7 @@ runs on English text that CPython ships, in about three minutes on two cores.
     python recipes/ptb_lstm.py --data-dir ptb --vocabulary 10000 \
         --student-units 200 --student-layers 2 --teacher-units 650 \
         --teacher-layers 2 --batch-size 20 --epochs 13 --teacher-epochs 39 \
-        --optimizer sgd --learning-rate 20 --teacher-learning-rate 20 \
-        --clip-norm 0.25
+        --learning-rate 20 --teacher-learning-rate 20
 
 is the size of the paper, for a machine with a GPU. By Adam, two layers stay for
 epochs at the frequencies of 10,000 words.
@@ -31,10 +30,26 @@ from data import text
 from study import language_model, options, strategies
 from study.comparison import run_study
 from study.messages import errors_as_messages
+from study.methods import SGD_TEXT_ARGUMENTS, TEXT_ARGUMENTS
 from study.options import positive, share
 
 from keras_kd import distribution
 from keras_kd.student_trainer.progress import StartFromZero
+
+# Chosen on the validation part of CPython's text.
+_LOSS_ARGUMENTS = {"sgd": SGD_TEXT_ARGUMENTS, "adam": TEXT_ARGUMENTS}
+_OPTIMIZERS = {
+    "sgd": {
+        "learning_rate": 30.0,
+        "teacher_learning_rate": 30.0,
+        "clip_norm": 0.25,
+    },
+    "adam": {
+        "learning_rate": 1e-2,
+        "teacher_learning_rate": 1e-2,
+        "clip_norm": 5.0,
+    },
+}
 
 
 @click.command(context_settings={"show_default": True})
@@ -49,14 +64,14 @@ from keras_kd.student_trainer.progress import StartFromZero
 @click.option("--teacher-units", type=positive, default=160)
 @click.option("--teacher-layers", type=positive, default=1)
 @click.option("--teacher-dropout", type=share, default=0.5)
-@click.option("--teacher-epochs", type=positive, default=14)
+@click.option("--teacher-epochs", type=positive, default=10)
 @click.option("--student-units", type=positive, default=64)
 @click.option("--student-layers", type=positive, default=1)
 @click.option("--student-dropout", type=share, default=0.0)
-@click.option("--epochs", type=positive, default=14, help="Of the student.")
+@click.option("--epochs", type=positive, default=8, help="Of the student.")
 @click.option("--batch-size", type=positive, default=16, help="Global.")
 @click.option("--time-steps", type=positive, default=35, help="Per segment.")
-@language_model.optimizer_options(1e-2, 1e-2)
+@language_model.optimizer_options(_OPTIMIZERS)
 @options.shared_options(("plain", "kd_pt", "kd_pt_sim", "kd"))
 @errors_as_messages()
 def main(losses, log_dir, **chosen):
@@ -76,7 +91,7 @@ def main(losses, log_dir, **chosen):
         log_dir,
         labels=len(corpus.train),
         classes=words,
-        arguments=LSTMStudy.loss_arguments,
+        arguments=_LOSS_ARGUMENTS[chosen["optimizer"]],
     )
 
 
@@ -119,6 +134,7 @@ class LSTMStudy(language_model.LanguageModelStudy):
 
     def __init__(self, corpus, run, strategy, options):
         super().__init__(run, strategy, options)
+        self.loss_arguments = _LOSS_ARGUMENTS[options["optimizer"]]
         self.corpus = corpus
         batch, steps = options["batch_size"], options["time_steps"]
         self.input_shape = (batch // distribution.num_replicas(strategy), steps)

@@ -4,7 +4,6 @@ import click
 import keras
 import keras_nlp
 
-from study.methods import TEXT_ARGUMENTS
 from study.options import UserPath, with_options
 from study.study import Study
 
@@ -21,38 +20,48 @@ text_options = with_options(
 )
 
 
-def optimizer_options(learning_rate, teacher_learning_rate):
+def optimizer_options(defaults):
     """A decorator with the options of the optimizer.
 
     Args:
-        learning_rate: the student's default.
-        teacher_learning_rate: the teacher's default.
+        defaults: dict by optimizer ("adam", "sgd"), the default one first, of
+            dicts with its "learning_rate", "teacher_learning_rate" and
+            "clip_norm". A rate that suits one of them ruins the other.
 
     Returns:
         A decorator of a click command.
     """
+
+    def by_optimizer(name, help=""):
+        values = [f"{each[name]:g} by {o}" for o, each in defaults.items()]
+        return click.option(
+            f"--{name.replace('_', '-')}",
+            type=click.FloatRange(0),
+            callback=lambda ctx, _, value: (
+                defaults[ctx.params["optimizer"]][name]
+                if value is None
+                else value
+            ),
+            help=f"{help} [default: {', '.join(values)}]".strip(),
+        )
+
     return with_options(
         [
             click.option(
                 "--optimizer",
-                type=click.Choice(("adam", "sgd")),
-                default="adam",
+                type=click.Choice(tuple(defaults)),
+                default=next(iter(defaults)),
+                is_eager=True,  # Before the options that depend on it.
             ),
-            click.option("--learning-rate", type=float, default=learning_rate),
-            click.option(
-                "--teacher-learning-rate",
-                type=float,
-                default=teacher_learning_rate,
-            ),
+            by_optimizer("learning_rate"),
+            by_optimizer("teacher_learning_rate"),
             click.option(
                 "--decay",
                 type=click.Choice(("cosine", "none")),
                 default="cosine",
                 help="Of the learning rate, over all steps.",
             ),
-            click.option(
-                "--clip-norm", type=float, default=5.0, help="Global norm."
-            ),
+            by_optimizer("clip_norm", "Of all gradients together."),
         ]
     )
 
@@ -60,7 +69,6 @@ def optimizer_options(learning_rate, teacher_learning_rate):
 class LanguageModelStudy(Study):
     """What language models have in common; see `study.study.Study`."""
 
-    loss_arguments = TEXT_ARGUMENTS
     score, higher_is_better = "test_perplexity", False
 
     def classes(self):

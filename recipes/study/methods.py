@@ -37,6 +37,19 @@ TEXT_ARGUMENTS = {
     "dkd": {"weight": 0.5, "temperature": 1.0, "beta": 1.0},
 }
 
+# Likewise, for LSTMs trained by SGD: better trained students want less of what
+# is spread evenly.
+SGD_TEXT_ARGUMENTS = {
+    **TEXT_ARGUMENTS,
+    "label_smoothing": {"smoothing": 1.0, "weight": 0.01},
+    "kd_pt": {"weight": 0.03, "temperature": 4.0},
+    "kd_sim": {"weight": 0.1, "temperature": 1.0},
+    "kd_pt_sim": {"pt_weight": 0.05, "sim_weight": 0.25, "temperature": 1.0},
+    "kd_topk": {"weight": 0.5, "temperature": 1.5},
+    "kd_sampled": {"weight": 0.5, "temperature": 1.5},
+    "kd": {"weight": 0.5, "temperature": 1.5},
+}
+
 
 def settings_of(name, arguments=None, weight=None, temperature=None, k=None):
     """The settings of a method's loss; see `keras_kd.attribution.make_loss`.

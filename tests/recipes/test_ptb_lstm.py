@@ -20,7 +20,8 @@ from tensorboard.backend.event_processing import event_accumulator
 RECIPE = "ptb_lstm.py"
 SMALL = (
     "--vocabulary 60 --teacher-units 8 --student-units 4 --teacher-epochs 2 "
-    "--teacher-dropout 0 --epochs 2 --batch-size 8 --time-steps 10"
+    "--teacher-dropout 0 --epochs 2 --batch-size 8 --time-steps 10 "
+    "--learning-rate 3 --teacher-learning-rate 3"
 ).split()
 LOSSES = ("plain", "kd_pt", "kd")
 finish = functools.partial(processes.finish, ptb_lstm)
@@ -212,12 +213,12 @@ def test_two_workers_give_the_perplexities_of_one(finished, text, tmp_path):
         )
 
 
-def test_mixed_precision_sgd_and_a_given_teacher(finished, text, tmp_path):
+def test_mixed_precision_adam_and_a_given_teacher(finished, text, tmp_path):
     teacher = finished[0] / "teacher.keras"
     finish(
         *("--data-dir", text, "--log-dir", tmp_path / "run", *SMALL),
         *("--batch-size", 4, "--teacher", teacher, "--loss", "kd_topk"),
-        *("--mixed-precision", "--optimizer", "sgd", "--decay", "none"),
+        *("--mixed-precision", "--optimizer", "adam", "--decay", "none"),
     )
     found = results(tmp_path / "run")
     expected = results(finished[0])["teacher"]["test_perplexity"]
@@ -226,6 +227,41 @@ def test_mixed_precision_sgd_and_a_given_teacher(finished, text, tmp_path):
         expected, rel=0.05
     )
     assert np.isfinite(found["student-kd_topk"]["test_perplexity"])
+
+
+@pytest.mark.parametrize(
+    ("given", "rates", "weight"),
+    [
+        ([], (30, 30, 0.25), 0.03),
+        (["--optimizer", "adam"], (0.01, 0.01, 5), 0.1),
+        (
+            ["--clip-norm", 1, "--optimizer", "adam", "--learning-rate", 0],
+            (0, 0.01, 1),
+            0.1,
+        ),
+    ],
+)
+def test_rates_and_weights_are_those_of_the_optimizer(
+    monkeypatch, text, given, rates, weight
+):
+    """Whatever the order of the options."""
+    studies = []
+
+    def keep(recipe, about, make, strategy, chosen, *_, **__):
+        studies.append(make(None, strategy, chosen))
+
+    monkeypatch.setattr(ptb_lstm, "run_study", keep)
+    finish("--data-dir", text, *given)
+    (study,) = studies
+    names = ("learning_rate", "teacher_learning_rate", "clip_norm")
+    assert tuple(study.options[name] for name in names) == rates
+    for role, rate in zip(("student", "teacher"), rates, strict=False):
+        optimizer = study.optimizer(role)
+        kind = type(optimizer).__name__.lower()
+        assert kind == study.options["optimizer"]
+        assert float(optimizer.learning_rate) == pytest.approx(rate)
+        assert optimizer.global_clipnorm == rates[2]
+    assert study.loss("kd_pt").weights == pytest.approx({"weight": weight})
 
 
 @pytest.mark.parametrize(
