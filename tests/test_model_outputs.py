@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 import reference
 from keras import layers, ops
-from models import CLASSES, FEATURES, data, fit, mlp, outputs_of, uniform
+from models import (
+    CLASSES,
+    EAGERLY,
+    FEATURES,
+    data,
+    fit,
+    mlp,
+    outputs_of,
+    uniform,
+)
 
 import keras_kd as kd
 from keras_kd.logits import LogitReader, graph_kind
@@ -56,7 +65,9 @@ def losses_of(student, teacher, **outputs):
     """The loss of a batch, logged by a training step, and by evaluation."""
     x, labels, _ = data()
     distiller = kd.Distiller(student, teacher, **outputs)
-    distiller.compile(keras.optimizers.SGD(0.0), kd.KDPt(LAMBDA, 2.0))
+    distiller.compile(
+        keras.optimizers.SGD(0.0), kd.KDPt(LAMBDA, 2.0), **EAGERLY
+    )
     history = fit(distiller, x, labels, batch_size=len(x))
     plain = distiller.evaluate(x, labels, len(x), verbose=0)
     return history.history["loss"][0], plain
