@@ -90,7 +90,7 @@ def claims_table(claims, path):
 
     Returns:
         A string; the sum of each study that has all rows, with its interval
-        over seeds and the verdict.
+        over seeds and the verdict, if there are several.
     """
     studies = {
         title: (json.loads((path.parent / name).read_text())["rows"], heading)
@@ -108,6 +108,8 @@ def _verdict(rows, heading, factors):
         return ""
     terms = [(factor, rows[name]) for name, factor in factors.items()]
     found = _contrast(heading, terms)
+    if found.seeds == 1:
+        return f"{found.mean:+.2f}, one seed"
     word = {"gain": "confirmed", "loss": "refuted"}.get(found.verdict)
     return f"{word or found.verdict}: {_shown(found)}"
 

@@ -220,10 +220,9 @@ class Trainer(keras.Model):
                 self.optimizer.build(weights)
 
         if distribution.num_replicas(self.distribute_strategy) > 1:
-            private.replace_clipping(
-                getattr(self.optimizer, "inner_optimizer", self.optimizer),
-                distribution.clip_sums,
-            )
+            inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+            if inner.clipnorm or inner.global_clipnorm or inner.clipvalue:
+                private.replace_clipping(inner, distribution.clip_sums)
 
         def update(gradients, before):
             del before

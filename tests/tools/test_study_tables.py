@@ -82,13 +82,16 @@ def test_claims_are_held_against_studies(tmp_path):
         "kd": {"perplexity": [30.0, 31, 32]},
         "plain": {"perplexity": [20.0, 20, 20]},
     }
-    for name, rows in {"a": better, "b": worse, "c": {"kd": {}}}.items():
+    single = {"kd": {"x %": [3.0]}, "plain": {"x %": [1.0]}}
+    studies = {"a": better, "b": worse, "c": {"kd": {}}, "d": single}
+    for name, rows in studies.items():
         (tmp_path / f"{name}.json").write_text(json.dumps({"rows": rows}))
     claims = {
         "studies": {
             "A": ["a.json", "x %"],
             "B": ["b.json", "perplexity"],
             "C": ["c.json", "x %"],
+            "D": ["d.json", "x %"],
         },
         "claims": {
             "KD helps": {"kd": 1, "plain": -1},
@@ -98,12 +101,12 @@ def test_claims_are_held_against_studies(tmp_path):
     table = study_tables.claims_table(claims, tmp_path / "claims.json")
     # 2, 2.5 and 3; -10, -11 and -12; 1, 0.5 and 0; 4.303 standard errors.
     assert table.splitlines() == [
-        "| claim | A | B | C |",
-        "| --- | --- | --- | --- |",
+        "| claim | A | B | C | D |",
+        "| --- | --- | --- | --- | --- |",
         "| KD helps | confirmed: +2.50 [+1.26, +3.74] "
-        "| refuted: -11.00 [-13.48, -8.52] |  |",
+        "| refuted: -11.00 [-13.48, -8.52] |  | +2.00, one seed |",
         "| twice | inconclusive: +0.50 [-0.74, +1.74] "
-        "| confirmed: +9.00 [+6.52, +11.48] |  |",
+        "| confirmed: +9.00 [+6.52, +11.48] |  | +1.00, one seed |",
     ]
 
 
