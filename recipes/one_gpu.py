@@ -354,7 +354,7 @@ class Texts(Students):
     higher_is_better = False
     methods = (
         PLAIN,
-        *(m for m in DEFAULT_METHODS if m in arguments.TEXT_ARGUMENTS),
+        *(m for m in DEFAULT_METHODS if m in arguments.SGD_TEXT_ARGUMENTS),
         "kd_sampled",
     )
     teacher_similarity = None  # Of 10,000 words: too many for a picture.
@@ -441,7 +441,7 @@ class Texts(Students):
             keras.optimizers.SGD(rate, global_clipnorm=options["clip_norm"]),
             make_loss(
                 method,
-                arguments.settings_of(method, arguments.TEXT_ARGUMENTS),
+                arguments.settings_of(method, arguments.SGD_TEXT_ARGUMENTS),
                 teacher,
             ),
         )
@@ -611,7 +611,7 @@ def ptb(folder, methods, seeds, part, prepare, data_dir, **options):
         data_dir, False, options["tokens"], options["vocabulary"]
     )
     methods = list(methods or Texts.methods)
-    options["losses"] = arguments.TEXT_ARGUMENTS
+    options["losses"] = arguments.SGD_TEXT_ARGUMENTS
     students = Texts(folder, corpus, options)
     _run(students, folder, methods, seeds, part, prepare)
 

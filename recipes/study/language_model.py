@@ -32,7 +32,7 @@ def optimizer_options(defaults):
         A decorator of a click command.
     """
 
-    def by_optimizer(name, help=""):
+    def by_optimizer(name, about=""):
         values = [f"{each[name]:g} by {o}" for o, each in defaults.items()]
         return click.option(
             f"--{name.replace('_', '-')}",
@@ -42,7 +42,7 @@ def optimizer_options(defaults):
                 if value is None
                 else value
             ),
-            help=f"{help} [default: {', '.join(values)}]".strip(),
+            help=f"{about} [default: {', '.join(values)}]".strip(),
         )
 
     return with_options(
