@@ -11,6 +11,7 @@ from models import (
     data,
     fit,
     mlp,
+    uniform,
     weights_of,
 )
 from test_bad_input import bad_labels, refused
@@ -98,6 +99,23 @@ def test_an_optimizer_does_to_two_replicas_what_it_does_to_one(
     assert_weights_differ(one, weights_of(mlp(seed=1)))
     tolerance = 1e-5 if policy == "float32" else 2e-3
     assert_same_weights(one, two, tolerance)
+
+
+def test_synchronised_batch_normalisation_sees_the_batch_of_all(two_replicas):
+    x, labels, weights = data(26)
+    ended = []
+    for strategy in (tf.distribute.get_strategy(), two_replicas):
+        with strategy.scope():
+            inputs = keras.Input((x.shape[1],))
+            hidden = keras.layers.Dense(6, kernel_initializer=uniform(1))
+            normalise = keras.layers.BatchNormalization(synchronized=True)
+            logits = keras.layers.Dense(CLASSES, kernel_initializer=uniform(2))
+            student = keras.Model(inputs, logits(normalise(hidden(inputs))))
+            distiller = compiled(student, mlp(seed=5), kd.KDPt(), **TRACED)
+        batches = tf.data.Dataset.from_tensor_slices((x, labels, weights))
+        distiller.fit(batches.batch(8), verbose=0)
+        ended.append(weights_of(student))
+    assert_same_weights(*ended, 1e-5)
 
 
 @pytest.mark.parametrize(
