@@ -65,24 +65,35 @@ def local_values(value, strategy):
     return strategy.experimental_local_results(value)
 
 
-def sum_over_replicas(value):
-    """The sum of what all replicas have, inside of a step.
-
-    Args:
-        value: a tensor.
+def _context_of_several():
+    """TensorFlow's context of one of several replicas, inside of a step.
 
     Returns:
-        A tensor of the same shape; the value itself where there is one
-        replica, or outside of a step.
+        A `tf.distribute.ReplicaContext`; `None` where there is one replica, or
+        outside of a step.
     """
     if keras.backend.backend() != "tensorflow":
-        return value
+        return None
     import tensorflow as tf
 
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
-        return value
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+        return None
+    return context
+
+
+def sum_over_replicas(value):
+    """The sum of what all replicas have, inside of a step.
+
+    Args:
+        value: a tensor, or a list of them.
+
+    Returns:
+        The same of the same shapes; the value itself where there is one
+        replica, or outside of a step.
+    """
+    context = _context_of_several()
+    return value if context is None else context.all_reduce("SUM", value)
 
 
 def replica_id():
@@ -91,14 +102,8 @@ def replica_id():
     Returns:
         A scalar; `None` where there is one replica, or outside of a step.
     """
-    if keras.backend.backend() != "tensorflow":
-        return None
-    import tensorflow as tf
-
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return None
-    return context.replica_id_in_sync_group
+    context = _context_of_several()
+    return None if context is None else context.replica_id_in_sync_group
 
 
 def run_either(condition, then, otherwise, arguments):
@@ -191,6 +196,11 @@ def step_logs(logs, strategy):
     return keras.tree.map_structure(lambda v: ops.reshape(v, (1,)), logs)
 
 
+def inner_optimizer(optimizer):
+    """The optimizer whose loss another one scales, or the optimizer itself."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
 def check_optimizer(optimizer, strategy):
     """Refuses an update that only some steps make, where Keras fails at it.
 
@@ -208,8 +218,7 @@ def check_optimizer(optimizer, strategy):
     with strategy.scope():
         if tf.__internal__.distribute.strategy_supports_no_merge_call():
             return
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        optimizer = optimizer.inner_optimizer
+    optimizer = inner_optimizer(optimizer)
     for name in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
         value = getattr(optimizer, name, None)
         if value:
@@ -236,11 +245,11 @@ def clip_sums(clip, gradients):
     """
     import tensorflow as tf
 
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
+    context = _context_of_several()
+    if context is None:
         return clip(gradients)
     own = [each for each in gradients if each is not None]
-    sums = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, own))
+    sums = iter(sum_over_replicas(own))
     clipped = clip([None if g is None else next(sums) for g in gradients])
     # Keras sums them up once more.
     share = 1 / context.num_replicas_in_sync

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from models import (
     CLASSES,
+    FEATURES,
     assert_same_weights,
     assert_weights_differ,
     data,
@@ -69,6 +70,18 @@ OPTIMIZERS = {
 }
 
 
+def trained_weights(strategy, make_student, make_optimizer):
+    """A student's after four traced steps, the last of a partial batch."""
+    with strategy.scope():
+        student = make_student()
+        distiller = compiled(
+            student, mlp(seed=5), kd.KDPt(), make_optimizer(), **TRACED
+        )
+    dataset = tf.data.Dataset.from_tensor_slices(data(26)).batch(8)
+    distiller.fit(dataset, verbose=0)
+    return weights_of(student)
+
+
 @pytest.mark.parametrize(
     ("case", "policy"),
     [
@@ -81,41 +94,32 @@ def test_an_optimizer_does_to_two_replicas_what_it_does_to_one(
 ):
     """Keras clips the gradients of each replica by themselves."""
     keras.config.set_dtype_policy(policy)
-    x, labels, weights = data(26)
-    ended = []
-    for strategy in (tf.distribute.get_strategy(), two_replicas):
-        with strategy.scope():
-            student = mlp(seed=1)
-            optimizer = keras.optimizers.SGD(
-                5.0, momentum=0.5, **OPTIMIZERS[case]
-            )
-            distiller = compiled(
-                student, mlp(seed=5), kd.KDPt(), optimizer, **TRACED
-            )
-        batches = tf.data.Dataset.from_tensor_slices((x, labels, weights))
-        distiller.fit(batches.batch(8), verbose=0)
-        ended.append(weights_of(student))
-    one, two = ended
+
+    def optimizer():
+        return keras.optimizers.SGD(5.0, momentum=0.5, **OPTIMIZERS[case])
+
+    one, two = (
+        trained_weights(strategy, lambda: mlp(seed=1), optimizer)
+        for strategy in (tf.distribute.get_strategy(), two_replicas)
+    )
     assert_weights_differ(one, weights_of(mlp(seed=1)))
     tolerance = 1e-5 if policy == "float32" else 2e-3
     assert_same_weights(one, two, tolerance)
 
 
 def test_synchronised_batch_normalisation_sees_the_batch_of_all(two_replicas):
-    x, labels, weights = data(26)
-    ended = []
-    for strategy in (tf.distribute.get_strategy(), two_replicas):
-        with strategy.scope():
-            inputs = keras.Input((x.shape[1],))
-            hidden = keras.layers.Dense(6, kernel_initializer=uniform(1))
-            normalise = keras.layers.BatchNormalization(synchronized=True)
-            logits = keras.layers.Dense(CLASSES, kernel_initializer=uniform(2))
-            student = keras.Model(inputs, logits(normalise(hidden(inputs))))
-            distiller = compiled(student, mlp(seed=5), kd.KDPt(), **TRACED)
-        batches = tf.data.Dataset.from_tensor_slices((x, labels, weights))
-        distiller.fit(batches.batch(8), verbose=0)
-        ended.append(weights_of(student))
-    assert_same_weights(*ended, 1e-5)
+    def student():
+        inputs = keras.Input((FEATURES,))
+        hidden = keras.layers.Dense(6, kernel_initializer=uniform(1))
+        normalise = keras.layers.BatchNormalization(synchronized=True)
+        logits = keras.layers.Dense(CLASSES, kernel_initializer=uniform(2))
+        return keras.Model(inputs, logits(normalise(hidden(inputs))))
+
+    one, two = (
+        trained_weights(strategy, student, lambda: keras.optimizers.SGD(0.1))
+        for strategy in (tf.distribute.get_strategy(), two_replicas)
+    )
+    assert_same_weights(one, two, 1e-5)
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ class Trainer(keras.Model):
                 self.optimizer.build(weights)
 
         if distribution.num_replicas(self.distribute_strategy) > 1:
-            inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+            inner = distribution.inner_optimizer(self.optimizer)
             if inner.clipnorm or inner.global_clipnorm or inner.clipvalue:
                 private.replace_clipping(inner, distribution.clip_sums)
 
