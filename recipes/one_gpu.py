@@ -17,6 +17,7 @@ import os
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
+import contextlib
 import functools
 import hashlib
 import pathlib
@@ -145,8 +146,8 @@ class Images(Students):
         self.superclasses = packed["superclasses"].tolist()
         self.size = packed["train_x"].shape[1]
         pad = (0, 0), (_PAD, _PAD), (_PAD, _PAD), (0, 0)
-        count, views = len(self.labels), options["epochs"]
-        # Which crop each epoch has of each image, the same for all students.
+        count, views = len(self.labels), self._views()
+        # Which crop each view has of each image, the same for all students.
         rng = np.random.default_rng(0)
         places = rng.integers(0, 2 * _PAD + 1, (views, count, 3), "uint8")
         places[..., 2] = rng.integers(0, 2, (views, count), "uint8")
@@ -160,6 +161,10 @@ class Images(Students):
         self.test = jax.device_put(
             {"x": packed["test_x"], "y": self.test_labels}
         )
+
+    def _views(self):
+        """How many crops there are of each image; epochs take turns."""
+        return self.options["views"] or self.options["epochs"]
 
     # -- teachers --------------------------------------------------------------
 
@@ -197,7 +202,7 @@ class Images(Students):
         outputs = Outputs(teacher, gaps, draw)
         count, batch = len(self.labels), _divisor(len(self.labels), 2000)
         found = []
-        for view in range(self.options["epochs"]):
+        for view in range(self._views()):
             positions = np.arange(count).reshape(-1, batch)
             index = np.insert(positions, 0, view, axis=1).astype("int32")
             each = np.asarray(outputs(self.arrays, index))
@@ -264,13 +269,14 @@ class Images(Students):
         rate = keras.optimizers.schedules.CosineDecay(
             options["learning_rate"], steps
         )
-        student = networks.cifar_resnet(
-            depth,
-            (self.size, self.size, 3),
-            _CLASSES,
-            networks.CIFAR100_MEAN,
-            networks.CIFAR100_DEVIATION,
-        )
+        with _dtype_policy(options["dtype"]):
+            student = networks.cifar_resnet(
+                depth,
+                (self.size, self.size, 3),
+                _CLASSES,
+                networks.CIFAR100_MEAN,
+                networks.CIFAR100_DEVIATION,
+            )
         networks.with_weight_decay(student, options["weight_decay"])
         teacher = None if base in _WITHOUT_TEACHER else self.teacher
         distiller = kd.Distiller(
@@ -298,11 +304,16 @@ class Images(Students):
         )
         history = {}
         for epoch in range(epochs):
-            view = epoch % options["epochs"]
+            view = epoch % self._views()
             chosen = positions[next(order)].astype("int32")
             logs = program.train(view, chosen)
             logs["val_accuracy"] = float(self._right(student).mean())
             _append(history, logs, distiller)
+            print(
+                f"{method}, seed {seed}, epoch {epoch + 1}: test accuracy "
+                f"{logs['val_accuracy']:.4f}",
+                flush=True,
+            )
         return distiller, history
 
     def _draw(self, with_teacher):
@@ -521,7 +532,7 @@ def _study_options(command):
         ),
         click.option("--seeds", type=_positive, default=3),
         click.option(
-            "--part", type=_Part(), help="As 1/4: train one method in four."
+            "--part", type=_Part(), help="As 1/4: train one student in four."
         ),
         click.option(
             "--prepare",
@@ -573,6 +584,17 @@ def pack(path, data_dir):
     help="Of the teachers that are trained on one half of the images each.",
 )
 @click.option("--epochs", type=_positive, default=30)
+@click.option(
+    "--views",
+    type=_positive,
+    help="Crops of each image, in turn. [default: one an epoch]",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "mixed_bfloat16"]),
+    default="float32",
+    help="Of all networks but the teacher.",
+)
 @click.option("--batch-size", type=_positive, default=128)
 @click.option("--learning-rate", type=float, default=0.1)
 @click.option("--momentum", type=float, default=0.9)
@@ -635,21 +657,21 @@ def _run(students, folder, methods, seeds, part, prepare):
         files.write_json(folder / "study.json", _rows(found, students))
     else:
         number, of = part
-        _train_part(students, runs, methods[number - 1 :: of], seeds)
+        each = [(method, s) for s in range(seeds) for method in methods]
+        _train_part(students, runs, each[number - 1 :: of])
 
 
-def _train_part(students, runs, methods, seeds):
-    """Trains the students of some methods that are missing, seed by seed."""
-    for seed in range(seeds):
-        for method in methods:
-            if (method, seed) in runs.finished:
-                continue
-            began = time.perf_counter()
-            results = students(method, seed)
-            score = results[students.metric]
-            seconds = round(time.perf_counter() - began, 2)
-            runs.add(method, seed, score, seconds, results)
-            click.echo(f"{method}, seed {seed}: {score:.4f} in {seconds} s")
+def _train_part(students, runs, part):
+    """Trains those of some (method, seed) that are missing."""
+    for method, seed in part:
+        if (method, seed) in runs.finished:
+            continue
+        began = time.perf_counter()
+        results = students(method, seed)
+        score = results[students.metric]
+        seconds = round(time.perf_counter() - began, 2)
+        runs.add(method, seed, score, seconds, results)
+        click.echo(f"{method}, seed {seed}: {score:.4f} in {seconds} s")
 
 
 def _rows(found, students):
@@ -685,6 +707,17 @@ def _check_backend():
             "An epoch is one program on JAX alone. Received: KERAS_BACKEND="
             f"{keras.backend.backend()}. Leave it out, or set it to jax."
         )
+
+
+@contextlib.contextmanager
+def _dtype_policy(name):
+    """Layers are made with a dtype policy, and later ones as before."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def _statistics(method, settings):

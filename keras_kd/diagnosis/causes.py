@@ -294,10 +294,10 @@ def over_confident(numbers):
             f"{scale['deviation']:.2f}): the instance's part of its knowledge "
             "is lost, and KD-pt is much like plain training with another "
             "learning rate.",
-            "Distil on data that the teacher has not memorised (held-out or "
-            "augmented), use a teacher that was stopped earlier or regularised "
-            f"more, or a temperature from {low:g} to {high:g}, where its soft "
-            "targets say most.",
+            f"Use a temperature from {low:g} to {high:g}, where its soft "
+            "targets say most, or a teacher that was stopped earlier or "
+            "regularised more. Data that it has not seen need not help: on "
+            "CIFAR-100 it was less right there, and hardly less sure.",
         )
     if gap < _OVER_CONFIDENT_GAP:
         return None

@@ -224,13 +224,17 @@ def test_bad_options_are_refused_before_anything_is_made(images, tmp_path):
 def test_parts_of_a_study_make_its_report(images, tmp_path):
     arguments = [
         *("cifar100", tmp_path, "--data", images / "cifar100.npz"),
-        *("--teacher", images / "teacher.keras", "--seeds", 2, "--epochs", 1),
-        *("--depth", 8, "--half-depth", 8, "--batch-size", 16),
+        *("--teacher", images / "teacher.keras", "--seeds", 2, "--epochs", 2),
+        *("--views", 1, "--depth", 8, "--half-depth", 8, "--batch-size", 16),
         *("--method", "plain", "--method", "kd_held_out"),
     ]
-    assert run(*arguments, "--prepare") == ""
-    assert "plain, seed 0" in run(*arguments, "--part", "1/2")
-    assert "kd_held_out, seed 1" in run(*arguments, "--part", "2/2")
+    run(*arguments, "--prepare")
+    assert not list(tmp_path.glob("attribution/run-*"))
+    # Students in turn: of each seed both methods.
+    first, second = (run(*arguments, "--part", f"{i}/3") for i in (1, 2))
+    assert "plain, seed 0: " in first and "kd_held_out, seed 1: " in first
+    assert "kd_held_out, seed 0, epoch 2: test accuracy" in second
+    assert "plain, seed 1: " in run(*arguments, "--part", "3/3")
     trained = sorted(
         path.stat().st_mtime_ns for path in tmp_path.glob("attribution/run-*")
     )
@@ -247,6 +251,23 @@ def test_parts_of_a_study_make_its_report(images, tmp_path):
             found = json.loads(path.read_text())["results"]["examples"]
             assert score == pytest.approx(100 * np.mean(found), abs=1e-3)
     _check_halves(images, tmp_path)
+
+
+def test_all_networks_but_the_teacher_have_the_dtype(images, tmp_path):
+    run(
+        *("cifar100", tmp_path, "--data", images / "cifar100.npz"),
+        *("--teacher", images / "teacher.keras", "--epochs", 1),
+        *("--half-depth", 8, "--batch-size", 16, "--prepare"),
+        *("--dtype", "mixed_bfloat16", "--method", "kd_seen"),
+    )
+    assert keras.config.dtype_policy().name == "float32"
+    for path, expected in (
+        (images / "teacher.keras", {"float32"}),
+        # The logits are float32 all the same.
+        (tmp_path / "shared/half-0.keras", {"float32", "mixed_bfloat16"}),
+    ):
+        layers_ = keras.models.load_model(path).layers
+        assert {each.dtype_policy.name for each in layers_} == expected
 
 
 def _check_halves(images, folder):
