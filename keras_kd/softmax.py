@@ -279,6 +279,18 @@ def _numbers(logits, labels, shift, temperature, with_plain, classes, mixtures):
         temperature, then `label_gap` and `gap_sum` at temperature 1; the gaps
         of `classes` and the expected gaps of `mixtures`.
     """
+    compute = _kept_numbers
+    if backend.fuses_operations():
+        compute = _recomputed_numbers
+    return compute(
+        logits, labels, shift, temperature, with_plain, classes, mixtures
+    )
+
+
+def _kept_numbers(
+    logits, labels, shift, temperature, with_plain, classes, mixtures
+):
+    """`_numbers` by the framework's softmax, kept for the gradient."""
     at_label = ops.stack(
         [ops.arange(ops.shape(labels)[0], dtype="int32"), labels], axis=-1
     )
@@ -338,6 +350,96 @@ def _numbers(logits, labels, shift, temperature, with_plain, classes, mixtures):
         return (*others, -label_scaled, gap_sum, *gaps), gradient
 
     return numbers(logits)
+
+
+def _recomputed_numbers(
+    logits, labels, shift, temperature, with_plain, classes, mixtures
+):
+    """`_numbers` by sums over the classes, from which the gradient starts.
+
+    Where a compiler fuses what is done class by class, the sums read the logits
+    and write nothing, and so does the gradient but for itself. To exponentiate
+    twice costs less there than an array of [examples, classes].
+    """
+    is_one = ops.equal(temperature, 1.0)
+
+    def is_label():
+        ids = ops.arange(logits.shape[-1], dtype="int32")
+        return ops.equal(ids, ops.expand_dims(labels, -1))
+
+    def below(logits, top):
+        """What the softmax over the classes but the label exponentiates."""
+        scaled = ops.where(is_label(), _BOTTOM, logits - shift)
+        return scaled - ops.expand_dims(top, -1)
+
+    @backend.custom_gradient
+    def numbers(logits):
+        scaled = logits - shift
+        gap_sum = -ops.sum(scaled, axis=-1)
+        label_gap = _picked_gaps(logits, shift, ops.expand_dims(labels, -1))
+        gaps = [_picked_gaps(logits, shift, each) for each in classes]
+        gaps += [-ops.sum(each * scaled, axis=-1) for each in mixtures]
+        top = ops.max(ops.where(is_label(), _BOTTOM, scaled), axis=-1)
+
+        def log_sum(temperature):
+            terms = ops.exp(below(logits, top) / temperature)
+            return ops.log(ops.sum(terms, axis=-1))
+
+        if with_plain:
+            plain = log_sum(1.0)
+            tempered = ops.cond(
+                is_one, lambda: plain, lambda: log_sum(temperature)
+            )
+            others = [top + plain, top / temperature + tempered]
+        else:
+            plain, tempered = None, log_sum(temperature)
+            others = [top / temperature + tempered]
+
+        def gradient(*ups):
+            count = len(others)
+            up_others, (up_label, up_sum) = ups[:count], ups[count : count + 2]
+            up_gaps = list(ups[count + 2 :])
+            up = up_others[-1] / temperature
+
+            def softmax(temperature, log_sum, up):
+                logs = below(logits, top) / temperature
+                logs = logs - ops.expand_dims(log_sum, -1)
+                return ops.exp(logs) * ops.expand_dims(up, -1)
+
+            def whole(result):
+                result = result - ops.expand_dims(up_sum, -1)
+                at_label = ops.expand_dims(-up_sum - up_label, -1)
+                result = ops.where(is_label(), at_label, result)
+                for each, up in zip(
+                    mixtures, up_gaps[len(classes) :], strict=True
+                ):
+                    result = result - each * ops.expand_dims(up, -1)
+                return result
+
+            # All in one branch or the other, so that each is one operation.
+            if with_plain:
+                result = ops.cond(
+                    is_one,
+                    lambda: whole(softmax(1.0, plain, up_others[0] + up)),
+                    lambda: whole(
+                        softmax(1.0, plain, up_others[0])
+                        + softmax(temperature, tempered, up)
+                    ),
+                )
+            else:
+                result = whole(softmax(temperature, tempered, up))
+            for each, up in zip(classes, up_gaps[: len(classes)], strict=True):
+                result = backend.add_to_classes(result, each, -up)
+            return result
+
+        return (*others, ops.squeeze(label_gap, -1), gap_sum, *gaps), gradient
+
+    return numbers(logits)
+
+
+def _picked_gaps(logits, shift, classes):
+    """[examples, k], max z - z_i, a constant to the gradient."""
+    return shift - backend.take_classes(logits, classes)
 
 
 def _gaps_of(logits, shift, classes):

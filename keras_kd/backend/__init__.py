@@ -205,6 +205,16 @@ def takes_any_size(jit_compile):
     return _chosen.takes_any_size(jit_compile)
 
 
+def fuses_operations():
+    """Whether a compiler makes one operation of those on the same elements."""
+    return _chosen.fuses_operations()
+
+
+def is_on_gpu():
+    """Whether Keras computes on a GPU or another accelerator, not a CPU."""
+    return _chosen.is_on_gpu()
+
+
 def by_pieces(function, state, values, most, jit_compile):
     """Runs a function on rows of values, on some of them at a time.
 

@@ -118,6 +118,16 @@ def takes_any_size(jit_compile):
     return False
 
 
+def fuses_operations():
+    """By XLA."""
+    return True
+
+
+def is_on_gpu():
+    """As JAX chooses its devices."""
+    return jax.default_backend() != "cpu"
+
+
 def by_pieces(function, state, values, most, jit_compile):
     """The compiler fuses operations: all at once."""
     del most, jit_compile

@@ -102,10 +102,21 @@ def takes_any_size(jit_compile):
     return not jit_compile
 
 
+def fuses_operations():
+    """Not unless XLA is asked for."""
+    return False
+
+
+def is_on_gpu():
+    """As TensorFlow lists its devices."""
+    devices = tf.config.list_logical_devices()
+    return any(device.device_type != "CPU" for device in devices)
+
+
 def by_pieces(function, state, values, most, jit_compile):
-    """By a loop, unless XLA fuses operations."""
+    """By a loop, unless XLA fuses operations or a GPU runs one at a time."""
     rows = num_rows(values)
-    if jit_compile or (isinstance(rows, int) and rows <= most):
+    if jit_compile or is_on_gpu() or (isinstance(rows, int) and rows <= most):
         return function(0, rows, state)
     pieces = -(-rows // most)
     size = -(-rows // pieces)

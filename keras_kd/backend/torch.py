@@ -92,6 +92,16 @@ def takes_any_size(jit_compile):
     return True
 
 
+def fuses_operations():
+    """Nothing is compiled."""
+    return False
+
+
+def is_on_gpu():
+    """As Keras chooses for new tensors."""
+    return keras.ops.convert_to_tensor(0.0).device.type != "cpu"
+
+
 def by_pieces(function, state, values, most, jit_compile):
     """Python frees each array as soon as it can: all at once."""
     del most, jit_compile
