@@ -140,27 +140,24 @@ def make_trainer(name, chunks, sizes):
     distiller.compile(optimizer=optimizer, loss=loss)
     y = {"labels": _tensors(labels)}
     if loss.statistics and not is_online:
-        y |= _statistics(loss, labels, sizes, random)
+        y |= _statistics(loss, labels, sizes)
     return distiller, _tensors(x), y
 
 
-def _statistics(loss, labels, sizes, random):
+def _statistics(loss, labels, sizes):
     """What a cache would hold of a random teacher, made by pieces."""
     import keras
-    import numpy as np
 
     classes, tokens, _ = sizes
+    seeds = keras.random.SeedGenerator(2)
     found = {}
     for start in range(0, tokens, 256):
         ids = labels[start : start + 256]
-        logits = 3 * random.standard_normal((len(ids), classes), "float32")
-        statistics = loss.teacher_statistics(
-            keras.ops.convert_to_tensor(ids),
-            keras.ops.convert_to_tensor(logits),
-        )
+        logits = 3 * keras.random.normal((len(ids), classes), seed=seeds)
+        statistics = loss.teacher_statistics(_tensors(ids), logits)
         for key, value in statistics.items():
-            found.setdefault(key, []).append(keras.ops.convert_to_numpy(value))
-    return {key: _tensors(np.concatenate(v)) for key, v in found.items()}
+            found.setdefault(key, []).append(value)
+    return {key: keras.ops.concatenate(v) for key, v in found.items()}
 
 
 def _tensors(value):
@@ -206,20 +203,36 @@ def peak_bytes(name, chunks, sizes):
 def planned_bytes(trainer, x, y, tokens):
     """What JAX's compiled program of a step needs beside its arguments.
 
-    A step of a few tokens makes the variables; that of many is compiled, but
-    not run.
-
     Args:
         trainer: a compiled `keras.Model`.
         x: inputs of a few tokens.
         y: what belongs to them.
         tokens: integer, how many there are to be.
     """
+    program, _, _ = compiled_step(trainer, x, y, tokens)
+    return program.memory_analysis().temp_size_in_bytes
+
+
+def compiled_step(trainer, x, y, tokens=None):
+    """A training step as JAX compiles it.
+
+    Args:
+        trainer: a compiled `keras.Model`.
+        x: inputs.
+        y: what belongs to them.
+        tokens: integer, for how many it is compiled; those of x by default.
+
+    Returns:
+        The program, of (state, data), to which the state is given away, and
+        both of them; the data as shapes where `tokens` is given.
+    """
     import jax
 
-    trainer.train_on_batch(x, y)
-    trainer.jax_state_sync()
-    state = [
+    from keras_kd.backend.private import symbolic_build
+
+    symbolic_build(trainer, (x, y))
+    trainer.optimizer.build(trainer.trainable_variables)
+    state = tuple(
         [variable.value for variable in variables]
         for variables in (
             trainer.trainable_variables,
@@ -227,18 +240,19 @@ def planned_bytes(trainer, x, y, tokens):
             trainer.optimizer.variables,
             trainer.metrics_variables,
         )
-    ]
-    data = jax.tree.map(
-        lambda each: jax.ShapeDtypeStruct(
-            (tokens, *each.shape[1:]), each.dtype
-        ),
-        (x, y),
     )
+    data = x, y
+    if tokens is not None:
+        data = jax.tree.map(
+            lambda each: jax.ShapeDtypeStruct(
+                (tokens, *each.shape[1:]), each.dtype
+            ),
+            data,
+        )
     if hasattr(trainer, "_step_variables"):
         data = ([v.value for v in trainer._step_variables()], data)
     step = jax.jit(trainer.train_step, donate_argnums=0)
-    analysis = step.lower(tuple(state), data).compile().memory_analysis()
-    return analysis.temp_size_in_bytes
+    return step.lower(state, data).compile(), state, data
 
 
 def memory_in_process(name, chunks, sizes):
