@@ -12,8 +12,9 @@ gradient is then added to the one array that there is anyway.
 
 The label is taken out of the others' sum, not subtracted from it: 1 - q_t then
 keeps its digits where q_t is close to 1. It is taken out by putting its logit
-to the bottom, after which the framework's softmax, which is fused, does the
-work.
+to the bottom. The framework's softmax, which is fused, does the rest and is kept
+for the gradient; or, where a compiler fuses what is done class by class, sums
+over the classes do, from which the gradient starts again.
 """
 
 import dataclasses
@@ -390,15 +391,17 @@ def _recomputed_numbers(
             tempered = ops.cond(
                 is_one, lambda: plain, lambda: log_sum(temperature)
             )
-            others = [top + plain, top / temperature + tempered]
         else:
-            plain, tempered = None, log_sum(temperature)
-            others = [top / temperature + tempered]
+            tempered = log_sum(temperature)
+        others = [top / temperature + tempered]
+        if with_plain:
+            others = [top + plain, *others]
 
         def gradient(*ups):
-            count = len(others)
-            up_others, (up_label, up_sum) = ups[:count], ups[count : count + 2]
-            up_gaps = list(ups[count + 2 :])
+            *up_others, up_label, up_sum = ups[: len(others) + 2]
+            up_gaps = ups[len(others) + 2 :]
+            up_classes = up_gaps[: len(classes)]
+            up_mixtures = up_gaps[len(classes) :]
             up = up_others[-1] / temperature
 
             def softmax(temperature, log_sum, up):
@@ -406,31 +409,27 @@ def _recomputed_numbers(
                 logs = logs - ops.expand_dims(log_sum, -1)
                 return ops.exp(logs) * ops.expand_dims(up, -1)
 
-            def whole(result):
+            def with_gaps(result):
                 result = result - ops.expand_dims(up_sum, -1)
                 at_label = ops.expand_dims(-up_sum - up_label, -1)
                 result = ops.where(is_label(), at_label, result)
-                for each, up in zip(
-                    mixtures, up_gaps[len(classes) :], strict=True
-                ):
+                for each, up in zip(mixtures, up_mixtures, strict=True):
                     result = result - each * ops.expand_dims(up, -1)
+                for each, up in zip(classes, up_classes, strict=True):
+                    result = backend.add_to_classes(result, each, -up)
                 return result
 
-            # All in one branch or the other, so that each is one operation.
-            if with_plain:
-                result = ops.cond(
-                    is_one,
-                    lambda: whole(softmax(1.0, plain, up_others[0] + up)),
-                    lambda: whole(
-                        softmax(1.0, plain, up_others[0])
-                        + softmax(temperature, tempered, up)
-                    ),
-                )
-            else:
-                result = whole(softmax(temperature, tempered, up))
-            for each, up in zip(classes, up_gaps[: len(classes)], strict=True):
-                result = backend.add_to_classes(result, each, -up)
-            return result
+            if not with_plain:
+                return with_gaps(softmax(temperature, tempered, up))
+            # The gaps too, so that each branch is one operation.
+            return ops.cond(
+                is_one,
+                lambda: with_gaps(softmax(1.0, plain, up_others[0] + up)),
+                lambda: with_gaps(
+                    softmax(1.0, plain, up_others[0])
+                    + softmax(temperature, tempered, up)
+                ),
+            )
 
         return (*others, ops.squeeze(label_gap, -1), gap_sum, *gaps), gradient
 

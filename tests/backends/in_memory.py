@@ -1,4 +1,5 @@
-"""An epoch as one program against `fit`, and the recipe that trains by it.
+"""An epoch as one program against `fit`, the recipe that trains by it, the
+memory of compiled losses, and the benchmark of a GPU.
 
 Run by name, where Keras is on JAX.
 """
@@ -9,7 +10,10 @@ os.environ["KERAS_BACKEND"] = "jax"
 
 import json
 
+import benchmark_chunks
+import benchmark_gpu
 import keras
+import measure_memory_jax
 import networks
 import numpy as np
 import one_gpu
@@ -325,3 +329,82 @@ def test_perplexities_are_those_of_the_whole_text(tmp_path):
         mean = np.mean(results["examples"])
         assert results["test_perplexity"] == pytest.approx(np.exp(mean))
         assert len(results["history"]["val_perplexity"]) == 2
+
+
+# -- what compiled programs need ------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["label_smoothing", "kd_pt", "kd_pt, T = 2", "kd_topk, k = 25"],
+)
+def test_a_loss_makes_no_array_of_all_classes_but_its_gradient(name):
+    arrays = measure_memory_jax.temporary_arrays(name, 3000, 64)
+    assert arrays < 1.1
+
+
+# -- the benchmark of a GPU, whose steps are programs too ----------------------
+
+
+def benchmarked(*arguments):
+    """Rows of the table, by step and chunks; it says where it ran."""
+    sizes = "--classes", 300, "--tokens", 64, "--features", 8, "--rounds", 2
+    arguments = [str(each) for each in (*sizes, "--markdown", *arguments)]
+    result = CliRunner().invoke(benchmark_gpu.main, arguments)
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("jax on cpu\n")
+    lines = [line for line in result.output.splitlines() if line[:1] == "|"]
+    cells = [[each.strip() for each in row.split("|")[1:-1]] for row in lines]
+    return {
+        tuple(row[:2]): dict(zip(cells[0], row, strict=True))
+        for row in cells[2:]
+    }
+
+
+def test_the_benchmark_of_a_gpu_has_memory_and_times():
+    case = "cached kd_pt"
+    rows = benchmarked("--case", case, "--chunks", 0, "--chunks", 8)
+    assert list(rows) == [
+        (benchmark_chunks.PLAIN, "none"),
+        (case, "none"),
+        (case, "8"),
+    ]
+    peaks = [
+        benchmark_chunks.memory_in_process(name, chunks, (300, 64, 8))
+        for name, chunks in ((None, 0), (case, 0), (case, 8))
+    ]
+    for row, peak in zip(rows.values(), peaks, strict=True):
+        assert float(row["of plain's"]) == pytest.approx(
+            peak / peaks[0], abs=0.01
+        )
+        assert float(row["ms"]) > 0
+
+
+def test_a_step_that_does_not_fit_is_a_row(monkeypatch):
+    make = benchmark_gpu.make_step
+
+    def make_step(name, *arguments):
+        if name == "online kd":
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
+        return make(name, *arguments)
+
+    monkeypatch.setattr(benchmark_gpu, "make_step", make_step)
+    rows = benchmarked("--case", "online kd", "--chunks", 0)
+    assert rows["online kd", "none"]["GB"] == "out of memory"
+
+
+def test_the_steps_of_the_benchmark_train():
+    """Each begins where the last one ended."""
+    sizes = 300, 64, 8
+    trainer, x, y = benchmark_chunks.make_trainer("cached kd_pt", 4, sizes)
+    program, state, data = benchmark_chunks.compiled_step(trainer, x, y)
+    weights = [np.array(state[0][0])]
+    for _ in range(2):
+        _, state = program(state, data)
+        weights.append(np.array(state[0][0]))
+    expected, x, y = benchmark_chunks.make_trainer("cached kd_pt", 4, sizes)
+    for after in weights[1:]:
+        expected.train_on_batch(x, y)
+        kernel = expected.student.get_weights()[0]
+        np.testing.assert_allclose(after, kernel, atol=1e-6)
+    assert np.abs(weights[2] - weights[1]).max() > 1e-6
