@@ -331,7 +331,7 @@ def test_perplexities_are_those_of_the_whole_text(tmp_path):
         assert len(results["history"]["val_perplexity"]) == 2
 
 
-# -- what compiled programs need -----------------------------------------------
+# -- what compiled programs need ----------------------------------------------
 
 
 @pytest.mark.parametrize(
