@@ -12,9 +12,9 @@ gradient is then added to the one array that there is anyway.
 
 The label is taken out of the others' sum, not subtracted from it: 1 - q_t then
 keeps its digits where q_t is close to 1. It is taken out by putting its logit
-to the bottom. The framework's softmax, which is fused, does the rest and is kept
-for the gradient; or, where a compiler fuses what is done class by class, sums
-over the classes do, from which the gradient starts again.
+to the bottom. The framework's softmax, which is fused, does the rest and is
+kept for the gradient; or, where a compiler fuses what is done class by class,
+sums over the classes do, from which the gradient starts again.
 """
 
 import dataclasses
