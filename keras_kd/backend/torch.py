@@ -98,8 +98,9 @@ def fuses_operations():
 
 
 def is_on_gpu():
-    """As Keras chooses for new tensors."""
-    return keras.ops.convert_to_tensor(0.0).device.type != "cpu"
+    """As Keras chooses for new tensors, which are nowhere while it builds."""
+    device = keras.ops.convert_to_tensor(0.0).device
+    return device.type not in ("cpu", "meta")
 
 
 def by_pieces(function, state, values, most, jit_compile):
