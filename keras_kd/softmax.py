@@ -72,10 +72,11 @@ class LabelSoftmax:
         as a sum of two terms that are never negative, so that none cancels.
         """
         # log(exp(others) + exp(-label_gap)), from the larger of the two.
+        log_odds = self.log_odds
         return ops.where(
             self.label_gap > 0,
-            self.others + _softplus(self.log_odds),
-            _softplus(-self.log_odds) - self.label_gap,
+            self.others + _softplus(log_odds),
+            _softplus(-log_odds) - self.label_gap,
         )
 
     @property
@@ -153,6 +154,28 @@ class LabelSoftmax:
             [...].
         """
         return self._gaps(probabilities, _expected_gap)
+
+    def copies(self, count):
+        """The same for several terms of a loss.
+
+        TensorFlow adds up three gradients of one tensor in the order in which
+        their memory comes free, so that the last digit changes from step to
+        step. Those of copies are added up in the order of the copies.
+
+        Args:
+            count: integer, how many.
+
+        Returns:
+            List of `LabelSoftmax`.
+        """
+        if count < 2:
+            return [self] * count
+        names = "others", "label_gap", "gap_sum"
+        each = [_copies(getattr(self, name), count) for name in names]
+        return [
+            dataclasses.replace(self, **dict(zip(names, values, strict=True)))
+            for values in zip(*each, strict=True)
+        ]
 
     def _gaps(self, asked, compute):
         for known, gaps in self.known:
@@ -248,6 +271,19 @@ def _softmaxes(
 def _softplus(values):
     """log(1 + exp(values)), exact also above 20, where PyTorch's is rounded."""
     return -ops.log_sigmoid(-values)
+
+
+def _copies(tensor, count):
+    """A list of a tensor, whose gradients are added up in this order."""
+
+    @backend.custom_gradient
+    def copy(tensor):
+        def gradient(*ups):
+            return functools.reduce(ops.add, ups)
+
+        return (tensor,) * count, gradient
+
+    return list(copy(tensor))
 
 
 def _flat(values):

@@ -399,6 +399,35 @@ def test_the_readmes_own_method_is_one_small_class():
     )
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow",
+    reason="TensorFlow adds up gradients as their memory comes free.",
+)
+@pytest.mark.parametrize("name", ["kd_pt_sim", "kd"])
+def test_the_same_step_has_the_same_bits(name):
+    import tensorflow as tf
+
+    random = np.random.default_rng(0)
+    logits, teacher, rows = (
+        tf.constant(3 * random.normal(size=(560, 300)), "float32")
+        for _ in range(3)
+    )
+    labels = tf.constant(random.integers(0, 300, 560))
+    similarity = {"logit_layer": rows.numpy().T} if "sim" in name else {}
+    loss = kd.losses.get(name, **similarity)
+    y = {"labels": labels, **loss.teacher_statistics(labels, teacher)}
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            value = loss(y, logits)
+        return value, tape.gradient(value, logits)
+
+    steps = [[each.numpy().tobytes() for each in step()] for _ in range(150)]
+    assert all(each == steps[0] for each in steps)
+
+
 def test_compiled_function_reads_changed_values():
     case = Case("kd_pt_sim", seed=8)
     loss = case.loss()

@@ -502,7 +502,11 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
         )
         hard = batch.over_all_classes(_cross_entropy(plain, labels))
         hard = batch.of_labelled(hard)
-        terms = {k: term(t, tempered) for k, t in targets.items()}
+        copies = tempered.copies(len(targets))
+        terms = {
+            key: term(target, copy)
+            for (key, target), copy in zip(targets.items(), copies, strict=True)
+        }
         factor = self._term_factor()
         loss = self._hard_weight() * hard
         for key, value in terms.items():
