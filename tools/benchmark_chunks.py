@@ -70,7 +70,7 @@ def main(
     sizes = (classes, tokens, features)
     if memory_of:
         name = None if memory_of == PLAIN else memory_of
-        click.echo(json.dumps(peak_bytes(name, _count(chunks[0]), sizes)))
+        click.echo(json.dumps(peak_bytes(name, chunks_of(chunks[0]), sizes)))
         return
     if memory:
         rows = memory_rows(cases or tuple(CASES), chunks, sizes)
@@ -82,8 +82,8 @@ def main(
         pairs.print_rows("Time of a step", rows, markdown)
 
 
-def _count(chunks):
-    """A `logit_chunks`; "0" stands for none."""
+def chunks_of(chunks):
+    """A `logit_chunks`, out of an option of which "0" stands for none."""
     return "auto" if chunks == "auto" else int(chunks) or None
 
 
@@ -259,7 +259,7 @@ def memory_in_process(name, chunks, sizes):
     """`peak_bytes` in a process whose peak nothing else has raised."""
     if os.environ.get("KERAS_BACKEND") == "jax":
         # Where programs are compiled, but not run.
-        return peak_bytes(name, _count(chunks), sizes)
+        return peak_bytes(name, chunks_of(chunks), sizes)
     options = dict(zip(("classes", "tokens", "features"), sizes, strict=True))
     command = [sys.executable, __file__, "--memory-of", name or PLAIN]
     command += ["--chunks", str(chunks)]
@@ -309,7 +309,7 @@ def time_rows(cases, chunks, sizes, rounds, clock):
     rows = []
     for name in cases:
         steps = {
-            count: make_step(name, _count(count), sizes)
+            count: make_step(name, chunks_of(count), sizes)
             for count in ("0", *chunks)
         }
         times = benchmark_losses.time_in_turns(steps, rounds, clock)
