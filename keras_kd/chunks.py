@@ -68,9 +68,12 @@ _AT_ONCE = 8
 
 def most_tokens(classes):
     """The number of tokens in a chunk at most, where it is not given."""
-    fewest = FEWEST_TOKENS
-    if backend.is_on_gpu():
-        fewest = FEWEST_TOKENS_ON_GPU
+    on_gpu = backend.is_on_gpu()
+    fewest = FEWEST_TOKENS_ON_GPU if on_gpu else FEWEST_TOKENS
+    return _tokens_of_bytes(classes, fewest)
+
+
+def _tokens_of_bytes(classes, fewest):
     return max(fewest, CHUNK_BYTES // (4 * classes))
 
 
@@ -89,7 +92,7 @@ def are_many(tokens, classes):
     Returns:
         A boolean.
     """
-    at_once = _AT_ONCE * max(FEWEST_TOKENS, CHUNK_BYTES // (4 * classes))
+    at_once = _AT_ONCE * _tokens_of_bytes(classes, FEWEST_TOKENS)
     return tokens > max(at_once, most_tokens(classes))
 
 

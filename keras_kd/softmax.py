@@ -404,10 +404,12 @@ def _recomputed_numbers(
         ids = ops.arange(logits.shape[-1], dtype="int32")
         return ops.equal(ids, ops.expand_dims(labels, -1))
 
+    def without_label(logits):
+        return ops.where(is_label(), _BOTTOM, logits - shift)
+
     def below(logits, top):
         """What the softmax over the classes but the label exponentiates."""
-        scaled = ops.where(is_label(), _BOTTOM, logits - shift)
-        return scaled - ops.expand_dims(top, -1)
+        return without_label(logits) - ops.expand_dims(top, -1)
 
     @backend.custom_gradient
     def numbers(logits):
@@ -416,7 +418,7 @@ def _recomputed_numbers(
         label_gap = _picked_gaps(logits, shift, ops.expand_dims(labels, -1))
         gaps = [_picked_gaps(logits, shift, each) for each in classes]
         gaps += [-ops.sum(each * scaled, axis=-1) for each in mixtures]
-        top = ops.max(ops.where(is_label(), _BOTTOM, scaled), axis=-1)
+        top = ops.max(without_label(logits), axis=-1)
 
         def log_sum(temperature):
             terms = ops.exp(below(logits, top) / temperature)

@@ -146,7 +146,7 @@ class Images(Students):
         self.superclasses = packed["superclasses"].tolist()
         self.size = packed["train_x"].shape[1]
         pad = (0, 0), (_PAD, _PAD), (_PAD, _PAD), (0, 0)
-        count, views = len(self.labels), self._views()
+        count, views = len(self.labels), options["views"]
         # Which crop each view has of each image, the same for all students.
         rng = np.random.default_rng(0)
         places = rng.integers(0, 2 * _PAD + 1, (views, count, 3), "uint8")
@@ -161,10 +161,6 @@ class Images(Students):
         self.test = jax.device_put(
             {"x": packed["test_x"], "y": self.test_labels}
         )
-
-    def _views(self):
-        """How many crops there are of each image; epochs take turns."""
-        return self.options["views"] or self.options["epochs"]
 
     # -- teachers --------------------------------------------------------------
 
@@ -202,7 +198,7 @@ class Images(Students):
         outputs = Outputs(teacher, gaps, draw)
         count, batch = len(self.labels), _divisor(len(self.labels), 2000)
         found = []
-        for view in range(self._views()):
+        for view in range(self.options["views"]):
             positions = np.arange(count).reshape(-1, batch)
             index = np.insert(positions, 0, view, axis=1).astype("int32")
             each = np.asarray(outputs(self.arrays, index))
@@ -304,7 +300,7 @@ class Images(Students):
         )
         history = {}
         for epoch in range(epochs):
-            view = epoch % self._views()
+            view = epoch % options["views"]
             chosen = positions[next(order)].astype("int32")
             logs = program.train(view, chosen)
             logs["val_accuracy"] = float(self._right(student).mean())
@@ -603,6 +599,7 @@ def pack(path, data_dir):
 def cifar100(folder, methods, seeds, part, prepare, data, teacher, **options):
     """CIFAR-100, a ResNet of 56 layers and smaller ones."""
     methods = list(methods or Images.methods)
+    options["views"] = options["views"] or options["epochs"]
     options["losses"] = arguments.CIFAR_ARGUMENTS
     students = Images(folder, data, teacher, options)
     _run(students, folder, methods, seeds, part, prepare)

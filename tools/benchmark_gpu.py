@@ -23,6 +23,16 @@ import keras
 import pairs
 from benchmark_chunks import CASES, PLAIN
 
+_COLUMNS = (
+    "step",
+    "chunks",
+    "GB",
+    "of plain's",
+    "ms",
+    "of plain's time",
+    "range",
+)
+
 
 @click.command(context_settings={"show_default": True})
 @click.option("--classes", default=128_000, help="V.")
@@ -34,14 +44,7 @@ from benchmark_chunks import CASES, PLAIN
     default=("0", "auto"),
     help="Of tokens; 0 for none. May be given several times.",
 )
-@click.option(
-    "--case",
-    "cases",
-    multiple=True,
-    type=click.Choice(tuple(CASES)),
-    default=tuple(CASES),
-    help="May be given several times.",
-)
+@pairs.several_option("--case", "cases", CASES)
 @click.option("--rounds", default=9)
 @pairs.markdown_option
 def main(classes, tokens, features, chunks, cases, rounds, markdown):
@@ -74,7 +77,8 @@ def _measured(name, count, sizes, plain, plain_peak, rounds):
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return _row(name, label, None, plain_peak, None)
+        none = dict.fromkeys(_COLUMNS, "")
+        return none | {"step": name, "chunks": label, "GB": "out of memory"}
     return _row(name, label, peak, plain_peak, times)
 
 
@@ -114,21 +118,17 @@ def _times(steps, rounds):
 
 def _row(name, chunks, peak, plain_peak, times):
     """A row; the last of the times is the step's, the first plain's."""
-    if peak is None:
-        empty = dict.fromkeys(
-            ("of plain's", "ms", "of plain's time", "range"), ""
-        )
-        return {"step": name, "chunks": chunks, "GB": "out of memory", **empty}
     ratios = [a / b for a, b in zip(times[-1], times[0], strict=True)]
-    return {
-        "step": name,
-        "chunks": chunks,
-        "GB": f"{peak / 1e9:.2f}",
-        "of plain's": f"{peak / plain_peak:.2f}",
-        "ms": f"{1e3 * statistics.median(times[-1]):.1f}",
-        "of plain's time": f"{statistics.median(ratios):.2f}",
-        "range": f"{min(ratios):.2f} to {max(ratios):.2f}",
-    }
+    cells = (
+        name,
+        chunks,
+        f"{peak / 1e9:.2f}",
+        f"{peak / plain_peak:.2f}",
+        f"{1e3 * statistics.median(times[-1]):.1f}",
+        f"{statistics.median(ratios):.2f}",
+        f"{min(ratios):.2f} to {max(ratios):.2f}",
+    )
+    return dict(zip(_COLUMNS, cells, strict=True))
 
 
 if __name__ == "__main__":

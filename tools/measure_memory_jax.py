@@ -26,15 +26,8 @@ NAMES = (benchmark_losses.PLAIN, *benchmark_losses.LOSSES)
 @click.command(context_settings={"show_default": True})
 @click.option("--classes", default=50_000, help="V.")
 @click.option("--examples", default=128, help="N.")
-@click.option(
-    "--loss",
-    "names",
-    multiple=True,
-    type=click.Choice(NAMES),
-    default=NAMES,
-    help="May be given several times.",
-)
-@click.option("--markdown", is_flag=True, help="Print the table in Markdown.")
+@pairs.loss_option(NAMES)
+@pairs.markdown_option
 def main(classes, examples, names, markdown):
     """Prints what a step needs beside its arguments and the gradient."""
     table = []

@@ -12,28 +12,25 @@ PAIRS = ("mlp", "resnet", "lstm")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 WORDS, STREAMS, TIME_STEPS = 10_000, 20, 35
 
-option = click.option(
-    "--pair",
-    "pairs",
-    type=click.Choice(PAIRS),
-    multiple=True,
-    default=PAIRS,
-    help="May be given several times.",
-)
 
-
-def loss_option(names):
-    """The option that chooses rows of a benchmark by the losses' names."""
+def several_option(flag, name, values):
+    """An option that chooses some of several values, by default all."""
     return click.option(
-        "--loss",
-        "names",
+        flag,
+        name,
         multiple=True,
-        type=click.Choice(tuple(names)),
-        default=tuple(names),
+        type=click.Choice(tuple(values)),
+        default=tuple(values),
         help="May be given several times.",
     )
 
 
+def loss_option(names):
+    """The option that chooses rows of a benchmark by the losses' names."""
+    return several_option("--loss", "names", names)
+
+
+option = several_option("--pair", "pairs", PAIRS)
 clock_option = click.option(
     "--clock",
     type=click.Choice(tuple(CLOCKS)),
