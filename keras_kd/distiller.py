@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import warnings
 import weakref
 
 import keras
@@ -21,6 +22,7 @@ from keras_kd import (
 )
 from keras_kd.backend.private import (
     compiled_metrics,
+    flatten_layers,
     set_initial_epoch,
     set_loss_tracker,
 )
@@ -253,6 +255,11 @@ class Distiller(backend.Trainer):
         return self._heads.value
 
     @property
+    def has_metrics(self):
+        """Whether it is compiled with metrics that read labels."""
+        return compiled_metrics(self) is not None
+
+    @property
     def is_evaluating(self):
         """Whether the student is evaluated now, not trained."""
         return self._evaluating
@@ -316,9 +323,10 @@ class Distiller(backend.Trainer):
     ):
         """Configures training.
 
-        A loss object belongs to the first Distiller that is compiled with it;
-        another one takes a copy, with the values that it has then. Change it
-        by `distiller.loss`, as in `distiller.loss.weight = 0.3`.
+        A loss object belongs to the first Distiller, and the first output, that
+        is compiled with it; another one takes a copy, with the values that it
+        has then. Change it by `distiller.loss`, as in
+        `distiller.loss.weight = 0.3`.
 
         Args:
             optimizer: as in `keras.Model.compile`.
@@ -330,7 +338,7 @@ class Distiller(backend.Trainer):
             loss_weights: with several outputs, dict of floats by their names;
                 1 by default.
             metrics: as in `keras.Model.compile`, of the labels and the
-                student's outputs.
+                student's outputs; of several that have names, a dict.
             weighted_metrics: as in `keras.Model.compile`.
             **kwargs: as in `keras.Model.compile`.
 
@@ -370,14 +378,17 @@ class Distiller(backend.Trainer):
         if by_output:
             self._check_names("loss", given)
             self._check_names("loss_weights", weights)
+            metrics, weighted_metrics = (
+                self._metrics_by_output(each, given)
+                for each in (metrics, weighted_metrics)
+            )
             _check_metrics(given, metrics, weighted_metrics)
         with self._scope():
-            found = {
-                name: self._own(losses.get(each))
-                if not by_output or _is_distillation(each)
-                else each
-                for name, each in given.items()
-            }
+            found = {}
+            for name, each in given.items():
+                if not by_output or _is_distillation(each):
+                    each = self._own(losses.get(each), found.values())
+                found[name] = each
             heads = [
                 self._head(name, each, weights.get(name, 1.0))
                 for name, each in found.items()
@@ -392,6 +403,8 @@ class Distiller(backend.Trainer):
             **kwargs,
         }
         self._heads.value = heads
+        if not self._teacher_supports_jit(kwargs):
+            arguments["jit_compile"] = False
         if self.logit_chunks is not None:
             self._chunked.value.check([metrics, weighted_metrics])
         distribution.check_optimizer(optimizer, distribution.strategy_of(self))
@@ -403,6 +416,16 @@ class Distiller(backend.Trainer):
             {**arguments, "loss": loss, "loss_weights": loss_weights}
         )
 
+    def _teacher_supports_jit(self, arguments):
+        """Whether the teacher can be compiled with the step it runs in.
+
+        Keras asks the layers that it tracks, which are the student's.
+        """
+        is_auto = arguments.get("jit_compile", "auto") == "auto"
+        return not (is_auto and self.teacher is not None) or all(
+            layer.supports_jit for layer in flatten_layers(self.teacher)
+        )
+
     def _head(self, name, loss, weight):
         """What one output is trained on."""
         if isinstance(loss, losses.DistillationLoss):
@@ -410,6 +433,32 @@ class Distiller(backend.Trainer):
                 self._num_shared(name)
             return Head(self, name, loss, self._bins.value, weight)
         return PlainHead(self, name, loss, weight)
+
+    def _metrics_by_output(self, metrics, losses_by_output):
+        """Metrics that are a list in the outputs' order, by their names.
+
+        Keras reads a list in the order of what it is given later, which is
+        sorted by name.
+        """
+        is_list = isinstance(metrics, (list, tuple))
+        if not is_list or len(losses_by_output) == 1:
+            return metrics
+        outputs = getattr(self.student, "output", None)
+        names = output_names(self.student)
+        in_order = isinstance(outputs, (list, tuple))
+        if not in_order or len(metrics) != len(names):
+            raise ValueError(
+                "Metrics of several outputs are a dict by their names, or a "
+                "list with an entry for each output of a student that gives a "
+                f"list. Received: {len(metrics)} entries for the outputs "
+                f"{names or list(losses_by_output)}. Pass a dict, as in "
+                f"metrics={{{next(iter(losses_by_output))!r}: ['accuracy']}}."
+            )
+        return {
+            name: each
+            for name, each in zip(names, metrics, strict=True)
+            if each is not None and each != []
+        }
 
     def _check_names(self, argument, by_output):
         """Refuses names of outputs that the student is known not to have."""
@@ -424,10 +473,11 @@ class Distiller(backend.Trainer):
                 f"{names}. Correct the names."
             )
 
-    def _own(self, loss):
-        """The loss, or a copy of it if another Distiller has it."""
+    def _own(self, loss, others):
+        """The loss, or a copy if another Distiller or output has it."""
         owner = loss.owner and loss.owner()
-        if owner is not None and owner is not self:
+        is_taken = any(loss is other for other in others)
+        if is_taken or (owner is not None and owner is not self):
             loss = loss.copy()
         loss.owner = weakref.ref(self)
         return loss
@@ -504,8 +554,21 @@ class Distiller(backend.Trainer):
         )
 
     def load_weights(self, *args, **kwargs):
-        """As `keras.Model.load_weights`."""
+        """As `keras.Model.load_weights`.
+
+        A file that holds a teacher's weights sets those of the teacher too;
+        where that changes them, there is a warning.
+        """
+        is_set = self.save_teacher and self.teacher is not None
+        before = is_set and fingerprint.teacher_fingerprint(self.teacher)
         super().load_weights(*args, **kwargs)
+        if is_set and fingerprint.teacher_fingerprint(self.teacher) != before:
+            warnings.warn(
+                f"The file set the weights of the teacher {self.teacher.name!r}"
+                " to others than it had. To keep a teacher's own, assign it "
+                "after loading, or save with Distiller(save_teacher=False).",
+                stacklevel=2,
+            )
         # Also while training: BackupAndRestore calls it when that has begun.
         if self.compiled and self.teacher is not None:
             self._bind_teacher()
@@ -638,6 +701,8 @@ class Distiller(backend.Trainer):
         by_head = {
             head.name: batch.as_dict(part) for head, part in self._parts(y)
         }
+        for head in self.distilled_heads:
+            head.check_keys(by_head[head.name])
         if self._runs_by_chunks:
             return self._chunked.value.with_teacher(by_head, inputs)
         outputs = []
@@ -684,11 +749,18 @@ class Distiller(backend.Trainer):
     def _parts(self, values, what="labels", default=None):
         """Pairs of each head and its part of labels or sample weights."""
         if any(head.name is None for head in self.heads):
+            values = self._of_only_output(values)
             return [(head, values) for head in self.heads]
         names = [head.name for head in self.heads]
         if isinstance(values, (list, tuple)):
             known = output_names(self.student) or []
-            values = dict(zip(known, values, strict=False))
+            if len(known) != len(values):
+                raise ValueError(
+                    f"A list of {what} has one entry for each output. "
+                    f"Received: {len(values)} entries for the outputs "
+                    f"{known or names}. Pass a dict with {names}."
+                )
+            values = dict(zip(known, values, strict=True))
         if values is None:
             values = {}
         if not isinstance(values, dict):
@@ -708,6 +780,15 @@ class Distiller(backend.Trainer):
                 "Correct the names, or leave them out."
             )
         return [(head, values.get(head.name, default)) for head in self.heads]
+
+    def _of_only_output(self, values):
+        """What is given by the name of a student's only output, without it."""
+        names = output_names(self.student)
+        if not isinstance(values, dict) or not names or len(names) != 1:
+            return values
+        (name,) = names
+        is_named = list(values) == [name] and name != batch.LABELS
+        return values[name] if is_named else values
 
     def settle(self, y, y_pred, sample_weight=None):
         """What a batch is to losses and metrics.
@@ -812,7 +893,10 @@ class Distiller(backend.Trainer):
         counts["student"], counts["teacher"] = ops.cond(
             infinite > 0,
             lambda: _origins(getattr(settled, "logits", None), infinite),
-            lambda: (ops.zeros(()), ops.zeros(())),
+            lambda: (
+                ops.zeros((), dtype="float32"),
+                ops.zeros((), dtype="float32"),
+            ),
         )
         roles = []
         for reader, outputs in head.outputs_to_check(settled, y_pred):
@@ -828,7 +912,7 @@ class Distiller(backend.Trainer):
         return ops.cond(
             self.invalid_examples.is_first_batch(reader.role, index),
             lambda: ops.cast(reader.contradicted(outputs), "float32"),
-            lambda: ops.zeros(()),
+            lambda: ops.zeros((), dtype="float32"),
         )
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
@@ -947,6 +1031,7 @@ class Distiller(backend.Trainer):
         """Trains on one batch; arguments as in `keras.Model.train_on_batch`."""
         if _names_a_teacher(y) and self.teacher_number is None:
             self._note_teacher()
+        self._note_labels(x, y)
         self._note_class_weight(class_weight)
         prepare = self._preprocessing(with_teacher=True)
         if prepare.is_needed:
@@ -960,7 +1045,11 @@ class Distiller(backend.Trainer):
     ):
         """Looks whether there are labels where they are needed."""
         for head in self.distilled_heads:
+            before = head.is_without_labels
             head.is_without_labels = batch.lack_labels(x, y, head.name)
+            if before and not head.is_without_labels:
+                # A step that was compiled without metrics can't make them.
+                self.train_function = None
             if head.is_without_labels and head.label_reader is not None:
                 batch.refuse_missing_labels(head.label_reader)
             if isinstance(validation_data, (list, tuple)):
@@ -1170,13 +1259,15 @@ def _names_a_teacher(y):
 def _bad_inputs(x):
     """How many inputs are not finite; not every layer passes a NaN on."""
     inputs = _floats(x)
-    total = sum((ops.sum(each) for each in inputs), ops.zeros(()))
+    total = sum(
+        (ops.sum(each) for each in inputs), ops.zeros((), dtype="float32")
+    )
     return ops.cond(
         ops.isfinite(total),
-        lambda: ops.zeros(()),
+        lambda: ops.zeros((), dtype="float32"),
         lambda: sum(
             (number(ops.logical_not(ops.isfinite(each))) for each in inputs),
-            ops.zeros(()),
+            ops.zeros((), dtype="float32"),
         ),
     )
 
@@ -1196,11 +1287,15 @@ def _origins(logits, infinite):
 
 def _floats(x):
     """The inputs of a float dtype, in float32."""
-    return [
-        ops.cast(values, "float32")
+    stored = [
+        backend.stored_values(values)
         for values in keras.tree.flatten(x)
         if values is not None
-        and "float" in keras.backend.standardize_dtype(values.dtype)
+    ]
+    return [
+        ops.cast(values, "float32")
+        for values in stored
+        if "float" in keras.backend.standardize_dtype(values.dtype)
     ]
 
 

@@ -11,7 +11,11 @@ import numpy as np
 from keras import ops
 
 from keras_kd import batch, precomputed
-from keras_kd.backend.private import get_keras_mask, set_keras_mask
+from keras_kd.backend.private import (
+    LossFunctionWrapper,
+    get_keras_mask,
+    set_keras_mask,
+)
 from keras_kd.batch import (
     STATISTICS_TEMPERATURE,
     TEACHER_FINGERPRINT,
@@ -26,6 +30,7 @@ from keras_kd.logits import (
     output_of,
 )
 from keras_kd.losses.base import cross_entropy, reduce_over_batch
+from keras_kd.losses.names import STATISTICS
 from keras_kd.monitors import LossTracker, Monitors
 
 # In y, the teacher's outputs, where their values must tell what they are.
@@ -57,6 +62,9 @@ class Head:
         self.tracker = _tracker(name)
         self.num_classes = None
         self.has_soft_labels = False
+        # Of the first labels that the metrics read, which decide how Keras
+        # builds "accuracy".
+        self._metrics_take_shares = None
         # Whether the data that are trained on have no labels at all.
         self.is_without_labels = False
         self.forget_teacher()
@@ -96,6 +104,27 @@ class Head:
         if precomputed.carried(y):
             return []
         return [name for name in self.loss.statistics if name not in y]
+
+    def check_keys(self, y):
+        """Refuses labels under a name of their own, which would be lost.
+
+        Args:
+            y: dict of labels and what comes beside them.
+
+        Raises:
+            ValueError: if there are none, but something that is not known.
+        """
+        # A cache may hold what other losses than these take.
+        if batch.LABELS in y or TEACHER_FINGERPRINT in y:
+            return
+        known = {*precomputed.KEYS, *STATISTICS, *self.loss.statistics}
+        unknown = [name for name in y if name not in known]
+        if unknown:
+            raise ValueError(
+                "Labels that come in a dict have the name 'labels'. Received: "
+                f"{unknown} in place of them. Pass the labels themselves, or "
+                "{'labels': …}."
+            )
 
     def with_statistics(self, y, teacher_outputs, width):
         """Adds to the labels what the loss needs from the teacher.
@@ -302,8 +331,8 @@ class Head:
         Returns:
             Labels, outputs and weights; `None` for data without labels.
         """
-        self.is_without_labels |= settled.given_labels is None
         if settled.given_labels is None:
+            self.is_without_labels = True
             return None
         outputs = self.student_reader.single(y_pred)
         mask = get_keras_mask(outputs)
@@ -319,7 +348,25 @@ class Head:
         set_keras_mask(outputs, mask)
         kind = self.student_reader.kind_of(outputs)
         labels = _metric_labels(settled, outputs, kind)
+        if not is_binary(kind):
+            labels = self._in_first_form(labels, settled)
         return labels, outputs, settled.weights
+
+    def _in_first_form(self, labels, settled):
+        """Labels in the form that the compiled metrics were built for."""
+        if self._metrics_take_shares is None:
+            self._metrics_take_shares = settled.is_soft
+        if settled.is_soft == self._metrics_take_shares:
+            return labels
+        if settled.is_soft and self._distiller.has_metrics:
+            raise ValueError(
+                "Metrics that began with class ids can't read shares of the "
+                "classes. Received: labels of shape "
+                f"{tuple(labels.shape)}, after class ids. Give all labels as "
+                "shares, such as keras.ops.one_hot(ids, "
+                f"{settled.num_classes}), or compile again between them."
+            )
+        return ops.one_hot(labels, settled.num_classes, dtype="float32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,6 +379,7 @@ class PlainBatch:
         counted: [...] floats, 0 under a mask; of the loss's shape.
         weights: [...] float32, or `None`.
         values: [...], the loss of each example.
+        sample_weight: as it came, for the metrics; or `None`.
     """
 
     outputs: object
@@ -339,6 +387,7 @@ class PlainBatch:
     counted: object
     weights: object
     values: object
+    sample_weight: object
 
 
 class PlainHead:
@@ -356,7 +405,10 @@ class PlainHead:
     def __init__(self, distiller, name, loss, weight=1.0):
         self._distiller = distiller
         self.name = name
-        self.loss = keras.losses.get(loss)
+        loss = keras.losses.get(loss)
+        if not isinstance(loss, keras.losses.Loss):
+            loss = LossFunctionWrapper(loss)
+        self.loss = loss
         self.weight = weight
         self.tracker = _tracker(name)
 
@@ -372,19 +424,43 @@ class PlainHead:
         if labels is None:
             batch.refuse_missing_labels(f"The loss of output {self.name!r}")
         outputs = output_of(self._distiller.student, y_pred, self.name)
-        function = getattr(self.loss, "call", self.loss)
-        mask = get_keras_mask(outputs)
-        values = function(labels, _in_full_precision(outputs))
+        loss_weight = sample_weight
+        if type(self.loss).__call__ is keras.losses.Loss.__call__:
+            values, masks = self._unreduced(labels, outputs)
+        else:
+            # It weighs, masks and reduces as it likes.
+            full = _in_full_precision(outputs)
+            set_keras_mask(full, get_keras_mask(outputs))
+            values, masks = self.loss(labels, full, sample_weight), []
+            loss_weight = None
+        values = _of_each(values, [*masks, loss_weight], outputs)
         counted = ops.ones_like(values)
-        if mask is not None:
+        for mask in masks:
             mask = batch.with_axes_of(ops.cast(mask, "bool"), values, "mask")
             counted = ops.where(mask, counted, 0.0)
         weights = None
-        if sample_weight is not None:
-            sample_weight = ops.cast(sample_weight, values.dtype)
-            weights = batch.with_axes_of(sample_weight, values) * counted
+        if loss_weight is not None:
+            loss_weight = ops.cast(loss_weight, values.dtype)
+            weights = batch.with_axes_of(loss_weight, values) * counted
         values = ops.where(counted > 0, values, 0.0)
-        return PlainBatch(outputs, labels, counted, weights, values)
+        return PlainBatch(
+            outputs, labels, counted, weights, values, sample_weight
+        )
+
+    def _unreduced(self, labels, outputs):
+        """What `keras.losses.Loss` computes before it weighs and reduces.
+
+        Returns:
+            The values, and a list of the masks of the outputs and of the loss
+            itself (such as that of `ignore_class`).
+        """
+        dtype = self.loss.dtype
+        values = self.loss.call(
+            ops.convert_to_tensor(labels, dtype=dtype),
+            ops.convert_to_tensor(outputs, dtype=dtype),
+        )
+        masks = [get_keras_mask(outputs), get_keras_mask(values)]
+        return values, [mask for mask in masks if mask is not None]
 
     def losses(self, settled, training):
         """[...], the loss of each example."""
@@ -411,7 +487,17 @@ class PlainHead:
         del y_pred
         outputs = _in_full_precision(settled.outputs)
         set_keras_mask(outputs, get_keras_mask(settled.outputs))
-        return settled.labels, outputs, settled.weights
+        return settled.labels, outputs, settled.sample_weight
+
+
+def _of_each(values, others, outputs):
+    """A loss that gives one number for the batch, as that of each example."""
+    if len(values.shape):
+        return values
+    like = next((each for each in others if each is not None), None)
+    if like is None:
+        like = ops.ones(ops.shape(outputs)[:1])
+    return values * ops.ones_like(ops.convert_to_tensor(like), values.dtype)
 
 
 def _tracker(name):

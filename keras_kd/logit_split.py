@@ -278,13 +278,21 @@ def split_model(model, role, output=None):
 
 def _split(model, output, refuse):
     """The logit layer's symbolic input, what reads it, what follows it."""
+    _check_graph(model, refuse)
+    return _split_at(output_tensor(model, output), refuse)
+
+
+def _check_graph(model, refuse):
     if not private.runs_its_graph(model):
         refuse(
             "a model without a graph, or with a `call` of its own"
             if model.built
             else "which has not been built"
         )
-    tensor, rest = output_tensor(model, output), []
+
+
+def _split_at(tensor, refuse):
+    rest = []
     while True:
         operation, arguments, position = private.call_of(tensor)
         inputs = private.made_by(tensor)[1]
@@ -313,9 +321,8 @@ def _split(model, output, refuse):
 
 def _split_nested(model, inputs, position, rest, refuse):
     """The same of a model that is the last layer of another."""
-    names = getattr(model, "output_names", None)
-    name = names[position] if names and len(names) > 1 else None
-    features, read_layer, before = _split(model, name, refuse)
+    _check_graph(model, refuse)
+    features, read_layer, before = _split_at(model.outputs[position], refuse)
     body = keras.Model(model.inputs, features)
     return body(inputs), read_layer, [*before, *rest]
 

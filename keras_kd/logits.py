@@ -284,7 +284,24 @@ def output_names(model, outputs=None):
     """
     if isinstance(outputs, dict):
         return list(outputs)
-    return getattr(model, "output_names", None)
+    by_key = _outputs_by_key(model)
+    return list(by_key) if by_key else getattr(model, "output_names", None)
+
+
+def _outputs_by_key(model):
+    """The symbolic outputs of a functional model that gives a dict.
+
+    Its keys need not be the names of the layers that made them.
+
+    Args:
+        model: a `keras.Model`.
+
+    Returns:
+        A dict of `keras.KerasTensor`s, empty for any other model.
+    """
+    # Of a model that has not been built there is none.
+    given = getattr(model, "output", None)
+    return given if isinstance(given, dict) else {}
 
 
 def output_of(model, outputs, name, role="student"):
@@ -349,6 +366,9 @@ def output_tensor(model, name):
         return None
     if name is None:
         return outputs[0]
+    by_key = _outputs_by_key(model)
+    if by_key:
+        return by_key.get(name)
     names = list(model.output_names)
     return outputs[names.index(name)] if name in names else None
 
@@ -420,6 +440,8 @@ def graph_kind(model, output=None):
         unit, "binary_logits"); reshapes, casts and averages may follow. `None`
         where the graph does not tell.
     """
+    if not private.runs_its_graph(model):
+        return None
     tensor = output_tensor(model, output)
     kind = None if tensor is None else _tensor_kind(tensor)
     if kind == "logits" and tensor.shape[-1] == 1:
@@ -431,8 +453,9 @@ def _tensor_kind(tensor):
     """What an operation's result is, as far as the graph tells."""
     operation, inputs, position = private.made_by(tensor)
     if isinstance(operation, keras.Model):
-        outputs = getattr(operation, "outputs", None)
-        return _tensor_kind(outputs[position]) if outputs else None
+        if not private.runs_its_graph(operation):
+            return None
+        return _tensor_kind(operation.outputs[position])
     while isinstance(operation, keras.layers.TimeDistributed):
         operation = operation.layer
         if isinstance(operation, keras.Model):

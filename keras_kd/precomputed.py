@@ -24,13 +24,31 @@ import numpy as np
 from keras import ops
 
 from keras_kd import backend, losses
-from keras_kd.batch import LABELS, TEACHER_LOGITS, TEACHER_RIGHT, class_ids
+from keras_kd.batch import (
+    LABELS,
+    STATISTICS_TEMPERATURE,
+    TEACHER_FINGERPRINT,
+    TEACHER_LOGITS,
+    TEACHER_RIGHT,
+    class_ids,
+)
 
 TEACHER_LOG_PROBABILITIES = "teacher_log_probabilities"
 TOP_LOG_PROBABILITIES = "top_log_probabilities"
 TOP_IDS = "top_ids"
 # In y, for the Distiller: the number of what is wrong with a row, 0 if nothing.
 OUTPUT_FAULT = "output_fault"
+# All that y may hold, whatever the loss.
+KEYS = (
+    LABELS,
+    TEACHER_LOGITS,
+    TEACHER_LOG_PROBABILITIES,
+    TOP_LOG_PROBABILITIES,
+    TOP_IDS,
+    TEACHER_RIGHT,
+    STATISTICS_TEMPERATURE,
+    TEACHER_FINGERPRINT,
+)
 # What fills up a list.
 PADDING = -1
 

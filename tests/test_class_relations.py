@@ -5,6 +5,7 @@ float64, and held against what a training step logs and does.
 """
 
 import json
+import warnings
 import zipfile
 
 import keras
@@ -133,8 +134,12 @@ def test_a_distillers_weights_loaded_from_a_file(tmp_path):
     first.save_weights(tmp_path / "all.weights.h5")
     other = compiled(mlp(seed=2), mlp(seed=7), sim())
     fit(other, *data(8)[:2])
-    other.load_weights(tmp_path / "all.weights.h5")
+    with pytest.warns(UserWarning, match="set the weights of the teacher"):
+        other.load_weights(tmp_path / "all.weights.h5")
     assert_trains_on(rows_of(teacher), other)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The file set")
+        other.load_weights(tmp_path / "all.weights.h5")
 
 
 class LoadWeights(keras.callbacks.Callback):

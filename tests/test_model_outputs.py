@@ -168,6 +168,35 @@ def test_probabilities_that_no_graph_tells_are_refused_unless_said(name):
     assert_losses(other, model, other, logits, teacher_output="probabilities")
 
 
+class OwnCall(keras.Model):
+    """Has a graph that ends in logits, and a `call` that adds a softmax."""
+
+    def __init__(self, seed):
+        inner = mlp(seed=seed)
+        super().__init__(inner.inputs, inner.outputs[0])
+
+    def call(self, inputs, training=None, mask=None):
+        outputs = super().call(inputs, training=training, mask=mask)
+        return ops.exp(ops.log_softmax(outputs))
+
+
+def test_a_graph_says_nothing_of_a_call_of_ones_own():
+    assert graph_kind(OwnCall(3)) is None
+    around = keras.Sequential([keras.Input((FEATURES,)), OwnCall(3)])
+    assert graph_kind(around) is None
+    x, labels, _ = data()
+    distiller = kd.Distiller(OwnCall(3))
+    distiller.compile("sgd", kd.LabelSmoothing(), **EAGERLY)
+    with pytest.raises(ValueError, match="values between 0 and 1"):
+        distiller.evaluate(x, labels, verbose=0)
+    said = kd.Distiller(OwnCall(3), student_output="probabilities")
+    said.compile("sgd", kd.LabelSmoothing(), **EAGERLY)
+    p = reference.softmax(outputs_of(mlp(seed=3), x))
+    expected = -np.log(p[np.arange(len(x)), labels]).mean()
+    found = said.evaluate(x, labels, verbose=0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_probabilities_are_refused_in_evaluation():
     x, labels, _ = data()
     distiller = kd.Distiller(ending_in(OwnSoftmax())[0])

@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+import reference
+import scipy.sparse
 from keras import layers
 from models import (
     CLASSES,
@@ -17,6 +19,7 @@ from models import (
     FEATURES,
     assert_same_weights,
     mlp,
+    outputs_of,
     uniform,
 )
 
@@ -322,3 +325,139 @@ def test_labels_of_several_classes_get_their_own_advice():
         distiller = kd.Distiller(mlp())
         distiller.compile("sgd", kd.LabelSmoothing(), metrics=["accuracy"])
         run(distiller, x, several)
+
+
+class NamedOnly(keras.Model):
+    """Gives its logits under a name of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = mlp(seed=3)
+
+    def call(self, inputs):
+        return {"logits": self.net(inputs)}
+
+
+def functional_with_name():
+    model = mlp(seed=3)
+    return keras.Model(model.inputs, {"logits": model.outputs[0]})
+
+
+def kd_logs(student, y, **options):
+    distiller = kd.Distiller(student, mlp(seed=5))
+    distiller.compile(keras.optimizers.SGD(0.1), kd.KD(), **EAGERLY)
+    return run(distiller, x, y, **options)
+
+
+def test_labels_under_the_name_of_the_only_output():
+    expected = kd_logs(functional_with_name(), labels)
+    found = kd_logs(functional_with_name(), {"logits": labels})
+    np.testing.assert_allclose(
+        found["cross_entropy"], expected["cross_entropy"], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("student", "y"),
+    [
+        (mlp, {"label": labels}),
+        (mlp, {"label": labels, "teacher_right": labels > 2}),
+        (functional_with_name, {"out": labels}),
+        (NamedOnly, {"logits": labels}),
+    ],
+)
+def test_labels_under_another_name_are_not_lost(student, y):
+    with pytest.raises(ValueError, match="have the name 'labels'"):
+        kd_logs(student(), y)
+
+
+class Batches(keras.utils.PyDataset):
+    """The table in four batches."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        rows = slice(4 * index, 4 * index + 4)
+        return x[rows], labels[rows]
+
+
+def test_batches_that_several_workers_make():
+    plain, student = mlp(), mlp()
+    plain.compile(
+        keras.optimizers.SGD(0.1),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    distiller = kd.Distiller(student)
+    distiller.compile(keras.optimizers.SGD(0.1), kd.LabelSmoothing(weight=0.0))
+    distiller.fit(Batches(workers=2), epochs=3, shuffle=False, verbose=0)
+    # Batch by batch, as `fit` may begin with the second one: to build its
+    # metrics it draws one on JAX and PyTorch.
+    for _ in range(3):
+        for index in range(4):
+            plain.train_on_batch(*Batches()[index])
+    assert_same_weights(plain.get_weights(), student.get_weights())
+
+
+def test_sparse_inputs():
+    table = scipy.sparse.csr_matrix(np.where(x > 0, x, 0))
+    expected, plain = trained_plainly(mlp(), table, labels, weights)
+    student = mlp()
+    found, _ = trained_by_distiller(student, table, labels, weights)
+    assert_same_weights(plain.get_weights(), student.get_weights())
+    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-4)
+
+
+@pytest.fixture
+def floatx():
+    before = keras.config.floatx()
+    yield keras.config.set_floatx
+    keras.config.set_floatx(before)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_another_dtype_by_default(dtype, floatx):
+    student, teacher = mlp(), mlp(seed=5)
+    logits = [outputs_of(model, x) for model in (student, teacher)]
+    initial = [model.get_weights() for model in (student, teacher)]
+    floatx(dtype)
+    keras.config.set_dtype_policy(dtype)
+    student, teacher = mlp(), mlp()
+    for model, values in zip((student, teacher), initial, strict=True):
+        model.set_weights(values)
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile(keras.optimizers.SGD(0.0), kd.KD(), **EAGERLY)
+    logs = run(distiller, x, labels)
+    assert student.outputs[0].dtype == dtype
+    log_q, log_p = map(reference.log_softmax, logits)
+    cross_entropy = -log_q[np.arange(EXAMPLES), labels].mean()
+    found = float(logs["cross_entropy"][0])
+    assert found == pytest.approx(cross_entropy, rel=0.02)
+
+
+def test_metrics_of_shares_to_train_on_and_class_ids_to_validate_on():
+    shares = 0.9 * np.eye(CLASSES)[labels] + 0.1 / CLASSES
+    shares = shares.astype("float32")
+    student = mlp()
+    right = outputs_of(student, x).argmax(-1) == labels
+    distiller = kd.Distiller(student, mlp(seed=5))
+    options = {"metrics": ["accuracy"], **EAGERLY}
+    distiller.compile(keras.optimizers.SGD(0.0), kd.KD(), **options)
+    logs = run(distiller, x, shares, validation_data=(x, labels))
+    assert logs["accuracy"][0] == pytest.approx(right.mean())
+    assert logs["val_accuracy"][0] == pytest.approx(right.mean())
+    distiller.compile(keras.optimizers.SGD(0.0), kd.KD(), **options)
+    with pytest.raises(ValueError, match="began with class ids"):
+        run(distiller, x, labels, validation_data=(x, shares))
+
+
+def test_metrics_after_a_batch_without_labels():
+    student = mlp()
+    right = outputs_of(student, x).argmax(-1) == labels
+    distiller = kd.Distiller(student, mlp(seed=5))
+    distiller.compile(keras.optimizers.SGD(0.0), kd.KD(), metrics=["accuracy"])
+    logs = distiller.train_on_batch(x, return_dict=True)
+    assert "accuracy" not in logs
+    distiller.reset_metrics()
+    logs = distiller.train_on_batch(x, labels, return_dict=True)
+    assert logs["accuracy"] == pytest.approx(right.mean())

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 from models import (
     EAGERLY,
     FEATURES,
@@ -235,6 +235,148 @@ def test_masks_of_each_output_reach_its_metrics():
     assert found[0] == pytest.approx(right[:, :3].mean(), rel=1e-5)
 
 
+class Distance(keras.losses.Loss):
+    """Of Keras's own kind."""
+
+    def call(self, labels, outputs):
+        return ops.mean(ops.abs(labels - outputs), axis=-1)
+
+
+class OneNumber(keras.losses.Loss):
+    """Gives a number for the batch, not for each example."""
+
+    def call(self, labels, outputs):
+        return ops.mean(ops.square(labels - outputs))
+
+
+class OwnCall(keras.losses.Loss):
+    """Does all that Keras would do around `call`."""
+
+    def __call__(self, labels, outputs, sample_weight=None):
+        errors = ops.mean(ops.abs(ops.cast(labels, "float32") - outputs), -1)
+        if sample_weight is None:
+            return ops.mean(errors)
+        return ops.sum(errors * sample_weight) / ops.sum(sample_weight)
+
+
+def without_age(model):
+    outputs = {k: v for k, v in model.output.items() if k != "age"}
+    return keras.Model(model.inputs, outputs)
+
+
+def squares(labels, outputs):
+    return ops.mean(ops.square(labels - outputs), axis=-1)
+
+
+some_ignored = np.where(np.arange(EXAMPLES) % 2, colour, -1)
+BESIDE = {
+    "function": (squares, "age", age[:, 0]),
+    "ignored class": (
+        keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, ignore_class=-1
+        ),
+        "colour",
+        some_ignored,
+    ),
+    "integer labels": (Distance(), "age", np.arange(EXAMPLES)[:, None]),
+    "one number": (OneNumber(), "age", age),
+    "own __call__": (OwnCall(), "age", age),
+}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("case", BESIDE)
+def test_a_loss_beside_distillation_is_as_in_plain_keras(case, weighted):
+    loss, name, labels = BESIDE[case]
+    extra = name == "colour"
+    plain, student = model(1, extra=extra), model(1, extra=extra)
+    if extra:
+        plain, student = (without_age(each) for each in (plain, student))
+    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    plain.compile(
+        keras.optimizers.SGD(0.1),
+        {"species": cross_entropy, name: loss},
+        metrics={name: ["mae"]} if name == "age" else None,
+        weighted_metrics={name: ["mse"]} if name == "age" else None,
+        **EAGERLY,
+    )
+    distiller = compiled(
+        student,
+        losses={"species": kd.LabelSmoothing(weight=0.0), name: loss},
+        metrics={name: ["mae"]} if name == "age" else None,
+        weighted_metrics={name: ["mse"]} if name == "age" else None,
+    )
+    y = {"species": species, name: labels}
+    options = {}
+    if weighted:
+        options["sample_weight"] = dict.fromkeys(y, weights)
+    expected, found = (fit(each, y, **options) for each in (plain, distiller))
+    assert_same_weights(plain.get_weights(), student.get_weights())
+    for key in expected:
+        np.testing.assert_allclose(found[key], expected[key], rtol=1e-4)
+
+
+def test_a_list_of_metrics_is_in_the_outputs_order():
+    distiller = compiled(
+        model(1, as_dict=False),
+        model(5, as_dict=False),
+        metrics=[["accuracy"], ["mae"]],
+    )
+    logs = fit(distiller, [species, age])
+    assert "species_accuracy" in logs
+    assert "age_mae" in logs
+    with pytest.raises(ValueError, match="are a dict by their names"):
+        compiled(model(1), model(5), metrics=[["accuracy"], ["mae"]])
+
+
+def two_of_one_kind(seed, names=("first", "second")):
+    """A dict whose keys are the names of the layers, or other names."""
+    inputs, hidden = trunk(seed)
+    return keras.Model(
+        inputs,
+        {
+            key: dense(hidden, SPECIES, seed + i, name=name)
+            for i, (key, name) in enumerate(
+                zip(("first", "second"), names, strict=True), 1
+            )
+        },
+    )
+
+
+def relations_logs(student, teacher, loss, other):
+    losses = {"first": loss, "second": other}
+    distiller = compiled(student, teacher, losses, metrics=None)
+    distiller.optimizer.learning_rate = 0.0
+    logs = fit(distiller, {"first": species, "second": species}, epochs=1)
+    return [logs[f"{name}_distillation"][0] for name in losses]
+
+
+def test_one_loss_object_reads_the_last_layer_of_each_output():
+    loss = kd.KDSim()
+    found = relations_logs(two_of_one_kind(1), two_of_one_kind(5), loss, loss)
+    expected = relations_logs(
+        two_of_one_kind(1), two_of_one_kind(5), kd.KDSim(), kd.KDSim()
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert abs(expected[0] - expected[1]) > 1e-2
+
+
+@pytest.mark.parametrize(
+    "names", [("second", "first"), ("one", "other"), (None, None)]
+)
+def test_the_keys_of_a_dict_are_the_names_of_its_outputs(names):
+    expected = relations_logs(
+        two_of_one_kind(1), two_of_one_kind(5), kd.KDSim(), kd.KDSim()
+    )
+    found = relations_logs(
+        two_of_one_kind(1, names),
+        two_of_one_kind(5, names),
+        kd.KDSim(),
+        kd.KDSim(),
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -252,6 +394,22 @@ def test_masks_of_each_output_reach_its_metrics():
             "output that does not exist",
         ),
         (lambda: fit(compiled(model(1), model(5)), species), "by output"),
+        (
+            lambda: fit(compiled(model(1), model(5)), (species, age, age)),
+            "one entry for each output",
+        ),
+        (
+            lambda: fit(
+                compiled(
+                    BySelf(model(1)),
+                    BySelf(model(5)),
+                    {"species": kd.KD(), "age": kd.KD()},
+                    metrics=None,
+                ),
+                (species, age),
+            ),
+            "one entry for each output",
+        ),
         (
             lambda: fit(compiled(model(1), model(5)), {"species": species}),
             "'age' reads the label",

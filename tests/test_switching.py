@@ -4,6 +4,8 @@ Where the mathematics of keras.distillation is right, which takes a KLDivergence
 object, no sample weights and no regularisation, both train the same student.
 """
 
+from unittest import mock
+
 import keras
 import numpy as np
 import pytest
@@ -197,3 +199,33 @@ def test_steps_are_those_of_models_as_they_are_now(change):
     np.testing.assert_allclose(
         distiller.predict(x, verbose=0), logits, rtol=1e-4, atol=1e-5
     )
+
+
+class NotCompiled(keras.layers.Layer):
+    """A layer of which Keras knows that XLA can't compile it."""
+
+    def __init__(self):
+        super().__init__()
+        self.supports_jit = False
+
+    def call(self, inputs):
+        return inputs
+
+
+def test_the_step_is_not_compiled_with_a_teacher_that_cannot_be(monkeypatch):
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        # On CPUs alone Keras compiles nothing by XLA.
+        gpu = mock.Mock(device_type="GPU")
+        monkeypatch.setattr(
+            tf.config, "list_physical_devices", lambda *_: [gpu]
+        )
+    inputs = keras.Input((FEATURES,))
+    teacher = keras.Model(inputs, mlp(seed=5)(NotCompiled()(inputs)))
+    for trained, expected in ((mlp(seed=5), mlp(seed=1)), (teacher, teacher)):
+        expected.compile("sgd", "mse")
+        distiller = kd.Distiller(mlp(seed=1), trained)
+        distiller.compile("sgd", kd.KD())
+        assert distiller.jit_compile == expected.jit_compile
+    assert not teacher.jit_compile

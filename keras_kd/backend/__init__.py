@@ -215,6 +215,18 @@ def is_on_gpu():
     return _chosen.is_on_gpu()
 
 
+def stored_values(values):
+    """What a tensor holds: of a sparse one, the entries that it stores.
+
+    Args:
+        values: a tensor of the backend, dense or sparse.
+
+    Returns:
+        A dense tensor.
+    """
+    return _chosen.stored_values(values)
+
+
 def by_pieces(function, state, values, most, jit_compile):
     """Runs a function on rows of values, on some of them at a time.
 

@@ -10,6 +10,7 @@ import contextlib
 
 import jax
 import keras
+from jax.experimental.sparse import JAXSparse
 
 from keras_kd.backend.private import (
     get_keras_mask,
@@ -126,6 +127,11 @@ def fuses_operations():
 def is_on_gpu():
     """As JAX chooses its devices."""
     return jax.default_backend() != "cpu"
+
+
+def stored_values(values):
+    """Of JAX's sparse matrices their data."""
+    return values.data if isinstance(values, JAXSparse) else values
 
 
 def by_pieces(function, state, values, most, jit_compile):

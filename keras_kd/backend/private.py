@@ -31,6 +31,9 @@ try:
     # The base of the convolutions, whose `activation` comes last.
     from keras.src.layers.convolutional.base_conv import BaseConv
 
+    # What `keras.Model.compile` makes of a function that is given as a loss.
+    from keras.src.losses.losses import LossFunctionWrapper
+
     # Tells a model that runs the graph it was made of.
     from keras.src.models.functional import Functional
 
@@ -99,6 +102,18 @@ OVERRIDDEN = {
     ),
     "torch": (),
 }
+
+
+def made_in_strategy(model):
+    """Whether a model was made in the scope of a strategy of TensorFlow.
+
+    Args:
+        model: a `keras.Model`.
+
+    Returns:
+        A boolean. `distribute_strategy` names one in any case.
+    """
+    return model._distribute_strategy is not None
 
 
 # -- a model's graph ---------------------------------------------------------
@@ -394,8 +409,10 @@ def check_keras(backend):
     # Named, so that the names which Keras gives to a user's models stay.
     model = keras.Model(name="probe")
     tensor = keras.Input((1,), name="probe")
+    strategy = ("_distribute_strategy",) if backend == "tensorflow" else ()
     needed = [
         (keras.Model, OVERRIDDEN[backend]),
+        (model, strategy),
         (
             model,
             (
@@ -438,6 +455,7 @@ __all__ = [
     "SOFTMAX_OPERATIONS",
     "BaseConv",
     "Cast",
+    "LossFunctionWrapper",
     "call_of",
     "check_keras",
     "compiled_metrics",
@@ -449,6 +467,7 @@ __all__ = [
     "kept_logits",
     "loss_tracker",
     "made_by",
+    "made_in_strategy",
     "own_statistics",
     "replace_clipping",
     "runs_its_graph",

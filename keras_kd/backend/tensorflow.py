@@ -113,6 +113,11 @@ def is_on_gpu():
     return any(device.device_type != "CPU" for device in devices)
 
 
+def stored_values(values):
+    """Of a `tf.SparseTensor` its values."""
+    return values.values if isinstance(values, tf.SparseTensor) else values
+
+
 def by_pieces(function, state, values, most, jit_compile):
     """By a loop, unless XLA fuses operations or a GPU runs one at a time."""
     rows = num_rows(values)
@@ -309,8 +314,9 @@ class Trainer(keras.Model):
         """Learns the shapes of a batch from one replica's share of it.
 
         Keras averages the replicas' shares, and class ids become floats.
+        Without a strategy it draws no batch, which training would lack.
         """
-        if iterator is not None and self.distribute_strategy is not None:
+        if iterator is not None and private.made_in_strategy(self):
             local = self.distribute_strategy.experimental_local_results
             for _, _, batches in iterator:
                 data_batch = keras.tree.map_structure(

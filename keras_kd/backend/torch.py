@@ -103,6 +103,12 @@ def is_on_gpu():
     return device.type not in ("cpu", "meta")
 
 
+def stored_values(values):
+    """Of a sparse tensor, in any layout, its values."""
+    is_sparse = getattr(values, "layout", torch.strided) != torch.strided
+    return values.values() if is_sparse else values
+
+
 def by_pieces(function, state, values, most, jit_compile):
     """Python frees each array as soon as it can: all at once."""
     del most, jit_compile

@@ -23,6 +23,10 @@ _BY_NAME = {
     "dkd": DKD,
 }
 NAMES = tuple(_BY_NAME)
+# What any of them takes from the teacher for each example.
+STATISTICS = frozenset(
+    name for loss in _BY_NAME.values() for name in loss.statistics
+)
 
 
 def get(identifier, **kwargs):
