@@ -13,6 +13,7 @@ from models import CLASSES, FEATURES, assert_same_weights, data, mlp
 import keras_kd as kd
 from keras_kd.attribution import METHODS, permuted_logit_weights
 from keras_kd.attribution.methods import CrossEntropy
+from keras_kd.student_trainer.data import dividing_steps
 
 EPOCHS, BATCH = 2, 8
 X, LABELS, WEIGHTS = data(40)
@@ -346,6 +347,37 @@ def test_examples_are_shuffled_by_the_seed_augmented_and_made_batches(teacher):
     (x, y), (other_x, other_y) = seen
     np.testing.assert_array_equal(x, other_x)
     np.testing.assert_array_equal(y["labels"], other_y["labels"])
+
+
+@pytest.mark.parametrize("of_examples", [True, False])
+def test_steps_in_one_call_leave_an_epoch_its_length(teacher, of_examples):
+    train = X, LABELS  # 5 batches.
+    if of_examples:
+        train = tf.data.Dataset.from_tensor_slices(train)
+    steps = []
+
+    class Steps(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            steps.append(int(self.model.optimizer.iterations))
+
+    at_once = 1 if keras.backend.backend() == "torch" else 3
+    trainer = make(
+        teacher,
+        train,
+        steps_per_execution=at_once,
+        callbacks=lambda name: [Steps()],
+    )
+    counts = trainer("kd", 0)["gradient_scale"]["counts"]
+    assert steps == [5 * (epoch + 1) for epoch in range(EPOCHS)]
+    assert [sum(each) for each in counts] == [len(X)] * EPOCHS
+
+
+@pytest.mark.parametrize(
+    "asked, steps, expected",
+    [(5, 7, 1), (4, 30, 3), (10, 30, 10), (99, 12, 12), (1, 9, 1), (3, 0, 1)],
+)
+def test_calls_fill_an_epoch(asked, steps, expected):
+    assert dividing_steps(asked, steps) == expected
 
 
 def test_a_cache_that_is_given_is_used(teacher, tmp_path):

@@ -137,6 +137,20 @@ class TrainingData:
             )
         }
 
+    def steps_per_execution(self, asked, cache):
+        """How many steps Keras may run in one call.
+
+        Args:
+            asked: integer, at most so many.
+            cache: as for `epochs`.
+
+        Returns:
+            An integer.
+        """
+        if cache is None or not self.of_examples:
+            return asked  # Of data that end, the last call has fewer steps.
+        return dividing_steps(asked, cache.examples // self.batch_size)
+
     def first_views(self):
         """The data as a model reads them, for one pass."""
         if not self.of_examples:
@@ -157,6 +171,23 @@ class TrainingData:
         if self.shuffle is True:
             return cache.examples
         return min(self.shuffle, cache.examples) or None
+
+
+def dividing_steps(asked, steps):
+    """Steps of one call, so that calls fill an epoch exactly.
+
+    From data without an end, Keras's last call of an epoch takes as many steps
+    as the others, and so more than the epoch has.
+
+    Args:
+        asked: integer, at most so many.
+        steps: integer, of an epoch.
+
+    Returns:
+        An integer, the largest that divides `steps`.
+    """
+    fitting = (n for n in range(min(asked, steps), 0, -1) if steps % n == 0)
+    return next(fitting, 1)
 
 
 def evaluation_arguments(given, batch_size):

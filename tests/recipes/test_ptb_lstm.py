@@ -116,6 +116,21 @@ def test_reported_perplexity_is_that_of_the_saved_model(finished, text):
     assert np.exp(surprise / count) == pytest.approx(expected, rel=1e-4)
 
 
+def test_steps_in_one_call_change_nothing(finished, text, tmp_path):
+    teacher = finished[0] / "teacher.keras"
+    output = finish(
+        *("--data-dir", text, "--log-dir", tmp_path / "run", *SMALL),
+        *(*losses("kd"), "--teacher", teacher, "--steps-per-execution", 4),
+    )
+    segments = len(text_data.read_folder(text).words()["train"]) // 80
+    assert segments == 30 and "3 steps in one call, not 4" in output
+    found, expected = results(tmp_path / "run"), results(finished[0])
+    for key in ("valid_perplexity", "test_perplexity"):
+        assert found["student-kd"][key] == pytest.approx(
+            expected["student-kd"][key], rel=1e-4
+        )
+
+
 def test_running_again_trains_nothing(finished):
     folder, arguments, _ = finished
     before = results(folder)
