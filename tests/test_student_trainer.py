@@ -1,5 +1,6 @@
 """StudentTrainer: one student by a method's name and a seed."""
 
+import functools
 import json
 import pathlib
 
@@ -13,6 +14,7 @@ from models import CLASSES, FEATURES, assert_same_weights, data, mlp
 import keras_kd as kd
 from keras_kd.attribution import METHODS, permuted_logit_weights
 from keras_kd.attribution.methods import CrossEntropy
+from keras_kd.student_trainer import data as data_of_students
 from keras_kd.student_trainer.data import dividing_steps
 
 EPOCHS, BATCH = 2, 8
@@ -735,6 +737,80 @@ def test_a_folder_of_another_study_is_refused(teacher, tmp_path):
     with pytest.raises(ValueError, match="new, empty.*Received: .*file.txt"):
         make(folder=other)
     assert [path.name for path in other.iterdir()] == ["file.txt"]
+
+
+class Shuffled(Batches):
+    """In another order after each epoch."""
+
+    def __init__(self, x, labels):
+        super().__init__()
+        self.arrays, self.epoch = (x, labels), 0
+
+    def on_epoch_end(self):
+        self.epoch += 1
+
+    def __getitem__(self, number):
+        order = np.random.default_rng(self.epoch).permutation(len(X))
+        rows = order[number * BATCH : (number + 1) * BATCH]
+        return tuple(array[rows] for array in self.arrays)
+
+
+def loader(x, labels, shuffle=False):
+    utils = pytest.importorskip("torch").utils.data
+    pairs = list(zip(x, labels, strict=True))
+    return utils.DataLoader(pairs, BATCH, shuffle=shuffle)
+
+
+SHUFFLED = {
+    "tf.data": lambda *arrays: (
+        in_batches(*arrays).unbatch().shuffle(40).batch(8)
+    ),
+    "PyDataset": Shuffled,
+    "DataLoader": functools.partial(loader, shuffle=True),
+}
+ORDERED = {
+    "tf.data": in_batches,
+    "unknown length": lambda *arrays: in_batches(*arrays).filter(
+        lambda *_: True
+    ),
+    "DataLoader": loader,
+}
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+@pytest.mark.parametrize(
+    "make_data",
+    [*ORDERED.values(), *SHUFFLED.values()],
+    ids=[*ORDERED, *(f"shuffled {kind}" for kind in SHUFFLED)],
+)
+def test_one_other_label_makes_another_study(make_data, part, tmp_path):
+    other = LABELS.copy()
+    other[-1] = (other[-1] + 1) % CLASSES
+    for _ in range(2):  # The same resumes.
+        make(folder=tmp_path, **{part: make_data(X, LABELS)})
+    with pytest.raises(ValueError, match=f"another run.*{part}: .* there"):
+        make(folder=tmp_path, **{part: make_data(X, other)})
+
+
+def test_augmented_data_resume(teacher, tmp_path):
+    """Though no reading is like the one before."""
+
+    def noisy(x, label):
+        return x + tf.random.normal(tf.shape(x)), label
+
+    def trainer():
+        train = in_batches(X, LABELS).map(noisy)
+        return make(train=train, folder=tmp_path, epochs=1)
+
+    first = trainer()("plain", 0)
+    assert trainer()("plain", 0) == first
+
+
+def test_validation_data_without_an_end_are_read_once():
+    endless = in_batches(X, LABELS).repeat()
+    described = data_of_students.described(endless, BATCH)
+    others = data_of_students.described(in_batches(X + 1, LABELS).repeat(), 8)
+    assert described != others
 
 
 def test_of_two_studies_that_begin_in_a_folder_one_has_it(
