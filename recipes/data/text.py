@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import hashlib
 import importlib.util
+import json
 import os
 import pathlib
 import re
@@ -67,6 +68,11 @@ class Documents:
     valid: list
     test: list
 
+    @property
+    def checksums(self):
+        """Dict by part of checksums, which tell text from other text."""
+        return {part: _checksum(getattr(self, part)) for part in PARTS}
+
     def words(self):
         """Dict by part of lists of words, `<eos>` after each document."""
         return {
@@ -97,6 +103,14 @@ class Corpus:
     train: np.ndarray
     valid: np.ndarray
     test: np.ndarray
+
+    @property
+    def checksums(self):
+        """Dict by part, and for the vocabulary, of checksums."""
+        return {
+            "vocabulary": _checksum(self.vocabulary),
+            **{part: _checksum(getattr(self, part).tolist()) for part in PARTS},
+        }
 
 
 def load(
@@ -351,6 +365,10 @@ def _is_prose(words):
     """Whether a paragraph is text and not a table or code."""
     letters = sum(word[0].isalpha() for word in words)
     return len(words) >= _SHORTEST_PARAGRAPH and letters >= 0.6 * len(words)
+
+
+def _checksum(values):
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def _hash(text):
