@@ -710,6 +710,18 @@ def test_an_epoch_recorded_twice_counts_once(tmp_path, monkeypatch):
     assert len(expected["val_loss"]) == 2 and len(expected["loss"]) == 5
 
 
+@pytest.mark.parametrize("freq", [1, 2, 3, 7, [1, 4]])
+def test_it_tells_which_epochs_are_evaluated(freq):
+    trainer = make(epochs=5, validation_freq=freq)
+    evaluated = []
+
+    def report(epoch, value):
+        evaluated.append(epoch)
+
+    trainer.train("plain", 0, report=report)
+    assert trainer.evaluated_epochs == tuple(evaluated)
+
+
 def test_a_folder_of_another_study_is_refused(teacher, tmp_path):
     make(folder=tmp_path / "study")
     with pytest.raises(ValueError, match="holds another run.*epochs: 2 there"):

@@ -243,6 +243,14 @@ class StudentTrainer:
         more = {"losses": own, "loss_arguments": self._loss_arguments}
         return json.loads(json.dumps({**self._about, **more}))
 
+    @property
+    def evaluated_epochs(self):
+        """Tuple of the epochs, from 0 on, that end with an evaluation."""
+        given = self._validation_freq
+        if isinstance(given, int):
+            return tuple(range(given - 1, self.epochs, given))
+        return tuple(e for e in range(self.epochs) if e + 1 in given)
+
     def diagnosis(self):
         """What `keras_kd.diagnose` says of the teacher on the training data.
 
