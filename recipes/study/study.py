@@ -480,5 +480,7 @@ class StepTimer(keras.callbacks.Callback):
     def seconds(self):
         """Seconds a step."""
         settled = [t for t in self._times if t[0] >= self._first]
+        if len(settled) < 2:
+            settled = self._times[-2:]  # One call, which compiles as well.
         (first, began), (last, ended) = settled[0], settled[-1]
         return (ended - began) / max(last - first, 1)
