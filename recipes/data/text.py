@@ -191,14 +191,27 @@ def read_folder(folder):
 
     Raises:
         FileNotFoundError: if a file is missing, with what was found.
+        ValueError: if one is not in UTF-8.
     """
     lines = {}
     for part in PARTS:
         path = _find_file(pathlib.Path(folder), part)
-        with open(path, encoding="utf-8") as file:
-            lines[part] = list(file)
+        lines[part] = _read_lines(path)
     source = f"Text: the files in {folder}."
     return Documents(source=source, split=str.split, **lines)
+
+
+def _read_lines(path):
+    try:
+        # Some editors begin a file with a mark that is no word.
+        with open(path, encoding="utf-8-sig") as file:
+            return list(file)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"The text {path} must be in UTF-8. Received: the byte "
+            f"{error.object[error.start]:#04x}, which can't be read as such "
+            f"({error.reason}). Convert it, as with iconv -f latin1 -t utf-8."
+        ) from error
 
 
 def _find_file(folder, part):
