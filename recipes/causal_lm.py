@@ -145,6 +145,7 @@ def main(losses, log_dir, **chosen):
         chosen,
         losses,
         log_dir,
+        checksums=documents.checksums,
         labels=data["train"].labels.size,
         classes=vocabulary.classes,
         arguments=CausalLMStudy.loss_arguments,

@@ -89,6 +89,7 @@ def main(losses, log_dir, **chosen):
         chosen,
         losses,
         log_dir,
+        checksums=corpus.checksums,
         labels=len(corpus.train),
         classes=words,
         arguments=_LOSS_ARGUMENTS[chosen["optimizer"]],

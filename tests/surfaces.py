@@ -45,6 +45,7 @@ class SurfaceTrainer:
         each_epoch: function of the trainer, called before each epoch.
         test: function of the final validation score, what it is on test data.
         sign: -1 for scores of which less is better.
+        validation_freq: epochs from one score to the next.
     """
 
     metric = "accuracy"
@@ -62,6 +63,7 @@ class SurfaceTrainer:
         each_epoch=lambda trainer: None,
         test=lambda score: score,
         sign=1,
+        validation_freq=1,
     ):
         self.noise, self.steepness, self.heights = noise, steepness, heights
         self.epochs, self.each_epoch, self.test = epochs, each_epoch, test
@@ -72,6 +74,10 @@ class SurfaceTrainer:
         # epochs it was trained.
         self.calls = []
         self.diagnoses = 0
+        self.validation_freq = validation_freq
+        self.evaluated_epochs = tuple(
+            range(validation_freq - 1, epochs, validation_freq)
+        )
 
     def diagnosis(self):
         self.diagnoses += 1
@@ -104,15 +110,18 @@ class SurfaceTrainer:
         call = [method, seed, settings, 0]
         self.calls.append(call)
         end = self.truth(method, settings) + self.luck(call)
-        curve = []
+        curve, losses_seen = [], []
         for epoch in range(self.epochs):
             self.each_epoch(self)
             left = math.exp(-3 * (epoch + 1) / self.epochs) - math.exp(-3)
-            curve.append(end - self.sign * 0.3 * left)
+            losses_seen.append(left)
             call[3] += 1
+            if (epoch + 1) % self.validation_freq:
+                continue
+            curve.append(end - self.sign * 0.3 * left)
             if report is not None and report(epoch, curve[-1]):
                 break
-        history = {f"val_{self.metric}": curve}
+        history = {"loss": losses_seen, f"val_{self.metric}": curve}
         return {self.metric: self.test(curve[-1]), "history": history}
 
     __call__ = train

@@ -1,5 +1,6 @@
 """StudentTrainer: one student by a method's name and a seed."""
 
+import functools
 import json
 import pathlib
 
@@ -13,6 +14,8 @@ from models import CLASSES, FEATURES, assert_same_weights, data, mlp
 import keras_kd as kd
 from keras_kd.attribution import METHODS, permuted_logit_weights
 from keras_kd.attribution.methods import CrossEntropy
+from keras_kd.student_trainer import data as data_of_students
+from keras_kd.student_trainer.data import dividing_steps
 
 EPOCHS, BATCH = 2, 8
 X, LABELS, WEIGHTS = data(40)
@@ -348,6 +351,37 @@ def test_examples_are_shuffled_by_the_seed_augmented_and_made_batches(teacher):
     np.testing.assert_array_equal(y["labels"], other_y["labels"])
 
 
+@pytest.mark.parametrize("of_examples", [True, False])
+def test_steps_in_one_call_leave_an_epoch_its_length(teacher, of_examples):
+    train = X, LABELS  # 5 batches.
+    if of_examples:
+        train = tf.data.Dataset.from_tensor_slices(train)
+    steps = []
+
+    class Steps(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            steps.append(int(self.model.optimizer.iterations))
+
+    at_once = 1 if keras.backend.backend() == "torch" else 3
+    trainer = make(
+        teacher,
+        train,
+        steps_per_execution=at_once,
+        callbacks=lambda name: [Steps()],
+    )
+    counts = trainer("kd", 0)["gradient_scale"]["counts"]
+    assert steps == [5 * (epoch + 1) for epoch in range(EPOCHS)]
+    assert [sum(each) for each in counts] == [len(X)] * EPOCHS
+
+
+@pytest.mark.parametrize(
+    "asked, steps, expected",
+    [(5, 7, 1), (4, 30, 3), (10, 30, 10), (99, 12, 12), (1, 9, 1), (3, 0, 1)],
+)
+def test_calls_fill_an_epoch(asked, steps, expected):
+    assert dividing_steps(asked, steps) == expected
+
+
 def test_a_cache_that_is_given_is_used(teacher, tmp_path):
     cache = kd.TeacherCache.write(
         tmp_path / "cache", (X, LABELS), teacher, kd.KDPt(), verbose=0
@@ -676,6 +710,18 @@ def test_an_epoch_recorded_twice_counts_once(tmp_path, monkeypatch):
     assert len(expected["val_loss"]) == 2 and len(expected["loss"]) == 5
 
 
+@pytest.mark.parametrize("freq", [1, 2, 3, 7, [1, 4]])
+def test_it_tells_which_epochs_are_evaluated(freq):
+    trainer = make(epochs=5, validation_freq=freq)
+    evaluated = []
+
+    def report(epoch, value):
+        evaluated.append(epoch)
+
+    trainer.train("plain", 0, report=report)
+    assert trainer.evaluated_epochs == tuple(evaluated)
+
+
 def test_a_folder_of_another_study_is_refused(teacher, tmp_path):
     make(folder=tmp_path / "study")
     with pytest.raises(ValueError, match="holds another run.*epochs: 2 there"):
@@ -703,6 +749,80 @@ def test_a_folder_of_another_study_is_refused(teacher, tmp_path):
     with pytest.raises(ValueError, match="new, empty.*Received: .*file.txt"):
         make(folder=other)
     assert [path.name for path in other.iterdir()] == ["file.txt"]
+
+
+class Shuffled(Batches):
+    """In another order after each epoch."""
+
+    def __init__(self, x, labels):
+        super().__init__()
+        self.arrays, self.epoch = (x, labels), 0
+
+    def on_epoch_end(self):
+        self.epoch += 1
+
+    def __getitem__(self, number):
+        order = np.random.default_rng(self.epoch).permutation(len(X))
+        rows = order[number * BATCH : (number + 1) * BATCH]
+        return tuple(array[rows] for array in self.arrays)
+
+
+def loader(x, labels, shuffle=False):
+    utils = pytest.importorskip("torch").utils.data
+    pairs = list(zip(x, labels, strict=True))
+    return utils.DataLoader(pairs, BATCH, shuffle=shuffle)
+
+
+SHUFFLED = {
+    "tf.data": lambda *arrays: (
+        in_batches(*arrays).unbatch().shuffle(40).batch(8)
+    ),
+    "PyDataset": Shuffled,
+    "DataLoader": functools.partial(loader, shuffle=True),
+}
+ORDERED = {
+    "tf.data": in_batches,
+    "unknown length": lambda *arrays: in_batches(*arrays).filter(
+        lambda *_: True
+    ),
+    "DataLoader": loader,
+}
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+@pytest.mark.parametrize(
+    "make_data",
+    [*ORDERED.values(), *SHUFFLED.values()],
+    ids=[*ORDERED, *(f"shuffled {kind}" for kind in SHUFFLED)],
+)
+def test_one_other_label_makes_another_study(make_data, part, tmp_path):
+    other = LABELS.copy()
+    other[-1] = (other[-1] + 1) % CLASSES
+    for _ in range(2):  # The same resumes.
+        make(folder=tmp_path, **{part: make_data(X, LABELS)})
+    with pytest.raises(ValueError, match=f"another run.*{part}: .* there"):
+        make(folder=tmp_path, **{part: make_data(X, other)})
+
+
+def test_augmented_data_resume(teacher, tmp_path):
+    """Though no reading is like the one before."""
+
+    def noisy(x, label):
+        return x + tf.random.normal(tf.shape(x)), label
+
+    def trainer():
+        train = in_batches(X, LABELS).map(noisy)
+        return make(train=train, folder=tmp_path, epochs=1)
+
+    first = trainer()("plain", 0)
+    assert trainer()("plain", 0) == first
+
+
+def test_validation_data_without_an_end_are_read_once():
+    endless = in_batches(X, LABELS).repeat()
+    described = data_of_students.described(endless, BATCH)
+    others = data_of_students.described(in_batches(X + 1, LABELS).repeat(), 8)
+    assert described != others
 
 
 def test_of_two_studies_that_begin_in_a_folder_one_has_it(

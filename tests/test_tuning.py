@@ -429,6 +429,35 @@ def test_a_budget_of_epochs_covers_everything(students):
     assert result.spent["epochs"] == trained(trainer)
 
 
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("epochs", [5, 9])
+def test_epochs_without_an_evaluation_cost_as_well(epochs, kept):
+    """Also where the trainer had kept results, and reports nothing."""
+
+    class Trainer(SurfaceTrainer):
+        def train(self, method, seed, settings=None, report=None):
+            report = None if kept else report
+            return super().train(method, seed, settings, report)
+
+    trainer = Trainer(heights=FEW, epochs=epochs, validation_freq=2)
+    result = tune(trainer, 24)
+    assert 23 * epochs < trained(trainer) <= 24 * epochs
+    assert result.spent["epochs"] == trained(trainer)
+    calls = search_calls(trainer)
+    assert [trial.epochs for trial in result.trials] == [c[3] for c in calls]
+    for trial in result.trials:
+        assert len(trial.curve) == trial.epochs // 2
+        if trial.state == "stopped":
+            assert epochs // 2 < trial.epochs < epochs
+
+
+def test_a_trainer_that_evaluates_no_epoch_is_refused_at_once():
+    trainer = SurfaceTrainer(epochs=3, validation_freq=5)
+    with pytest.raises(ValueError, match="none of its 3.*`validation_freq`"):
+        tune(trainer, 60)
+    assert not trainer.calls
+
+
 class Clock:
     """A second an epoch, and ten for the first student's teacher."""
 

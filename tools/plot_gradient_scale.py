@@ -31,7 +31,13 @@ def main(run, picture):
             f"{run}, in which there are no histograms of them. Give the run "
             "folder of a recipe with a distilled student."
         )
-    plot(histograms).savefig(picture, dpi=110)
+    try:
+        plot(histograms).savefig(picture, dpi=110)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(
+            f"The picture can't be written. Received: {picture} ({error}). "
+            "Let it end in .png, in a folder that you may write to."
+        ) from error
     click.echo(picture)
 
 

@@ -12,7 +12,6 @@ A file with "claims" holds the files under "studies" against them: each claim is
 a sum of rows, by their factors, that is above 0 where it is true.
 """
 
-import json
 import pathlib
 import re
 import statistics
@@ -37,7 +36,10 @@ TEACHER = "teacher"
 def main(readme):
     """Replaces each table below a line that names results."""
     text = readme.read_text()
-    files.write_whole(readme, updated(text, readme.parent))
+    try:
+        files.write_whole(readme, updated(text, readme.parent))
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
     click.echo(f"{len(names(text))} tables of {readme.name}.")
 
 
@@ -51,11 +53,33 @@ def updated(text, folder):
 
     def replace(found):
         path = folder / found[1]
-        study = json.loads(path.read_text())
+        study = read_study(path)
         lines = claims_table(study, path) if "claims" in study else table(study)
         return f"<!-- {found[1]} -->\n\n{lines}\n"
 
     return _TABLE.sub(replace, text)
+
+
+def read_study(path):
+    """The results in a file.
+
+    Args:
+        path: `pathlib.Path`.
+
+    Returns:
+        A dict.
+
+    Raises:
+        ValueError: if the file is missing or damaged.
+    """
+    remedy = "Put a copy of it there, or remove what names it."
+    study = files.read_dict(path, remedy)
+    if study is None:
+        raise ValueError(
+            "Results of a table must be where it names them. Received: "
+            f"{path}, which does not exist. {remedy}"
+        )
+    return study
 
 
 def table(study):
@@ -93,7 +117,7 @@ def claims_table(claims, path):
         over seeds and the verdict, if there are several.
     """
     studies = {
-        title: (json.loads((path.parent / name).read_text())["rows"], heading)
+        title: (read_study(path.parent / name)["rows"], heading)
         for title, (name, heading) in claims["studies"].items()
     }
     lines = [["claim", *studies], ["---"] * (1 + len(studies))]

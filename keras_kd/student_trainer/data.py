@@ -1,13 +1,14 @@
 """What students are trained on, the same for all of a seed."""
 
-import hashlib
+import functools
+import itertools
 
-import keras
 import numpy as np
 
 from keras_kd import data as any_data
 from keras_kd import preprocessing
 from keras_kd.cache.data import Views, is_batched
+from keras_kd.student_trainer import checksums
 
 # Above this a cache of every logit, in bytes, isn't written unasked.
 _LARGEST_CACHE = 32 * 2**30
@@ -137,6 +138,20 @@ class TrainingData:
             )
         }
 
+    def steps_per_execution(self, asked, cache):
+        """How many steps Keras may run in one call.
+
+        Args:
+            asked: integer, at most so many.
+            cache: as for `epochs`.
+
+        Returns:
+            An integer.
+        """
+        if cache is None or not self.of_examples:
+            return asked  # Of data that end, the last call has fewer steps.
+        return dividing_steps(asked, cache.examples // self.batch_size)
+
     def first_views(self):
         """The data as a model reads them, for one pass."""
         if not self.of_examples:
@@ -157,6 +172,23 @@ class TrainingData:
         if self.shuffle is True:
             return cache.examples
         return min(self.shuffle, cache.examples) or None
+
+
+def dividing_steps(asked, steps):
+    """Steps of one call, so that calls fill an epoch exactly.
+
+    From data without an end, Keras's last call of an epoch takes as many steps
+    as the others, and so more than the epoch has.
+
+    Args:
+        asked: integer, at most so many.
+        steps: integer, of an epoch.
+
+    Returns:
+        An integer, the largest that divides `steps`.
+    """
+    fitting = (n for n in range(min(asked, steps), 0, -1) if steps % n == 0)
+    return next(fitting, 1)
 
 
 def evaluation_arguments(given, batch_size):
@@ -184,44 +216,44 @@ def described(given, batch_size):
         batch_size: integer, of arrays.
 
     Returns:
-        A dict: of arrays a checksum of all; of others the number of batches,
-        and one of the first batch if that is the same whenever it is read.
+        A dict with a checksum of all, as far as the data are the same whenever
+        they are read; of data without an end, of the first batch.
     """
     if any_data.is_loader(given):
-        return {"kind": type(given).__name__, "batches": len(given)}
+        about = {"kind": type(given).__name__, "batches": len(given)}
+        return {**about, **checksums.of_all(lambda: given)}
     data = any_data.of(given, batch_size, "Data")
     about = {"kind": type(data).__name__, "elements": data.elements}
     if isinstance(data, any_data.ArrayData):
-        return {**about, "sha256": _digest(data.arrays)}
-    first = data.first()
-    if not _same(first, _read_again(data)):
-        return about
-    return {**about, "first": _digest(first)}
+        return {**about, "sha256": checksums.digest(data.arrays)}
+    read = data.batches
+    if getattr(data, "is_infinite", False):
+        read = functools.partial(_first_alone, data)
+    begin_again = functools.partial(_begin_again, data)
+    return {**about, **checksums.of_all(read, begin_again)}
+
+
+def _first_alone(data):
+    return itertools.islice(data.batches(), 1)
 
 
 def _read_again(data):
     """The first batch, as the next epoch has it."""
+    _begin_again(data)
+    return data.first()
+
+
+def _begin_again(data):
+    """Says that an epoch is over to data that want to know."""
     if isinstance(data, any_data.PyData):
         data.dataset.on_epoch_end()
-    return data.first()
 
 
 def _same(one, other):
     """Whether two batches are the same, bit for bit."""
     return (one is None) == (other is None) and (
-        one is None or _digest(one) == _digest(other)
+        one is None or checksums.digest(one) == checksums.digest(other)
     )
-
-
-def _digest(values):
-    digest = hashlib.sha256()
-    for leaf in keras.tree.flatten(any_data.as_numpy(values)):
-        digest.update(f"{leaf.shape}{leaf.dtype}".encode())
-        if leaf.dtype.kind in "OSU":
-            digest.update(repr(leaf.tolist()).encode())
-        else:
-            digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
 
 
 def _first_sentence(error):

@@ -88,7 +88,8 @@ class StudentTrainer:
         student_output: as for `Distiller`.
         teacher_output: as for `Distiller`.
         shared_classes: as for `Distiller`.
-        steps_per_execution: as for `compile`.
+        steps_per_execution: as for `compile`. Of single examples at most so
+            many: the most that divide the steps of an epoch.
         validation_freq: as for `fit`.
         verbose: 0 for silence. Otherwise a bar of the epochs on a terminal,
             and a line for each student.
@@ -242,6 +243,14 @@ class StudentTrainer:
         more = {"losses": own, "loss_arguments": self._loss_arguments}
         return json.loads(json.dumps({**self._about, **more}))
 
+    @property
+    def evaluated_epochs(self):
+        """Tuple of the epochs, from 0 on, that end with an evaluation."""
+        given = self._validation_freq
+        if isinstance(given, int):
+            return tuple(range(given - 1, self.epochs, given))
+        return tuple(e for e in range(self.epochs) if e + 1 in given)
+
     def diagnosis(self):
         """What `keras_kd.diagnose` says of the teacher on the training data.
 
@@ -321,7 +330,7 @@ class StudentTrainer:
         began = time.perf_counter()
         cache = self._cache_for(method, settings)
         keras.utils.set_random_seed(seed)
-        distiller = self._distiller(method, settings)
+        distiller = self._distiller(method, settings, cache)
         reporter = report and progress.Report(report, f"val_{self.metric}")
         others = [*self._callbacks(name), *([reporter] if reporter else [])]
         backup = folder and results.backup_of(folder, others)
@@ -375,7 +384,7 @@ class StudentTrainer:
             )
         return result, bool(reporter and reporter.has_stopped)
 
-    def _distiller(self, method, settings):
+    def _distiller(self, method, settings, cache):
         """A new student in a compiled Distiller."""
         student = self._students.make()
         arguments = dict(self._distiller_arguments)
@@ -389,7 +398,9 @@ class StudentTrainer:
                 optimizer=self._optimizers.make(settings.get(_LEARNING_RATE)),
                 loss=self.loss(method, settings),
                 weighted_metrics=self._metrics.make(),
-                steps_per_execution=self._steps_per_execution,
+                steps_per_execution=self._data.steps_per_execution(
+                    self._steps_per_execution, cache
+                ),
             )
         return distiller
 

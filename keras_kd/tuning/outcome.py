@@ -22,10 +22,11 @@ class Trial:
         score: on the validation data, of a finished student; else `None`.
         state: "finished"; "stopped", early or because it diverged; or
             "failed", where the process died.
-        curve: list of validation scores, one an epoch.
+        curve: list of validation scores, one of each epoch that was evaluated.
         seconds: that it took; `None` where that is not known.
         why: "default"; "diagnosis"; "spread", over the range of the learning
             rate; "search"; or "winner", with the winner's learning rate.
+        epochs: how many it was trained.
     """
 
     number: int
@@ -36,6 +37,7 @@ class Trial:
     curve: list
     seconds: float | None
     why: str
+    epochs: int = 0
 
     def __str__(self):
         return described(self.method, self.settings)
@@ -293,16 +295,16 @@ def best(trials, higher_is_better, method=None):
     )
 
 
-def epochs_of(curve):
+def counted(epochs):
     """Epochs that a student counts for.
 
     One that diverged before its first epoch ended has had a part of it: were it
     free, a method that always does would never use up a budget.
 
     Args:
-        curve: scores, one an epoch.
+        epochs: integer, those that it ended.
     """
-    return max(len(curve), 1)
+    return max(epochs, 1)
 
 
 def score_of(result, metric):

@@ -58,7 +58,7 @@ def _trial_rows(tuning):
 
     def order(trial):
         if trial.score is None:
-            return 1, -len(trial.curve)
+            return 1, -trial.epochs
         return 0, sign * trial.score
 
     return [
@@ -67,7 +67,7 @@ def _trial_rows(tuning):
             tuning.metric: "-"
             if trial.score is None
             else tuning.shown(trial.score),
-            "epochs": str(len(trial.curve)),
+            "epochs": str(trial.epochs),
             "state": trial.state,
             "from": trial.why,
             "number": str(trial.number + 1),
@@ -171,8 +171,10 @@ def _curves(tuning):
         if trial.number != tuning.winner.number and trial.state in groups:
             groups[trial.state].append(trial.curve)
     groups = {name: each for name, each in groups.items() if each}
+    # Where not each epoch is evaluated.
+    has_gaps = tuning.winner.epochs > len(tuning.winner.curve)
     return (
-        courses(groups, "epoch", tuning.metric),
+        courses(groups, "evaluation" if has_gaps else "epoch", tuning.metric),
         "Learning curves on the validation data. Students that fell behind "
         "were stopped.",
     )
@@ -260,7 +262,7 @@ def to_tensorboard(tuning, log_dir):
             name = f"{trial.number + 1:03}-{trial.method}"
             runs[name] = (
                 choice | trial.settings,
-                {tuning.metric: trial.curve[-1], "epochs": len(trial.curve)},
+                {tuning.metric: trial.curve[-1], "epochs": trial.epochs},
             )
     write_hparams(log_dir, runs)
     with events.writing(os.path.join(user_path(log_dir, "log_dir"), "tuning")):

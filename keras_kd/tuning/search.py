@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from keras_kd.files import errors_naming, user_path
 from keras_kd.monitors import DivergedError
-from keras_kd.tuning.outcome import Trial, epochs_of, score_of
+from keras_kd.tuning.outcome import Trial, counted, score_of
 from keras_kd.tuning.spaces import BASELINES, LEARNING_RATE, Range, is_free
 
 # The study of the methods that a teacher's knowledge goes into.
@@ -115,7 +115,7 @@ class Search:
         for study in self._studies.values():
             for trial in study.get_trials(False, (TrialState.RUNNING,)):
                 study.tell(trial.number, state=TrialState.FAIL)
-                lost += len(trial.intermediate_values)
+                lost += _epochs(trial)
                 fixed = trial.system_attrs.get("fixed_params", {})
                 study.enqueue_trial({**fixed, **trial.params}, trial.user_attrs)
         return lost
@@ -159,7 +159,7 @@ class Search:
         """How many epochs a study's students were trained."""
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
         trials = self._studies[name].get_trials(False, states)
-        return sum(epochs_of(trial.intermediate_values) for trial in trials)
+        return sum(counted(_epochs(trial)) for trial in trials)
 
     def _group(self, method):
         return method if method in BASELINES else _TAUGHT
@@ -217,12 +217,13 @@ class Search:
         trial = study.ask()
         method, settings = self._choose(trial, name)
         trial.set_user_attr("student", [method, settings])
-        watch = _Watch(trial)
+        watch = _Watch(trial, getattr(self.trainer, "evaluated_epochs", None))
         try:
             result = self.trainer.train(method, self.seed, settings, watch)
             score = watch.finish(result, self.trainer.metric)
         except DivergedError:
             score = math.nan
+        trial.set_user_attr("epochs", watch.epochs)
         trial.set_user_attr("seconds", time.perf_counter() - began)
         if watch.stopped or not math.isfinite(score):
             study.tell(trial, state=TrialState.PRUNED)
@@ -344,11 +345,21 @@ class Record:
 
 
 class _Watch:
-    """What the trainer calls after each epoch: `report(epoch, value)`."""
+    """What the trainer calls after an evaluation: `report(epoch, value)`.
 
-    def __init__(self, trial):
+    Args:
+        trial: Optuna's.
+        evaluated: numbers of the epochs that are evaluated; `None` for all.
+
+    Attributes:
+        epochs: how many the student was trained.
+        stopped: whether it was told to stop.
+    """
+
+    def __init__(self, trial, evaluated):
         self._trial, self._curve = trial, {}
-        self.stopped = False
+        self._evaluated = itertools.count() if evaluated is None else evaluated
+        self.epochs, self.stopped = 0, False
 
     def __call__(self, epoch, value):
         self._add(epoch, value)
@@ -357,6 +368,7 @@ class _Watch:
 
     def _add(self, epoch, value):
         self._curve[epoch] = float(value)
+        self.epochs = max(self.epochs, epoch + 1)
         self._trial.report(self._curve[epoch], epoch)
 
     def finish(self, result, metric):
@@ -374,8 +386,10 @@ class _Watch:
             A float.
         """
         score_of(result, metric)  # Refuses a metric that is not there.
-        history = result.get("history", {}).get(f"val_{metric}", [])
-        for epoch, value in enumerate(history):
+        history = result.get("history", {})
+        self.epochs = max(self.epochs, *map(len, history.values()), 0)
+        scores = history.get(f"val_{metric}", [])
+        for epoch, value in zip(self._evaluated, scores, strict=False):
             if epoch not in self._curve:
                 self._add(epoch, value)
         if not self._curve:
@@ -408,6 +422,13 @@ def _suggest(trial, name, each):
     return trial.suggest_float(name, each.low, each.high, log=each.log)
 
 
+def _epochs(trial):
+    """Epochs that an Optuna trial's student is known to have been trained."""
+    reported = max(trial.intermediate_values, default=-1) + 1
+    # A call that was killed, or of an earlier version, has told no more.
+    return trial.user_attrs.get("epochs", reported)
+
+
 def _trial(number, trial):
     """An Optuna trial as a `Trial`."""
     told = trial.user_attrs
@@ -424,6 +445,7 @@ def _trial(number, trial):
         curve=[value for _, value in sorted(trial.intermediate_values.items())],
         seconds=told.get("seconds"),
         why=told.get("why", "search"),
+        epochs=_epochs(trial),
     )
 
 

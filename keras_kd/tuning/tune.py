@@ -16,7 +16,7 @@ from keras_kd.tuning.outcome import (
     WINNER,
     Tuning,
     best,
-    epochs_of,
+    counted,
     score_of,
     short,
 )
@@ -97,9 +97,10 @@ def tune(
     Raises:
         ImportError: without Optuna.
         ValueError: for a budget that is too small, which is known after one
-            student at the latest; a method that the trainer can't train, or
-            without a teacher; a space that a loss does not take; a folder of
-            another search; or a metric that is not logged.
+            student at the latest; a trainer that evaluates no epoch; a method
+            that the trainer can't train, or without a teacher; a space that a
+            loss does not take; a folder of another search; or a metric that is
+            not logged.
         OSError: if a trial can't be kept, such as on a full disk.
 
     Example:
@@ -120,6 +121,7 @@ def tune(
     _require_optuna()
     _check_arguments(seconds, epochs, fresh_seeds, learning_rate)
     methods = _methods(trainer, methods)
+    _check_evaluated(trainer)
     # What losses don't take is refused before anything is written or trained.
     spaces(methods, space, learning_rate)
     with _quiet_optuna():
@@ -230,7 +232,7 @@ class _Call:
     def _count(self, trial):
         """Counts and prints a trial, if there was one."""
         if trial is not None:
-            self._spend(epochs_of(trial.curve))
+            self._spend(counted(trial.epochs))
             self.budget.learn([trial])
             self._say(self._line(trial))
 
@@ -318,7 +320,7 @@ class _Call:
             is_best = trial.number == self._best().number
             said = f"{metric} {short(trial.score)}{', the best' * is_best}"
         else:
-            said = f"stopped after {len(trial.curve)} of {epochs} epochs"
+            said = f"stopped after {trial.epochs} of {epochs} epochs"
             said += "".join(f" at {short(s)}" for s in trial.curve[-1:])
         return f"{self.budget.share_spent:4.0%} {trial}: {said}"
 
@@ -392,6 +394,15 @@ def _check_arguments(seconds, epochs, fresh_seeds, learning_rate):
             "`learning_rate` is the range to search, two numbers above 0. "
             f"Received: {learning_rate!r}. Give (1e-4, 1e-2), for example, or "
             "leave it out to keep the trainer's."
+        )
+
+
+def _check_evaluated(trainer):
+    if getattr(trainer, "evaluated_epochs", None) == ():
+        raise ValueError(
+            "A search chooses by the validation scores of students. Received: "
+            f"a trainer that evaluates none of its {trainer.epochs} epochs. "
+            "Lower its `validation_freq`."
         )
 
 

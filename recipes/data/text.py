@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import hashlib
 import importlib.util
+import json
 import os
 import pathlib
 import re
@@ -67,6 +68,11 @@ class Documents:
     valid: list
     test: list
 
+    @property
+    def checksums(self):
+        """Dict by part of checksums, which tell text from other text."""
+        return {part: _checksum(getattr(self, part)) for part in PARTS}
+
     def words(self):
         """Dict by part of lists of words, `<eos>` after each document."""
         return {
@@ -97,6 +103,14 @@ class Corpus:
     train: np.ndarray
     valid: np.ndarray
     test: np.ndarray
+
+    @property
+    def checksums(self):
+        """Dict by part, and for the vocabulary, of checksums."""
+        return {
+            "vocabulary": _checksum(self.vocabulary),
+            **{part: _checksum(getattr(self, part).tolist()) for part in PARTS},
+        }
 
 
 def load(
@@ -177,14 +191,27 @@ def read_folder(folder):
 
     Raises:
         FileNotFoundError: if a file is missing, with what was found.
+        ValueError: if one is not in UTF-8.
     """
     lines = {}
     for part in PARTS:
         path = _find_file(pathlib.Path(folder), part)
-        with open(path, encoding="utf-8") as file:
-            lines[part] = list(file)
+        lines[part] = _read_lines(path)
     source = f"Text: the files in {folder}."
     return Documents(source=source, split=str.split, **lines)
+
+
+def _read_lines(path):
+    try:
+        # Some editors begin a file with a mark that is no word.
+        with open(path, encoding="utf-8-sig") as file:
+            return list(file)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"The text {path} must be in UTF-8. Received: the byte "
+            f"{error.object[error.start]:#04x}, which can't be read as such "
+            f"({error.reason}). Convert it, as with iconv -f latin1 -t utf-8."
+        ) from error
 
 
 def _find_file(folder, part):
@@ -351,6 +378,10 @@ def _is_prose(words):
     """Whether a paragraph is text and not a table or code."""
     letters = sum(word[0].isalpha() for word in words)
     return len(words) >= _SHORTEST_PARAGRAPH and letters >= 0.6 * len(words)
+
+
+def _checksum(values):
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def _hash(text):

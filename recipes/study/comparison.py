@@ -8,7 +8,17 @@ from study.run_folder import open_run
 from study.table import print_table, result_rows
 
 
-def run_study(recipe, about, make, strategy, chosen, losses, log_dir, **size):
+def run_study(
+    recipe,
+    about,
+    make,
+    strategy,
+    chosen,
+    losses,
+    log_dir,
+    checksums=None,
+    **size,
+):
     """Opens a recipe's run folder and compares the losses in it.
 
     Args:
@@ -19,11 +29,13 @@ def run_study(recipe, about, make, strategy, chosen, losses, log_dir, **size):
         chosen: dict of the command's options.
         losses: names out of `methods.METHODS`.
         log_dir: path of the run folder, or `None`.
+        checksums: dict by part of checksums of data that may change, or `None`.
         **size: "labels" and "classes" of the training data, and "arguments"
             of the study's losses; see `options.settled`.
     """
     chosen = options.settled(chosen, losses, **size)
     run = open_run(recipe, options.run_config(chosen), log_dir, strategy)
+    run.check_data(checksums or {})
     click.echo(f"{about} Run folder: {run.folder}")
     compare(make(run, strategy, chosen), losses)
 

@@ -67,6 +67,35 @@ class RunFolder:
         for path in self.folder.glob(f"*{files.UNFINISHED}*"):
             path.unlink()
 
+    def check_data(self, checksums):
+        """Refuses other data than those that the results are of.
+
+        Args:
+            checksums: dict by part. A folder of an earlier version has none,
+                and takes these.
+
+        Raises:
+            ValueError: naming the parts that differ.
+        """
+        path = self.folder / "data.json"
+        remedy = "Remove it, if the data are those of the folder's results."
+        before = files.read_dict(path, remedy)
+        if before is None:
+            if checksums and self.writes:
+                files.write_json(path, checksums)
+            return
+        other = [
+            part
+            for part in sorted({*before, *checksums})
+            if before.get(part) != checksums.get(part)
+        ]
+        if other:
+            raise ValueError(
+                f"{self.folder} holds results of other data. Received: another "
+                f"{', '.join(other)} than there. Put the data back as they "
+                "were, or choose another --log-dir."
+            )
+
     @property
     def results(self):
         """Dict of the finished models' results by name."""

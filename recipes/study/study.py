@@ -17,6 +17,7 @@ import keras_kd as kd
 from keras_kd import distribution
 from keras_kd.attribution import make_loss
 from keras_kd.attribution.methods import SHUFFLED
+from keras_kd.student_trainer.data import dividing_steps
 from study import strategies
 from study.methods import METHODS, PLAIN, settings_of
 from study.run_folder import load_model
@@ -348,18 +349,34 @@ class Study:
                 optimizer=self.optimizer(role),
                 loss=self.loss(loss_name, teacher),
                 weighted_metrics=self.metrics(),
-                steps_per_execution=self.options["steps_per_execution"],
+                steps_per_execution=self._steps_per_execution(role),
             )
         return trainer
+
+    def _steps(self, role):
+        """Number of steps of an epoch, or of a probe."""
+        steps = self.steps_per_epoch(role)
+        return min(steps, self.options["probe_steps"] or steps)
+
+    def _steps_per_execution(self, role):
+        """How many steps Keras runs in one call, so that they fill an epoch."""
+        asked = self.options["steps_per_execution"]
+        return dividing_steps(asked, self._steps(role))
 
     def _fit(self, name, role, trainer, cache=None):
         """Trains a model, saves it and returns its results."""
         backup = self.run.backup(name)
-        epochs, steps = self.epochs(role), self.steps_per_epoch(role)
+        epochs, steps = self.epochs(role), self._steps(role)
         timers = []
         if self.options["probe_steps"]:
-            steps, epochs = min(steps, self.options["probe_steps"]), 1
-            timers = [StepTimer(steps)]
+            epochs, timers = 1, [StepTimer(steps)]
+        asked = self.options["steps_per_execution"]
+        at_once = trainer.steps_per_execution
+        if at_once < min(asked, steps):
+            click.echo(
+                f"{at_once} steps in one call, not {asked}: calls must fill "
+                f"an epoch's {steps} steps exactly."
+            )
         first_epoch = backup.epochs_done()
         if cache is None:
             data = self.training_data(role, first_epoch)
@@ -463,5 +480,7 @@ class StepTimer(keras.callbacks.Callback):
     def seconds(self):
         """Seconds a step."""
         settled = [t for t in self._times if t[0] >= self._first]
+        if len(settled) < 2:
+            settled = self._times[-2:]  # One call, which compiles as well.
         (first, began), (last, ended) = settled[0], settled[-1]
         return (ended - began) / max(last - first, 1)

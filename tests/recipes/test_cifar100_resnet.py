@@ -10,6 +10,7 @@ import processes
 import pytest
 from data import images
 from processes import losses, results
+from study import study
 
 SMALL = (
     "--dataset digits --limit-train 128 --epochs 2 --teacher-depth 8 "
@@ -80,6 +81,25 @@ def test_a_probe_prints_how_long_the_run_would_take(tmp_path):
     assert "20 epochs of 12 steps would take" in output
     found = results(tmp_path / "run")
     assert all(0 < r["projected_hours"] < 1 for r in found.values())
+
+
+@pytest.mark.parametrize(
+    "ends, expected",
+    [
+        ([1], 100),
+        ([10], 10),  # In one call.
+        ([5, 10], 0.2),
+        (range(1, 11), 1),
+    ],
+)
+def test_a_probe_of_few_calls_counts_what_there_is(ends, expected, monkeypatch):
+    clock = iter([0.0, *(100.0 + n for n in range(10))])
+    monkeypatch.setattr(study.time, "perf_counter", lambda: next(clock))
+    timer = study.StepTimer(max(ends))
+    timer.on_train_begin()
+    for end in ends:
+        timer.on_train_batch_end(end - 1)
+    assert timer.seconds == pytest.approx(expected)
 
 
 def test_every_other_option_runs_on_two_replicas(finished, tmp_path, mirrored):

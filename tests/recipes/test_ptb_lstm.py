@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import shutil
 import socket
 import subprocess
 
@@ -116,6 +117,21 @@ def test_reported_perplexity_is_that_of_the_saved_model(finished, text):
     assert np.exp(surprise / count) == pytest.approx(expected, rel=1e-4)
 
 
+def test_steps_in_one_call_change_nothing(finished, text, tmp_path):
+    teacher = finished[0] / "teacher.keras"
+    output = finish(
+        *("--data-dir", text, "--log-dir", tmp_path / "run", *SMALL),
+        *(*losses("kd"), "--teacher", teacher, "--steps-per-execution", 4),
+    )
+    segments = len(text_data.read_folder(text).words()["train"]) // 80
+    assert segments == 30 and "3 steps in one call, not 4" in output
+    found, expected = results(tmp_path / "run"), results(finished[0])
+    for key in ("valid_perplexity", "test_perplexity"):
+        assert found["student-kd"][key] == pytest.approx(
+            expected["student-kd"][key], rel=1e-4
+        )
+
+
 def test_running_again_trains_nothing(finished):
     folder, arguments, _ = finished
     before = results(folder)
@@ -127,6 +143,21 @@ def test_running_again_trains_nothing(finished):
 
 def test_another_run_in_the_same_folder_is_refused(finished):
     assert "seed: 0 there, 5 now" in refused(*finished[1], "--seed", 5)
+
+
+def test_another_text_in_the_same_folder_is_refused(finished, text, tmp_path):
+    folder, arguments, _ = finished
+    own = tmp_path / "text"
+    shutil.copytree(text, own)
+    arguments = ["--data-dir", own, "--log-dir", tmp_path / "run", *SMALL]
+    arguments += [*losses("plain"), "--teacher", folder / "teacher.keras"]
+    finish(*arguments)
+    before = results(tmp_path / "run")
+    path = own / "ptb.test.txt"
+    path.write_text(path.read_text().replace("w1 w2", "w2 w1"))
+    message = refused(*arguments, *losses("kd"))
+    assert "Received: another test than there" in message
+    assert results(tmp_path / "run") == before
 
 
 def test_killed_and_run_again_ends_where_an_uninterrupted_run_does(

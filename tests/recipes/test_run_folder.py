@@ -41,6 +41,16 @@ def test_a_folder_of_another_run_is_refused_with_what_differs(tmp_path):
     assert "units" not in str(caught.value)
 
 
+def test_other_data_are_refused(tmp_path):
+    data = {"train": "5d41", "test": "9ae0"}
+    with open_run(tmp_path) as run:
+        run.check_data(data)  # As in a folder of an earlier version.
+    with open_run(tmp_path) as run:
+        run.check_data(data)
+        with pytest.raises(ValueError, match="Received: another test than"):
+            run.check_data({**data, "test": "0000"})
+
+
 def test_a_folder_of_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match=r"thesis\.tex"):

@@ -23,6 +23,20 @@ def test_a_folder_is_read_in_mikolovs_form(tmp_path, prefix):
     )
 
 
+def test_a_mark_of_the_encoding_is_no_word(tmp_path):
+    for part in text_data.PARTS:
+        (tmp_path / f"{part}.txt").write_bytes(b"\xef\xbb\xbfa b\n")
+    assert text_data.load(tmp_path).vocabulary == ["<unk>", "<eos>", "a", "b"]
+
+
+def test_a_text_that_is_not_in_utf_8_is_named(tmp_path):
+    for part in text_data.PARTS:
+        (tmp_path / f"{part}.txt").write_text("a b\n")
+    (tmp_path / "valid.txt").write_bytes("a café\n".encode("latin1"))
+    with pytest.raises(ValueError, match="valid.txt must be.*byte 0xe9,"):
+        text_data.load(tmp_path)
+
+
 def test_a_missing_file_is_named(tmp_path):
     folder = write_folder(tmp_path, parts=("train", "test"))
     with pytest.raises(FileNotFoundError) as caught:

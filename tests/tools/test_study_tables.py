@@ -126,6 +126,21 @@ def test_only_tables_below_their_line_are_made_again(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "content, message", [(None, "does not exist"), ("[", "it must be JSON")]
+)
+def test_results_that_can_not_be_read_are_named(content, message, tmp_path):
+    readme, path = tmp_path / "README.md", tmp_path / "results" / "one.json"
+    readme.write_text("<!-- results/one.json -->\n\n")
+    path.parent.mkdir()
+    if content is not None:
+        path.write_text(content)
+    done = CliRunner().invoke(study_tables.main, ["--readme", str(readme)])
+    assert isinstance(done.exception, SystemExit)
+    output = " ".join(done.output.split())
+    assert str(path) in output and message in output
+
+
 def test_the_readmes_tables_are_those_of_the_results():
     text = study_tables.README.read_text()
     assert study_tables.updated(text, study_tables.README.parent) == text
