@@ -190,9 +190,9 @@ class StudentTrainer:
             cache.check(train, teacher, augment=augment)
         self._students = _Students(make_student, self._data)
         self._temporary = None
-        # Now, while the cache is the one given or none.
-        self._about = self._description()
-        self._results = results.Results(folder, self._about)
+        self._given_cache = cache
+        about = None if folder is None else self._about
+        self._results = results.Results(folder, about)
 
     # -- what it can do --------------------------------------------------------
 
@@ -542,8 +542,12 @@ class StudentTrainer:
         text = json.dumps(about, sort_keys=True, default=repr)
         return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
-    def _description(self):
-        """What all scores depend on, but method, settings and seed."""
+    @functools.cached_property
+    def _about(self):
+        """What all scores depend on, but method, settings and seed.
+
+        It takes two passes over the data, so only what is kept needs it.
+        """
         teacher = self.teacher
         if teacher is not None:
             teacher = fingerprint.teacher_fingerprint(teacher)
@@ -551,7 +555,8 @@ class StudentTrainer:
         return {
             "student": self._students.description,
             "teacher": teacher,
-            "cache": self.cache and self.cache.teacher_fingerprint,
+            "cache": self._given_cache
+            and self._given_cache.teacher_fingerprint,
             "train": data.described(self._data.given, self._batch_size),
             **{
                 name: given
