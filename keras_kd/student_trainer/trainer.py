@@ -80,8 +80,10 @@ class StudentTrainer:
             its own defaults do not suit.
         superclasses: optional [classes] integers, for reports.
         folder: path that keeps the cache, the result of each student, and how
-            far an unfinished one is: a killed study resumes. By default
-            nothing is kept.
+            far an unfinished one is: a killed study resumes. One of other
+            data is refused, for which a trainer first reads all data twice;
+            of data that differ each time, such as augmented ones, only what
+            stays the same is compared. By default nothing is kept.
         save_students: whether `folder` also keeps the students themselves.
         callbacks: function of a student's name, such as "kd-seed0", that
             returns a list of Keras callbacks.
