@@ -268,6 +268,15 @@ def _softmaxes(
     ]
 
 
+def weighed(weights, values):
+    """Weights times values, nothing where the weight is 0.
+
+    So a class that the student rules out by the logit -inf, whose gap is
+    infinite, adds nothing where the target has no mass on it.
+    """
+    return ops.where(ops.equal(weights, 0), 0.0, weights * values)
+
+
 def _softplus(values):
     """log(1 + exp(values)), exact also above 20, where PyTorch's is rounded."""
     return -ops.log_sigmoid(-values)
@@ -343,7 +352,7 @@ def _kept_numbers(
             backend.take_classes(scaled, ops.expand_dims(labels, -1)), -1
         )
         gaps = [-backend.take_classes(scaled, each) for each in classes]
-        gaps += [-ops.sum(each * scaled, axis=-1) for each in mixtures]
+        gaps += [-ops.sum(weighed(each, scaled), axis=-1) for each in mixtures]
         scaled = put(scaled, ops.full_like(label_scaled, _BOTTOM))
         top = ops.max(scaled, axis=-1)
         is_one = ops.equal(temperature, 1.0)
@@ -417,7 +426,7 @@ def _recomputed_numbers(
         gap_sum = -ops.sum(scaled, axis=-1)
         label_gap = _picked_gaps(logits, shift, ops.expand_dims(labels, -1))
         gaps = [_picked_gaps(logits, shift, each) for each in classes]
-        gaps += [-ops.sum(each * scaled, axis=-1) for each in mixtures]
+        gaps += [-ops.sum(weighed(each, scaled), axis=-1) for each in mixtures]
         top = ops.max(without_label(logits), axis=-1)
 
         def log_sum(temperature):
@@ -500,9 +509,7 @@ def _expected_gap(logits, shift, probabilities):
 
     @backend.custom_gradient
     def expected(logits):
-        # Where a class is ruled out, its gap is infinite.
-        gaps = ops.where(probabilities > 0, shift - logits, 0.0)
-        value = ops.sum(probabilities * gaps, axis=-1)
+        value = ops.sum(weighed(probabilities, shift - logits), axis=-1)
 
         def gradient(up):
             return -probabilities * ops.expand_dims(up, -1)

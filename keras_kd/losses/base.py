@@ -508,9 +508,9 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
             for (key, target), copy in zip(targets.items(), copies, strict=True)
         }
         factor = self._term_factor()
-        loss = self._hard_weight() * hard
+        loss = _share(self._hard_weight(), hard)
         for key, value in terms.items():
-            loss = loss + self._term_weight(key) * factor * value
+            loss = loss + _share(self._term_weight(key) * factor, value)
         return LossParts(
             loss=batch.counted_part(loss),
             cross_entropy=hard,
@@ -616,6 +616,12 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
 
 def _term_name(weight_name):
     return weight_name.removesuffix("_weight").replace("weight", "distillation")
+
+
+def _share(weight, values):
+    """A weight times values, nothing of an infinite one at weight 0."""
+    is_nothing = ops.logical_and(ops.equal(weight, 0), ops.isinf(values))
+    return ops.where(is_nothing, 0.0, weight * values)
 
 
 def _logits_of(y_pred):
