@@ -128,7 +128,9 @@ class LabelSoftmax:
             ops.expand_dims(ops.cast(largest, "int32"), -1),
             ops.arange(self.num_classes, dtype="int32"),
         )
-        if not isinstance(of_largest, float):
+        if isinstance(of_largest, float):
+            of_largest = number_like(of_largest, values)
+        else:
             of_largest = ops.expand_dims(of_largest, -1)
         values = ops.where(is_largest, of_largest, values)
         return ops.stop_gradient(values)
@@ -266,6 +268,15 @@ def _softmaxes(
         LabelSoftmax(each, label_gap / t, gap_sum / t, logits, shift, t, known)
         for each, t in zip(others, temperatures, strict=True)
     ]
+
+
+def number_like(number, tensor):
+    """A number in the dtype of a tensor.
+
+    PyTorch makes one of Keras's default dtype of a Python number that is given
+    to `ops.where`: of float16, where -1e30 is -inf.
+    """
+    return ops.convert_to_tensor(number, dtype=tensor.dtype)
 
 
 def weighed(weights, values):
@@ -415,7 +426,8 @@ def _recomputed_numbers(
         return ops.equal(ids, ops.expand_dims(labels, -1))
 
     def without_label(logits):
-        return ops.where(is_label(), _BOTTOM, logits - shift)
+        scaled = logits - shift
+        return ops.where(is_label(), number_like(_BOTTOM, scaled), scaled)
 
     def below(logits, top):
         """What the softmax over the classes but the label exponentiates."""

@@ -173,6 +173,25 @@ def test_float64_value_is_exact(name, seed, float64):
     np.testing.assert_allclose(mean, case.expected().mean(), rtol=1e-10)
 
 
+@pytest.fixture(params=["float16", "bfloat16", "float64"])
+def floatx(request):
+    """Keras's default dtype, which is not that of the losses."""
+    keras.config.set_floatx(request.param)
+    yield request.param
+    keras.config.set_floatx("float32")
+
+
+@every_loss
+def test_another_default_dtype_changes_nothing(name, floatx):
+    """-1e30 is -inf in float16, which a loss made NaN of."""
+    case = Case(name, seed=3)
+    loss = case.loss()
+    y_true = targets(loss, case.labels, case.teacher_logits)
+    value = loss(y_true, case.logits)
+    assert keras.backend.standardize_dtype(value.dtype) == "float32"
+    np.testing.assert_allclose(value, case.expected().mean(), rtol=1e-5)
+
+
 @every_loss
 @pytest.mark.parametrize("seed", seeds(6))
 @pytest.mark.parametrize("scale", [1.0, 8.0, 50.0])

@@ -26,6 +26,7 @@ from keras_kd.logits import are_distributions
 from keras_kd.losses.targets import DenseTarget, SparseTarget, term
 from keras_kd.softmax import (
     label_softmax,
+    number_like,
     plain_and_tempered,
     softmax_of_largest,
 )
@@ -714,7 +715,8 @@ def mean_over_replicas(total, count):
     count = distribution.sum_over_replicas(count)
     # PyTorch's `ops.divide_no_nan` makes float32 of float64.
     is_empty = ops.equal(count, 0)
-    return ops.where(is_empty, 0.0, total / ops.where(is_empty, 1.0, count))
+    zero, one = (number_like(each, total) for each in (0.0, 1.0))
+    return ops.where(is_empty, zero, total / ops.where(is_empty, one, count))
 
 
 def _weighed(values, batch):

@@ -9,7 +9,7 @@ from keras_kd.batch import are_soft
 from keras_kd.losses.base import DistillationLoss, Tunable
 from keras_kd.losses.methods import KD
 from keras_kd.losses.targets import DenseTarget, LabelTarget
-from keras_kd.softmax import softmax_of_largest, weighed
+from keras_kd.softmax import number_like, softmax_of_largest, weighed
 
 _TARGET_CLASS, _OTHER_CLASSES = "tckd", "nckd"
 # Below every logit, so that a class has no probability.
@@ -252,8 +252,9 @@ class DKD(DistillationLoss):
         is_label = ops.equal(
             ops.expand_dims(labels, -1), ops.arange(num_classes, dtype="int32")
         )
-        at_label = ops.max(ops.where(is_label, scaled, _BOTTOM), axis=-1)
-        others = ops.where(is_label, _BOTTOM, scaled)
+        bottom = number_like(_BOTTOM, scaled)
+        at_label = ops.max(ops.where(is_label, scaled, bottom), axis=-1)
+        others = ops.where(is_label, bottom, scaled)
         top = ops.max(others, axis=-1, keepdims=True)
         others = others - top
         probabilities = ops.softmax(others, axis=-1)
@@ -293,8 +294,9 @@ class DKD(DistillationLoss):
 
 def _finite(values):
     """Values without the infinity of a class that the teacher rules out."""
-    values = ops.where(values < _BOTTOM, _BOTTOM, values)
-    return ops.where(values > -_BOTTOM, -_BOTTOM, values)
+    bottom = number_like(_BOTTOM, values)
+    values = ops.where(values < bottom, bottom, values)
+    return ops.where(values > -bottom, -bottom, values)
 
 
 def _two_class_cross_entropy(mass, rest, log_odds):
