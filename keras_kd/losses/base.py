@@ -122,7 +122,9 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
     `teacher_statistics`, and makes its target distribution of them in
     `target`. Reduction, masks, sample weights and distribution scaling are
     those of `keras.losses.Loss`. Computations are in float32 whatever the
-    dtype of the logits.
+    dtype of the logits. The teacher is outside the gradient: that of the loss
+    in the teacher's logits and statistics is 0, or `None` where the backend
+    says so.
 
     Args:
         weight: float in [0, 1], the weight of the distillation term; the
@@ -600,7 +602,8 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
                 "give it a teacher, or a data set that carries its statistics."
             )
         return {
-            name: ops.convert_to_tensor(y[name]) for name in self.statistics
+            name: ops.stop_gradient(ops.convert_to_tensor(y[name]))
+            for name in self.statistics
         }
 
     def get_config(self):
@@ -631,7 +634,9 @@ def _logits_of(y_pred):
     if kept is not None:
         return kept, None
     y_pred = ops.convert_to_tensor(y_pred)
-    return y_pred, ops.all(are_distributions(y_pred))
+    look_so = are_distributions(y_pred)
+    # Of an empty batch all would.
+    return y_pred, ops.logical_and(ops.any(look_so), ops.all(look_so))
 
 
 def cross_entropy(logits, labels):
