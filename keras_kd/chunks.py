@@ -632,7 +632,7 @@ class _Pass:
             is_first = ops.equal(before[counted], 0)
             told = ops.where(is_first, counts[name], before[name])
             after[name] = ops.where(
-                ops.equal(after[counted], 0), ops.zeros(()), told
+                ops.equal(after[counted], 0), ops.zeros_like(told), told
             )
         return after
 

@@ -128,7 +128,9 @@ class LabelSoftmax:
             ops.expand_dims(ops.cast(largest, "int32"), -1),
             ops.arange(self.num_classes, dtype="int32"),
         )
-        if not isinstance(of_largest, float):
+        if isinstance(of_largest, float):
+            of_largest = number_like(of_largest, values)
+        else:
             of_largest = ops.expand_dims(of_largest, -1)
         values = ops.where(is_largest, of_largest, values)
         return ops.stop_gradient(values)
@@ -268,6 +270,24 @@ def _softmaxes(
     ]
 
 
+def number_like(number, tensor):
+    """A number in the dtype of a tensor.
+
+    PyTorch makes one of Keras's default dtype of a Python number that is given
+    to `ops.where`: of float16, where -1e30 is -inf.
+    """
+    return ops.convert_to_tensor(number, dtype=tensor.dtype)
+
+
+def weighed(weights, values):
+    """Weights times values, nothing where the weight is 0.
+
+    So a class that the student rules out by the logit -inf, whose gap is
+    infinite, adds nothing where the target has no mass on it.
+    """
+    return ops.where(ops.equal(weights, 0), 0.0, weights * values)
+
+
 def _softplus(values):
     """log(1 + exp(values)), exact also above 20, where PyTorch's is rounded."""
     return -ops.log_sigmoid(-values)
@@ -316,18 +336,23 @@ def _numbers(logits, labels, shift, temperature, with_plain, classes, mixtures):
         temperature, then `label_gap` and `gap_sum` at temperature 1; the gaps
         of `classes` and the expected gaps of `mixtures`.
     """
-    compute = _kept_numbers
+    function = _kept_numbers
     if backend.fuses_operations():
-        compute = _recomputed_numbers
-    return compute(
-        logits, labels, shift, temperature, with_plain, classes, mixtures
+        function = _recomputed_numbers
+    function = functools.partial(function, with_plain)
+    return backend.custom_gradient(function)(
+        logits, labels, shift, temperature, classes, mixtures
     )
 
 
 def _kept_numbers(
-    logits, labels, shift, temperature, with_plain, classes, mixtures
+    with_plain, logits, labels, shift, temperature, classes, mixtures
 ):
-    """`_numbers` by the framework's softmax, kept for the gradient."""
+    """`_numbers` by the framework's softmax, kept for the gradient.
+
+    This and the next function return the gradient as well, as
+    `backend.custom_gradient` asks.
+    """
     at_label = ops.stack(
         [ops.arange(ops.shape(labels)[0], dtype="int32"), labels], axis=-1
     )
@@ -335,62 +360,58 @@ def _kept_numbers(
     def put(values, at):
         return ops.scatter_update(values, at_label, at)
 
-    @backend.custom_gradient
-    def numbers(logits):
-        scaled = logits - shift
-        gap_sum = -ops.sum(scaled, axis=-1)
-        label_scaled = ops.squeeze(
-            backend.take_classes(scaled, ops.expand_dims(labels, -1)), -1
+    scaled = logits - shift
+    gap_sum = -ops.sum(scaled, axis=-1)
+    label_scaled = ops.squeeze(
+        backend.take_classes(scaled, ops.expand_dims(labels, -1)), -1
+    )
+    gaps = [-backend.take_classes(scaled, each) for each in classes]
+    gaps += [-ops.sum(weighed(each, scaled), axis=-1) for each in mixtures]
+    scaled = put(scaled, ops.full_like(label_scaled, _BOTTOM))
+    top = ops.max(scaled, axis=-1)
+    is_one = ops.equal(temperature, 1.0)
+    plain = ops.softmax(scaled, axis=-1) if with_plain else None
+    if with_plain:
+        tempered = ops.cond(
+            is_one,
+            lambda: plain,
+            lambda: ops.softmax(scaled / temperature, axis=-1),
         )
-        gaps = [-backend.take_classes(scaled, each) for each in classes]
-        gaps += [-ops.sum(each * scaled, axis=-1) for each in mixtures]
-        scaled = put(scaled, ops.full_like(label_scaled, _BOTTOM))
-        top = ops.max(scaled, axis=-1)
-        is_one = ops.equal(temperature, 1.0)
-        plain = ops.softmax(scaled, axis=-1) if with_plain else None
+    else:
+        tempered = ops.softmax(scaled / temperature, axis=-1)
+    # The largest probability tells the sum: it is exp(top) / sum.
+    others = [top / temperature - ops.log(ops.max(tempered, axis=-1))]
+    if with_plain:
+        others = [top - ops.log(ops.max(plain, axis=-1)), *others]
+
+    def gradient(*ups):
+        count = len(others)
+        up_others, (up_label, up_sum) = ups[:count], ups[count : count + 2]
+        up_gaps = list(ups[count + 2 :])
+        up = ops.expand_dims(up_others[-1] / temperature, -1)
         if with_plain:
-            tempered = ops.cond(
+            up_plain = ops.expand_dims(up_others[0], -1)
+            result = ops.cond(
                 is_one,
-                lambda: plain,
-                lambda: ops.softmax(scaled / temperature, axis=-1),
+                lambda: plain * (up_plain + up),
+                lambda: plain * up_plain + tempered * up,
             )
         else:
-            tempered = ops.softmax(scaled / temperature, axis=-1)
-        # The largest probability tells the sum: it is exp(top) / sum.
-        others = [top / temperature - ops.log(ops.max(tempered, axis=-1))]
-        if with_plain:
-            others = [top - ops.log(ops.max(plain, axis=-1)), *others]
+            result = tempered * up
+        result = result - ops.expand_dims(up_sum, -1)
+        # The probabilities leave the label out, and so do these sums.
+        result = put(result, -up_sum - up_label)
+        for each in classes:
+            result = backend.add_to_classes(result, each, -up_gaps.pop(0))
+        for each in mixtures:
+            result = result - each * ops.expand_dims(up_gaps.pop(0), -1)
+        return result
 
-        def gradient(*ups):
-            count = len(others)
-            up_others, (up_label, up_sum) = ups[:count], ups[count : count + 2]
-            up_gaps = list(ups[count + 2 :])
-            up = ops.expand_dims(up_others[-1] / temperature, -1)
-            if with_plain:
-                up_plain = ops.expand_dims(up_others[0], -1)
-                result = ops.cond(
-                    is_one,
-                    lambda: plain * (up_plain + up),
-                    lambda: plain * up_plain + tempered * up,
-                )
-            else:
-                result = tempered * up
-            result = result - ops.expand_dims(up_sum, -1)
-            # The probabilities leave the label out, and so do these sums.
-            result = put(result, -up_sum - up_label)
-            for each in classes:
-                result = backend.add_to_classes(result, each, -up_gaps.pop(0))
-            for each in mixtures:
-                result = result - each * ops.expand_dims(up_gaps.pop(0), -1)
-            return result
-
-        return (*others, -label_scaled, gap_sum, *gaps), gradient
-
-    return numbers(logits)
+    return (*others, -label_scaled, gap_sum, *gaps), gradient
 
 
 def _recomputed_numbers(
-    logits, labels, shift, temperature, with_plain, classes, mixtures
+    with_plain, logits, labels, shift, temperature, classes, mixtures
 ):
     """`_numbers` by sums over the classes, from which the gradient starts.
 
@@ -405,73 +426,68 @@ def _recomputed_numbers(
         return ops.equal(ids, ops.expand_dims(labels, -1))
 
     def without_label(logits):
-        return ops.where(is_label(), _BOTTOM, logits - shift)
+        scaled = logits - shift
+        return ops.where(is_label(), number_like(_BOTTOM, scaled), scaled)
 
     def below(logits, top):
         """What the softmax over the classes but the label exponentiates."""
         return without_label(logits) - ops.expand_dims(top, -1)
 
-    @backend.custom_gradient
-    def numbers(logits):
-        scaled = logits - shift
-        gap_sum = -ops.sum(scaled, axis=-1)
-        label_gap = _picked_gaps(logits, shift, ops.expand_dims(labels, -1))
-        gaps = [_picked_gaps(logits, shift, each) for each in classes]
-        gaps += [-ops.sum(each * scaled, axis=-1) for each in mixtures]
-        top = ops.max(without_label(logits), axis=-1)
+    scaled = logits - shift
+    gap_sum = -ops.sum(scaled, axis=-1)
+    label_gap = _picked_gaps(logits, shift, ops.expand_dims(labels, -1))
+    gaps = [_picked_gaps(logits, shift, each) for each in classes]
+    gaps += [-ops.sum(weighed(each, scaled), axis=-1) for each in mixtures]
+    top = ops.max(without_label(logits), axis=-1)
 
-        def log_sum(temperature):
-            terms = ops.exp(below(logits, top) / temperature)
-            return ops.log(ops.sum(terms, axis=-1))
+    def log_sum(temperature):
+        terms = ops.exp(below(logits, top) / temperature)
+        return ops.log(ops.sum(terms, axis=-1))
 
-        if with_plain:
-            plain = log_sum(1.0)
-            tempered = ops.cond(
-                is_one, lambda: plain, lambda: log_sum(temperature)
-            )
-        else:
-            tempered = log_sum(temperature)
-        others = [top / temperature + tempered]
-        if with_plain:
-            others = [top + plain, *others]
+    if with_plain:
+        plain = log_sum(1.0)
+        tempered = ops.cond(is_one, lambda: plain, lambda: log_sum(temperature))
+    else:
+        tempered = log_sum(temperature)
+    others = [top / temperature + tempered]
+    if with_plain:
+        others = [top + plain, *others]
 
-        def gradient(*ups):
-            *up_others, up_label, up_sum = ups[: len(others) + 2]
-            up_gaps = ups[len(others) + 2 :]
-            up_classes = up_gaps[: len(classes)]
-            up_mixtures = up_gaps[len(classes) :]
-            up = up_others[-1] / temperature
+    def gradient(*ups):
+        *up_others, up_label, up_sum = ups[: len(others) + 2]
+        up_gaps = ups[len(others) + 2 :]
+        up_classes = up_gaps[: len(classes)]
+        up_mixtures = up_gaps[len(classes) :]
+        up = up_others[-1] / temperature
 
-            def softmax(temperature, log_sum, up):
-                logs = below(logits, top) / temperature
-                logs = logs - ops.expand_dims(log_sum, -1)
-                return ops.exp(logs) * ops.expand_dims(up, -1)
+        def softmax(temperature, log_sum, up):
+            logs = below(logits, top) / temperature
+            logs = logs - ops.expand_dims(log_sum, -1)
+            return ops.exp(logs) * ops.expand_dims(up, -1)
 
-            def with_gaps(result):
-                result = result - ops.expand_dims(up_sum, -1)
-                at_label = ops.expand_dims(-up_sum - up_label, -1)
-                result = ops.where(is_label(), at_label, result)
-                for each, up in zip(mixtures, up_mixtures, strict=True):
-                    result = result - each * ops.expand_dims(up, -1)
-                for each, up in zip(classes, up_classes, strict=True):
-                    result = backend.add_to_classes(result, each, -up)
-                return result
+        def with_gaps(result):
+            result = result - ops.expand_dims(up_sum, -1)
+            at_label = ops.expand_dims(-up_sum - up_label, -1)
+            result = ops.where(is_label(), at_label, result)
+            for each, up in zip(mixtures, up_mixtures, strict=True):
+                result = result - each * ops.expand_dims(up, -1)
+            for each, up in zip(classes, up_classes, strict=True):
+                result = backend.add_to_classes(result, each, -up)
+            return result
 
-            if not with_plain:
-                return with_gaps(softmax(temperature, tempered, up))
-            # The gaps too, so that each branch is one operation.
-            return ops.cond(
-                is_one,
-                lambda: with_gaps(softmax(1.0, plain, up_others[0] + up)),
-                lambda: with_gaps(
-                    softmax(1.0, plain, up_others[0])
-                    + softmax(temperature, tempered, up)
-                ),
-            )
+        if not with_plain:
+            return with_gaps(softmax(temperature, tempered, up))
+        # The gaps too, so that each branch is one operation.
+        return ops.cond(
+            is_one,
+            lambda: with_gaps(softmax(1.0, plain, up_others[0] + up)),
+            lambda: with_gaps(
+                softmax(1.0, plain, up_others[0])
+                + softmax(temperature, tempered, up)
+            ),
+        )
 
-        return (*others, ops.squeeze(label_gap, -1), gap_sum, *gaps), gradient
-
-    return numbers(logits)
+    return (*others, ops.squeeze(label_gap, -1), gap_sum, *gaps), gradient
 
 
 def _picked_gaps(logits, shift, classes):
@@ -481,32 +497,30 @@ def _picked_gaps(logits, shift, classes):
 
 def _gaps_of(logits, shift, classes):
     """Gaps max z - z_i of [..., k] classes, differentiable in the logits."""
-    flat = _flat(ops.cast(classes, "int32"))
 
     @backend.custom_gradient
-    def picked(logits):
-        value = backend.take_classes(logits, flat)
+    def picked(logits, classes):
+        value = backend.take_classes(logits, classes)
 
         def gradient(up):
-            return backend.add_to_classes(ops.zeros_like(logits), flat, up)
+            return backend.add_to_classes(ops.zeros_like(logits), classes, up)
 
         return value, gradient
 
-    return shift - _like(picked(_flat(logits)), classes)
+    flat = _flat(ops.cast(classes, "int32"))
+    return shift - _like(picked(_flat(logits), flat), classes)
 
 
 def _expected_gap(logits, shift, probabilities):
     """Mean of max z - z_i under probabilities, constant to the gradient."""
 
     @backend.custom_gradient
-    def expected(logits):
-        # Where a class is ruled out, its gap is infinite.
-        gaps = ops.where(probabilities > 0, shift - logits, 0.0)
-        value = ops.sum(probabilities * gaps, axis=-1)
+    def expected(logits, shift, probabilities):
+        value = ops.sum(weighed(probabilities, shift - logits), axis=-1)
 
         def gradient(up):
             return -probabilities * ops.expand_dims(up, -1)
 
         return value, gradient
 
-    return expected(logits)
+    return expected(logits, shift, probabilities)

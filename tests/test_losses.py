@@ -173,6 +173,25 @@ def test_float64_value_is_exact(name, seed, float64):
     np.testing.assert_allclose(mean, case.expected().mean(), rtol=1e-10)
 
 
+@pytest.fixture(params=["float16", "bfloat16", "float64"])
+def floatx(request):
+    """Keras's default dtype, which is not that of the losses."""
+    keras.config.set_floatx(request.param)
+    yield request.param
+    keras.config.set_floatx("float32")
+
+
+@every_loss
+def test_another_default_dtype_changes_nothing(name, floatx):
+    """-1e30 is -inf in float16, which a loss made NaN of."""
+    case = Case(name, seed=3)
+    loss = case.loss()
+    y_true = targets(loss, case.labels, case.teacher_logits)
+    value = loss(y_true, case.logits)
+    assert keras.backend.standardize_dtype(value.dtype) == "float32"
+    np.testing.assert_allclose(value, case.expected().mean(), rtol=1e-5)
+
+
 @every_loss
 @pytest.mark.parametrize("seed", seeds(6))
 @pytest.mark.parametrize("scale", [1.0, 8.0, 50.0])
@@ -184,6 +203,33 @@ def test_gradient_is_the_closed_form(name, seed, scale):
     np.testing.assert_allclose(
         gradient, case.expected_gradient(), rtol=1e-5, atol=1e-5
     )
+
+
+@every_loss
+def test_the_teacher_is_outside_the_gradient(name):
+    case = Case(name, seed=3)
+    loss = case.loss()
+
+    def total(teacher_logits):
+        y_true = targets(loss, case.labels, teacher_logits)
+        return loss(y_true, case.logits) + keras.ops.sum(teacher_logits)
+
+    _, gradient = value_and_gradient(total, case.teacher_logits)
+    np.testing.assert_array_equal(gradient, 1.0)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "jax",
+    reason="The others' own operations refuse arrays without elements.",
+)
+@every_loss
+def test_an_empty_batch_has_no_loss(name):
+    """It was refused as probabilities."""
+    case = Case(name, seed=3)
+    logits, teacher = np.zeros((2, 0, case.num_classes), "float32")
+    loss = case.loss()
+    y_true = targets(loss, np.zeros(0, "int32"), teacher)
+    assert float(loss(y_true, logits)) == 0.0
 
 
 @every_loss

@@ -29,12 +29,14 @@ def custom_gradient(function):
     """A function with a gradient of its own, as `tf.custom_gradient`.
 
     Args:
-        function: function of a tensor that returns its result, or a tuple of
+        function: function of a tensor and of constants to the gradient, nested
+            structures of tensors, that returns its result, or a tuple of
             several, and a function from their gradients, which come one by
-            one, to that of the tensor.
+            one, to that of the tensor. It closes over no tensor: JAX, which
+            traces it again, may then be tracing something else.
 
     Returns:
-        A function of a tensor.
+        A function of a tensor and constants.
     """
     return _chosen.custom_gradient(function)
 

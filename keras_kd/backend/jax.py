@@ -27,13 +27,17 @@ from keras_kd.states import all_variables, state_variables
 def custom_gradient(function):
     """JAX gives the gradients of several results as one tuple."""
 
-    def with_gradient_of_all(tensor):
-        results, gradient = function(tensor)
-        if not isinstance(results, tuple):
-            return results, gradient
-        return results, lambda gradients: gradient(*gradients)
+    @jax.custom_gradient
+    def with_gradient_of_all(tensor, constants):
+        results, gradient = function(tensor, *constants)
 
-    return jax.custom_gradient(with_gradient_of_all)
+        def gradients(ups):
+            ups = ups if isinstance(results, tuple) else (ups,)
+            return gradient(*ups), None
+
+        return results, gradients
+
+    return lambda tensor, *constants: with_gradient_of_all(tensor, constants)
 
 
 def compiled(function, variables, signature):

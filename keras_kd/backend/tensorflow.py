@@ -13,7 +13,14 @@ _FEW_CLASSES = 1000
 # What these functions are for, and their arguments: see `keras_kd.backend`.
 
 
-custom_gradient = tf.custom_gradient
+def custom_gradient(function):
+    """TensorFlow's own, of the tensor alone."""
+
+    def with_gradient(tensor, *constants):
+        of_tensor = tf.custom_gradient(lambda each: function(each, *constants))
+        return of_tensor(tensor)
+
+    return with_gradient
 
 
 def compiled(function, variables, signature):

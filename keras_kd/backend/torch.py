@@ -11,20 +11,49 @@ from keras_kd.states import changing_variables, num_rows
 
 def custom_gradient(function):
     """Keras's own has one result; this has any number."""
-    return lambda tensor: _CustomGradient.apply(function, tensor)
+
+    def with_gradient(tensor, *constants):
+        # Nothing of the tensor, but in the graph where it is.
+        origin = tensor[None][:0].clone()
+        return _CustomGradient.apply(function, tensor, origin, constants)
+
+    return with_gradient
 
 
 class _CustomGradient(torch.autograd.Function):
     @staticmethod
-    def forward(context, function, tensor):
-        results, context.gradient = function(tensor)
+    def forward(context, function, tensor, origin, constants):
+        results, context.gradient = function(tensor, *constants)
+        context.save_for_backward(origin)
         # What is returned leads to the context, and so to what the gradient
         # closes over: were the results among that, nothing would be freed.
         return keras.tree.map_structure(torch.detach, results)
 
     @staticmethod
     def backward(context, *gradients):
-        return None, context.gradient(*gradients)
+        with torch.no_grad():
+            gradient = context.gradient(*gradients)
+        if torch.is_grad_enabled():
+            gradient = _OnlyFirst.apply(gradient, *context.saved_tensors)
+        return None, gradient, None, None
+
+
+class _OnlyFirst(torch.autograd.Function):
+    """A gradient that has none itself: without it that would count as 0."""
+
+    @staticmethod
+    def forward(context, gradient, origin):
+        del context, origin
+        return gradient.clone()
+
+    @staticmethod
+    def backward(context, up):
+        raise NotImplementedError(
+            "The losses of keras_kd have first derivatives only on PyTorch. "
+            "Received: a request for a second one, the gradient of a gradient "
+            "made with create_graph=True. Take it on JAX, or of the loss "
+            "written out with PyTorch's own operations."
+        )
 
 
 def compiled(function, variables, signature):

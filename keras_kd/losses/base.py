@@ -26,6 +26,7 @@ from keras_kd.logits import are_distributions
 from keras_kd.losses.targets import DenseTarget, SparseTarget, term
 from keras_kd.softmax import (
     label_softmax,
+    number_like,
     plain_and_tempered,
     softmax_of_largest,
 )
@@ -121,7 +122,9 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
     `teacher_statistics`, and makes its target distribution of them in
     `target`. Reduction, masks, sample weights and distribution scaling are
     those of `keras.losses.Loss`. Computations are in float32 whatever the
-    dtype of the logits.
+    dtype of the logits. The teacher is outside the gradient: that of the loss
+    in the teacher's logits and statistics is 0, or `None` where the backend
+    says so.
 
     Args:
         weight: float in [0, 1], the weight of the distillation term; the
@@ -508,9 +511,9 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
             for (key, target), copy in zip(targets.items(), copies, strict=True)
         }
         factor = self._term_factor()
-        loss = self._hard_weight() * hard
+        loss = _share(self._hard_weight(), hard)
         for key, value in terms.items():
-            loss = loss + self._term_weight(key) * factor * value
+            loss = loss + _share(self._term_weight(key) * factor, value)
         return LossParts(
             loss=batch.counted_part(loss),
             cross_entropy=hard,
@@ -599,7 +602,8 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
                 "give it a teacher, or a data set that carries its statistics."
             )
         return {
-            name: ops.convert_to_tensor(y[name]) for name in self.statistics
+            name: ops.stop_gradient(ops.convert_to_tensor(y[name]))
+            for name in self.statistics
         }
 
     def get_config(self):
@@ -618,13 +622,21 @@ def _term_name(weight_name):
     return weight_name.removesuffix("_weight").replace("weight", "distillation")
 
 
+def _share(weight, values):
+    """A weight times values, nothing of an infinite one at weight 0."""
+    is_nothing = ops.logical_and(ops.equal(weight, 0), ops.isinf(values))
+    return ops.where(is_nothing, 0.0, weight * values)
+
+
 def _logits_of(y_pred):
     """Logits, and whether outputs of a plain model are probabilities."""
     kept = kept_logits(y_pred)
     if kept is not None:
         return kept, None
     y_pred = ops.convert_to_tensor(y_pred)
-    return y_pred, ops.all(are_distributions(y_pred))
+    look_so = are_distributions(y_pred)
+    # Of an empty batch all would.
+    return y_pred, ops.logical_and(ops.any(look_so), ops.all(look_so))
 
 
 def cross_entropy(logits, labels):
@@ -708,7 +720,8 @@ def mean_over_replicas(total, count):
     count = distribution.sum_over_replicas(count)
     # PyTorch's `ops.divide_no_nan` makes float32 of float64.
     is_empty = ops.equal(count, 0)
-    return ops.where(is_empty, 0.0, total / ops.where(is_empty, 1.0, count))
+    zero, one = (number_like(each, total) for each in (0.0, 1.0))
+    return ops.where(is_empty, zero, total / ops.where(is_empty, one, count))
 
 
 def _weighed(values, batch):

@@ -9,7 +9,7 @@ from keras_kd.batch import are_soft
 from keras_kd.losses.base import DistillationLoss, Tunable
 from keras_kd.losses.methods import KD
 from keras_kd.losses.targets import DenseTarget, LabelTarget
-from keras_kd.softmax import softmax_of_largest
+from keras_kd.softmax import number_like, softmax_of_largest, weighed
 
 _TARGET_CLASS, _OTHER_CLASSES = "tckd", "nckd"
 # Below every logit, so that a class has no probability.
@@ -170,7 +170,9 @@ def _with_gradient(values, gradient, softmax):
     """
     # Its gradient is that of a mean of gaps under a "distribution".
     carrier = softmax.expected_gap(ops.stop_gradient(-gradient))
-    values = ops.sum(values, axis=-1) - carrier
+    values = ops.sum(values, axis=-1)
+    # It is infinite where the student rules out a class of the teacher's.
+    values = ops.where(ops.isinf(carrier), values, values - carrier)
     return carrier + ops.stop_gradient(values)
 
 
@@ -250,8 +252,9 @@ class DKD(DistillationLoss):
         is_label = ops.equal(
             ops.expand_dims(labels, -1), ops.arange(num_classes, dtype="int32")
         )
-        at_label = ops.max(ops.where(is_label, scaled, _BOTTOM), axis=-1)
-        others = ops.where(is_label, _BOTTOM, scaled)
+        bottom = number_like(_BOTTOM, scaled)
+        at_label = ops.max(ops.where(is_label, scaled, bottom), axis=-1)
+        others = ops.where(is_label, bottom, scaled)
         top = ops.max(others, axis=-1, keepdims=True)
         others = others - top
         probabilities = ops.softmax(others, axis=-1)
@@ -291,12 +294,12 @@ class DKD(DistillationLoss):
 
 def _finite(values):
     """Values without the infinity of a class that the teacher rules out."""
-    values = ops.where(values < _BOTTOM, _BOTTOM, values)
-    return ops.where(values > -_BOTTOM, -_BOTTOM, values)
+    bottom = number_like(_BOTTOM, values)
+    values = ops.where(values < bottom, bottom, values)
+    return ops.where(values > -bottom, -bottom, values)
 
 
 def _two_class_cross_entropy(mass, rest, log_odds):
     """[...], of (mass, rest) with the sigmoids of (log_odds, -log_odds)."""
-    return -(
-        mass * ops.log_sigmoid(log_odds) + rest * ops.log_sigmoid(-log_odds)
-    )
+    of_label = weighed(mass, ops.log_sigmoid(log_odds))
+    return -(of_label + weighed(rest, ops.log_sigmoid(-log_odds)))

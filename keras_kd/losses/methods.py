@@ -14,7 +14,7 @@ from keras_kd.losses.targets import (
     off_label_sum,
 )
 from keras_kd.similarity import DEFAULT_TABLE_BYTES, ClassSimilarity
-from keras_kd.softmax import label_softmax, softmax_of_largest
+from keras_kd.softmax import label_softmax, number_like, softmax_of_largest
 
 # The name of a logit layer's matrix in a file.
 _LOGIT_LAYER = "logit_layer"
@@ -451,6 +451,7 @@ def _surprise(mass, classes=1):
 
 def _at_least(values, lowest):
     # PyTorch's `ops.maximum` with a Python number makes float32 of float64.
+    lowest = number_like(lowest, values)
     return ops.where(values < lowest, lowest, values)
 
 

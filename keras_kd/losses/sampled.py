@@ -103,14 +103,20 @@ class KDSampled(KDTopK):
                 classes, dtype="int32"
             )
             return self._statistics(ids, ops.softmax(scaled, axis=-1))
-        scaled = ops.where(scaled < _SMALLEST_LOG, _SMALLEST_LOG, scaled)
-        weights = ops.reshape(ops.exp(scaled), (-1, classes))
+        scaled = ops.reshape(scaled, (-1, classes))
+        weights = ops.exp(
+            ops.where(scaled < _SMALLEST_LOG, _SMALLEST_LOG, scaled)
+        )
         uniform = keras.random.uniform(
             (ops.shape(weights)[0],),
             dtype=self.dtype,
             seed=self._draws,
         )
         ids, masses = sample(weights, k, uniform)
+        # A class that the teacher rules out by the logit -inf has no mass,
+        # also where it is drawn because k classes must be.
+        is_ruled_out = ops.isinf(backend.take_classes(scaled, ids))
+        masses = ops.where(is_ruled_out, 0.0, masses)
         shape = (*ops.shape(teacher_logits)[:-1], k)
         return self._statistics(
             ops.reshape(ids, shape), ops.reshape(masses, shape)

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_kd import backend
 from keras_kd.batch import are_soft
+from keras_kd.softmax import weighed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +34,9 @@ class LabelTarget:
         """[...], H(target, softmax), with no [..., classes] target."""
         normaliser, label_gap = softmax.log_normaliser, softmax.label_gap
         others = max(softmax.num_classes - 1, 1)
-        mean_gap = _at_least_zero((softmax.gap_sum - label_gap) / others)
-        return self.mass * (normaliser + label_gap) + self.rest * (
-            normaliser + mean_gap
-        )
+        mean_gap = _mean_of_others(softmax.gap_sum, label_gap, others)
+        named = weighed(self.mass, normaliser + label_gap)
+        return named + weighed(self.rest, normaliser + mean_gap)
 
     def off_label_mass(self, labels, num_classes):
         """[...], 1 - target[label], without cancellation."""
@@ -67,12 +67,13 @@ class SparseTarget:
         """[...], H(target, softmax), with no [..., classes] target."""
         gaps = softmax.gaps(self.classes)
         normaliser = softmax.log_normaliser
-        named = ops.sum(
-            self.masses * (ops.expand_dims(normaliser, -1) + gaps), axis=-1
-        )
+        named = weighed(self.masses, ops.expand_dims(normaliser, -1) + gaps)
         others = max(softmax.num_classes - self.classes.shape[-1], 1)
-        mean_gap = (softmax.gap_sum - ops.sum(gaps, axis=-1)) / others
-        return named + self.rest * (normaliser + _at_least_zero(mean_gap))
+        mean_gap = _mean_of_others(
+            softmax.gap_sum, ops.sum(gaps, axis=-1), others
+        )
+        rest = weighed(self.rest, normaliser + mean_gap)
+        return ops.sum(named, axis=-1) + rest
 
     def off_label_mass(self, labels, num_classes):
         """[...], 1 - target[label], without cancellation.
@@ -155,6 +156,19 @@ def term(target, softmax):
     if target.entropy is None:
         return cross_entropy
     return _at_least_zero(cross_entropy - ops.stop_gradient(target.entropy))
+
+
+def _mean_of_others(total, named, others):
+    """[...], the mean gap of the classes but those with a mass of their own.
+
+    Args:
+        total: [...], the sum of all gaps, infinite where the student rules out
+            a class.
+        named: [...], the sum of the gaps of those classes.
+        others: integer, how many others there are.
+    """
+    rest = ops.where(ops.isinf(total), total, total - named)
+    return _at_least_zero(rest / others)
 
 
 def _at_least_zero(gap):
