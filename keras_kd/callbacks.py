@@ -1,5 +1,6 @@
 """Callbacks: TensorBoard, schedules, and backups of unfinished training."""
 
+import contextlib
 import warnings
 
 import keras
@@ -71,7 +72,8 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
     Args:
         log_dir: folder of the event files; `~` is the home folder.
         histogram_steps: also write histograms every this many batches, at the
-            batch's number; by default only at the end of each epoch.
+            batch's number (with `steps_per_execution`, at the end of the call
+            that has it); by default only at the end of each epoch.
         similarity_classes: which classes to show, and in which order: a list
             of class ids (sort them by superclass to see its blocks), or how
             many of the first classes.
@@ -103,7 +105,7 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
             )
         self.histogram_steps = histogram_steps
         self.similarity_classes = similarity_classes
-        self._written = {}
+        self._written, self._windows = {}, 0
         self._similarity_warned = False
 
     @property
@@ -126,19 +128,23 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
     def on_epoch_begin(self, epoch, logs=None):
         """Starts counting again from 0, as the metrics do."""
         super().on_epoch_begin(epoch, logs)
-        self._written = {}
+        self._written, self._windows = {}, 0
 
     def on_train_batch_end(self, batch, logs=None):
         """Writes histograms every `histogram_steps` batches."""
         super().on_train_batch_end(batch, logs)
-        if self.histogram_steps and (batch + 1) % self.histogram_steps == 0:
+        if not self.histogram_steps:
+            return
+        windows = (batch + 1) // self.histogram_steps
+        if windows > self._windows:
+            self._windows = windows
             self._log_gradient_scales()
 
     def on_epoch_end(self, epoch, logs=None):
         """Writes what the epoch gave."""
         super().on_epoch_end(epoch, logs)
         self._log_gradient_scales()
-        with self._train_writer.as_default():
+        with self._writing():
             for head in self.model.distilled_heads:
                 output = "" if head.name is None else f"{head.name}/"
                 for name, value in head.loss.tunables.items():
@@ -147,9 +153,18 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
                     )
                 self._log_class_similarity(head, output, epoch)
 
+    @contextlib.contextmanager
+    def _writing(self):
+        """What is written goes to the training's events, at any step.
+
+        Keras records nothing but every `update_freq` steps while a model fits.
+        """
+        with self.summary.record_if(True), self._train_writer.as_default():
+            yield
+
     def _log_gradient_scales(self):
         step = int(ops.convert_to_numpy(self.model.optimizer.iterations))
-        with self._train_writer.as_default():
+        with self._writing():
             for group, metric in self.model.gradient_scales.items():
                 since = self._written.get(group)
                 summary = metric.summary(since)

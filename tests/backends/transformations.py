@@ -1,0 +1,78 @@
+"""Gradients of the losses through what JAX makes of functions.
+
+Run by name, where Keras is on JAX.
+"""
+
+import os
+
+os.environ["KERAS_BACKEND"] = "jax"
+
+import jax
+import numpy as np
+import pytest
+from keras import ops
+from test_losses import Case, every_loss, targets
+
+
+def by_jit(function):
+    return jax.jit(function)
+
+
+def by_checkpoint(function):
+    return jax.checkpoint(function)
+
+
+def by_cond(function):
+    return lambda *z: jax.lax.cond(z[1].sum() < np.inf, function, alike, *z)
+
+
+def alike(y_true, logits):
+    return ops.sum(logits)
+
+
+def by_scan(function):
+    """One example after another."""
+
+    def total(y_true, logits):
+        def step(sum_so_far, example):
+            one = jax.tree.map(lambda each: each[None], example)
+            return sum_so_far + function(*one), None
+
+        return jax.lax.scan(step, 0.0, (y_true, logits))[0]
+
+    return total
+
+
+def by_map(function):
+    def total(y_true, logits):
+        def of_one(example):
+            return function(*jax.tree.map(lambda each: each[None], example))
+
+        return jax.lax.map(of_one, (y_true, logits)).sum()
+
+    return total
+
+
+@every_loss
+def test_gradient_through_jit(name):
+    assert_gradient(name, by_jit)
+
+
+@pytest.mark.parametrize("transform", [by_checkpoint, by_cond, by_scan, by_map])
+def test_gradient_through_a_transformation(transform):
+    assert_gradient("kd_pt_sim", transform)
+
+
+def assert_gradient(name, transform):
+    case = Case(name, seed=3)
+    loss = case.loss(reduction="sum")
+    y_true = targets(loss, case.labels, case.teacher_logits)
+    y_true = jax.tree.map(jax.numpy.asarray, y_true)
+    gradient = jax.grad(transform(loss), argnums=1)
+    for each in (gradient, jax.jit(gradient)):
+        np.testing.assert_allclose(
+            each(y_true, jax.numpy.asarray(case.logits)),
+            case.expected_gradient(),
+            rtol=1e-5,
+            atol=1e-5,
+        )
