@@ -1,5 +1,6 @@
 """Callbacks: TensorBoard, schedules, and backups of unfinished training."""
 
+import contextlib
 import warnings
 
 import keras
@@ -71,11 +72,14 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
     Args:
         log_dir: folder of the event files; `~` is the home folder.
         histogram_steps: also write histograms every this many batches, at the
-            batch's number; by default only at the end of each epoch.
+            batch's number; by default only at the end of each epoch. Where
+            several batches are one execution (`steps_per_execution`), at the
+            end of the execution that reaches the number.
         similarity_classes: which classes to show, and in which order: a list
             of class ids (sort them by superclass to see its blocks), or how
             many of the first classes.
-        **kwargs: as in `keras.callbacks.TensorBoard`.
+        **kwargs: as in `keras.callbacks.TensorBoard`. What is listed above is
+            written whatever `update_freq` is.
 
     Raises:
         ValueError: if `histogram_steps` is below 1, or `log_dir` is empty.
@@ -104,6 +108,7 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
         self.histogram_steps = histogram_steps
         self.similarity_classes = similarity_classes
         self._written = {}
+        self._windows = 0
         self._similarity_warned = False
 
     @property
@@ -127,18 +132,25 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
         """Starts counting again from 0, as the metrics do."""
         super().on_epoch_begin(epoch, logs)
         self._written = {}
+        self._windows = 0
 
     def on_train_batch_end(self, batch, logs=None):
         """Writes histograms every `histogram_steps` batches."""
         super().on_train_batch_end(batch, logs)
-        if self.histogram_steps and (batch + 1) % self.histogram_steps == 0:
+        if not self.histogram_steps:
+            return
+        # An execution of several steps may pass a multiple without ending on
+        # one.
+        windows = (batch + 1) // self.histogram_steps
+        if windows > self._windows:
+            self._windows = windows
             self._log_gradient_scales()
 
     def on_epoch_end(self, epoch, logs=None):
         """Writes what the epoch gave."""
         super().on_epoch_end(epoch, logs)
         self._log_gradient_scales()
-        with self._train_writer.as_default():
+        with self._always_writing():
             for head in self.model.distilled_heads:
                 output = "" if head.name is None else f"{head.name}/"
                 for name, value in head.loss.tunables.items():
@@ -147,9 +159,15 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
                     )
                 self._log_class_similarity(head, output, epoch)
 
+    @contextlib.contextmanager
+    def _always_writing(self):
+        """Writes to `train`, in batches that `update_freq` skips as well."""
+        with self._train_writer.as_default(), self.summary.record_if(True):
+            yield
+
     def _log_gradient_scales(self):
         step = int(ops.convert_to_numpy(self.model.optimizer.iterations))
-        with self._train_writer.as_default():
+        with self._always_writing():
             for group, metric in self.model.gradient_scales.items():
                 since = self._written.get(group)
                 summary = metric.summary(since)
