@@ -72,12 +72,14 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
     Args:
         log_dir: folder of the event files; `~` is the home folder.
         histogram_steps: also write histograms every this many batches, at the
-            batch's number (with `steps_per_execution`, at the end of the call
-            that has it); by default only at the end of each epoch.
+            batch's number; by default only at the end of each epoch. Where
+            several batches are one execution (`steps_per_execution`), at the
+            end of the execution that reaches the number.
         similarity_classes: which classes to show, and in which order: a list
             of class ids (sort them by superclass to see its blocks), or how
             many of the first classes.
-        **kwargs: as in `keras.callbacks.TensorBoard`.
+        **kwargs: as in `keras.callbacks.TensorBoard`. What is listed above is
+            written whatever `update_freq` is.
 
     Raises:
         ValueError: if `histogram_steps` is below 1, or `log_dir` is empty.
@@ -105,7 +107,8 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
             )
         self.histogram_steps = histogram_steps
         self.similarity_classes = similarity_classes
-        self._written, self._windows = {}, 0
+        self._written = {}
+        self._windows = 0
         self._similarity_warned = False
 
     @property
@@ -128,13 +131,16 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
     def on_epoch_begin(self, epoch, logs=None):
         """Starts counting again from 0, as the metrics do."""
         super().on_epoch_begin(epoch, logs)
-        self._written, self._windows = {}, 0
+        self._written = {}
+        self._windows = 0
 
     def on_train_batch_end(self, batch, logs=None):
         """Writes histograms every `histogram_steps` batches."""
         super().on_train_batch_end(batch, logs)
         if not self.histogram_steps:
             return
+        # An execution of several steps may pass a multiple without ending on
+        # one.
         windows = (batch + 1) // self.histogram_steps
         if windows > self._windows:
             self._windows = windows
@@ -144,7 +150,7 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
         """Writes what the epoch gave."""
         super().on_epoch_end(epoch, logs)
         self._log_gradient_scales()
-        with self._writing():
+        with self._always_writing():
             for head in self.model.distilled_heads:
                 output = "" if head.name is None else f"{head.name}/"
                 for name, value in head.loss.tunables.items():
@@ -154,17 +160,14 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
                 self._log_class_similarity(head, output, epoch)
 
     @contextlib.contextmanager
-    def _writing(self):
-        """What is written goes to the training's events, at any step.
-
-        Keras records nothing but every `update_freq` steps while a model fits.
-        """
-        with self.summary.record_if(True), self._train_writer.as_default():
+    def _always_writing(self):
+        """Writes to `train`, in batches that `update_freq` skips as well."""
+        with self._train_writer.as_default(), self.summary.record_if(True):
             yield
 
     def _log_gradient_scales(self):
         step = int(ops.convert_to_numpy(self.model.optimizer.iterations))
-        with self._writing():
+        with self._always_writing():
             for group, metric in self.model.gradient_scales.items():
                 since = self._written.get(group)
                 summary = metric.summary(since)

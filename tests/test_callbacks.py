@@ -140,6 +140,39 @@ def test_histograms_every_few_batches_cover_disjoint_windows(tmp_path):
     assert steps == [3, 4, 7, 8]
 
 
+@pytest.mark.parametrize("update_freq", [3, 5, "batch", "epoch"])
+def test_how_often_keras_writes_leaves_distillation_alone(
+    tmp_path, update_freq
+):
+    x, labels, _ = data(32)
+    distiller = kd.Distiller(mlp(seed=1), mlp(seed=5))
+    distiller.compile("sgd", kd.KDPt())
+    board = kd.callbacks.KDTensorBoard(
+        tmp_path, histogram_steps=2, update_freq=update_freq
+    )
+    # Four batches an epoch.
+    fit(distiller, x, labels, epochs=2, callbacks=[board])
+    events = read(tmp_path / "train")
+    written = events.Tensors("gradient_scale/all")
+    assert [event.step for event in written] == [2, 4, 6, 8]
+    for tag in ("distillation/temperature", "distillation/weight"):
+        assert [event.step for event in events.Tensors(tag)] == [0, 1]
+
+
+def test_windows_of_several_steps_per_execution(tmp_path):
+    x, labels, _ = data(80)
+    distiller = kd.Distiller(mlp(seed=1), mlp(seed=5))
+    distiller.compile("sgd", kd.KDPt(), steps_per_execution=4)
+    board = kd.callbacks.KDTensorBoard(tmp_path, histogram_steps=3)
+    # Executions end after 4, 8 and 10 batches, past 3, 6 and 9.
+    fit(distiller, x, labels, callbacks=[board])
+    events = read(tmp_path / "train")
+    written = tensors(events, "gradient_scale/all")
+    assert [b[:, 2].sum() for b in written] == [32, 32, 16]
+    steps = [e.step for e in events.Tensors("gradient_scale/all")]
+    assert steps == [4, 8, 10]
+
+
 def test_chosen_classes_are_shown(tmp_path):
     x, labels, _ = data()
     distiller = kd.Distiller(mlp(seed=1), mlp(seed=5))

@@ -13,7 +13,7 @@ from models import CLASSES, FEATURES, data, mlp, weights_of
 
 import keras_kd as kd
 from keras_kd import data as any_data
-from keras_kd.diagnosis import diagnose, measures, survey
+from keras_kd.diagnosis import diagnose, measures, relations, survey
 from keras_kd.logits import LogitReader
 
 EXAMPLES, TEMPERATURE, WEIGHT = 203, 3.0, 0.6
@@ -187,6 +187,18 @@ def off_label(p, labels):
     return others / others.sum(-1, keepdims=True)
 
 
+def divergence(others, groups):
+    """From the mean of all, of the mean of each class or group."""
+    total = 0.0
+    for c in range(CLASSES):
+        of_group = groups == c
+        own = np.delete(others[of_group].mean(0), c)
+        base = np.delete(others.mean(0), c)
+        own, base = own / own.sum(), base / base.sum()
+        total += of_group.mean() * (own * np.log(own / base)).sum()
+    return total
+
+
 def test_class_relations(case):
     numbers = case.numbers["class_relations"]
     others = off_label(case.tempered, case.labels)
@@ -195,19 +207,49 @@ def test_class_relations(case):
         numbers["against_uniform"],
         (others * (logs + np.log(CLASSES - 1))).sum(-1).mean(),
     )
-    relation = 0.0
-    for c in range(CLASSES):
-        of_class = case.labels == c
-        own = np.delete(others[of_class].mean(0), c)
-        base = np.delete(others.mean(0), c)
-        base /= base.sum()
-        relation += of_class.mean() * (own * np.log(own / base)).sum()
-    close(numbers["relation"], relation)
-    # What shuffled labels leave is chance; a third of it would be a miracle.
-    assert 0 < numbers["permuted"]
+    close(numbers["relation"], divergence(others, case.labels))
     label_logits = case.logits[case.rows, case.labels]
     mean_others = (case.logits.sum(-1) - label_logits) / (CLASSES - 1)
     close(numbers["logit_margin"], (label_logits - mean_others).mean())
+
+
+@pytest.mark.parametrize(
+    ("is_sorted", "size"),
+    [(False, 32), (False, 1), (True, 32), (True, 1), (True, EXAMPLES)],
+)
+def test_the_control_depends_on_no_order_and_no_batches(is_sorted, size):
+    random = np.random.default_rng(0)
+    _, labels, _ = data(EXAMPLES, seed=1)
+    if is_sorted:
+        labels = np.sort(labels)
+    # A label's neighbour, and noise.
+    related = reference.one_hot((labels + 1) % CLASSES, CLASSES)
+    logits = 6 * reference.one_hot(labels, CLASSES) + 2 * related
+    logits = (logits + random.normal(size=logits.shape)).astype("float32")
+    others = off_label(reference.softmax(logits / TEMPERATURE), labels)
+    chance = [divergence(others, random.permutation(labels)) for _ in range(99)]
+    numbers = diagnose(
+        passing_through(), batched(logits, labels, size=size), loss=loss()
+    ).numbers["class_relations"]
+    close(numbers["relation"], divergence(others, labels))
+    assert numbers["relation"] > 2 * max(chance)
+    assert min(chance) / 2 < numbers["permuted"] < 2 * max(chance)
+
+
+def test_random_groups_become_as_large_as_the_classes():
+    random = np.random.default_rng(0)
+    counts = np.array([0, 700, 5, 250, 1, 44])
+    few = np.bincount(random.integers(64, size=1000), minlength=64)
+    many = np.bincount(random.integers(4096, size=1000), minlength=4096)
+    for sizes, tolerance in ((few, few.max()), (many, many.max())):
+        rows = relations._classes_of_groups(sizes, counts)
+        found = np.bincount(rows, sizes, minlength=len(counts))
+        assert found.sum() == 1000
+        assert np.abs(found - counts).max() <= tolerance
+        np.testing.assert_array_equal(found > 0, counts > 0)
+    # Fewer groups than classes are those of the largest.
+    rows = relations._classes_of_groups(np.array([3, 0, 4]), counts)
+    np.testing.assert_array_equal(rows, [3, 0, 1])
 
 
 def test_relations_are_told_from_the_permuted_control():

@@ -56,7 +56,7 @@ class _ByChunks:
         self._add_up = backend.compiled(self._sums_of_chunk, variables)
         self._sample = backend.compiled(self._sums_of_sample, variables)
 
-    def __call__(self, x, labels, counted, sample, order):
+    def __call__(self, x, labels, counted, sample, groups):
         """See `Survey.batch_sums`."""
         rows = _as_numpy(self._read(x, labels, counted))
         count = len(rows["labels"])
@@ -72,7 +72,7 @@ class _ByChunks:
             [each[sample] for each in rows["features"]],
             np.maximum(rows["labels"][sample], 0),
             sums["kept"][sample],
-            order,
+            groups,
         )
         found = self._sample(*backend.from_tf_data(taken))
         return {**sums, **_as_numpy(found)}
@@ -106,14 +106,14 @@ class _ByChunks:
         )
         return sums
 
-    def _sums_of_sample(self, features, labels, keep, order):
+    def _sums_of_sample(self, features, labels, keep, groups):
         """See `Survey.sums_of_sample`."""
         readers, outputs = self._survey.readers, self._outputs(features)
         logits = [
             examples.where_kept(keep > 0, examples.logits_of(*pair)[0])
             for pair in zip(readers, outputs, strict=True)
         ]
-        return self._survey.sums_of_sample(labels, keep, logits, order)
+        return self._survey.sums_of_sample(labels, keep, logits, groups)
 
     def _outputs(self, features, mask=None):
         """List of what the models give."""

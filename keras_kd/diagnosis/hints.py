@@ -39,7 +39,7 @@ def no_class_relations(numbers):
         "no_class_relations",
         INFO,
         "The non-target probabilities hardly depend on the class: "
-        f"{relations['relation']:.4f} nats, where shuffled labels give "
+        f"{relations['relation']:.4f} nats, where random groups give "
         f"{relations['permuted']:.4f}.",
         {k: relations[k] for k in ("relation", "permuted")},
         "There is no domain knowledge to pass on; KD can't give more than "

@@ -159,13 +159,14 @@ def relation_numbers(totals, num_classes, temperature):
 
     `relation` is the mean divergence of a class's mean non-target
     distribution from that of all classes. `permuted` is the same with the
-    labels shuffled: the part of it that is chance. `measured_share` is that of
+    examples in random groups about as large as the classes: the part of it
+    that is chance, whatever the order of the data. `measured_share` is that of
     the examples with enough others of their class to be compared with.
     """
     if "relations" not in totals or not totals["ranked"]:
         return None
     sampled, ranked = totals["sampled"], totals["ranked"]
-    by_label, shuffled = totals["profile_counts"]
+    by_label, by_group = totals["profile_counts"]
     strong = totals["strong_competitors"]
     place = totals["strong_competitor_place"]
     margin = totals["logit_margin"] / sampled
@@ -174,7 +175,7 @@ def relation_numbers(totals, num_classes, temperature):
         "against_uniform": np.log(num_classes - 1)
         - totals["off_label_entropy"] / sampled,
         "relation": _divergence(totals["relations"], by_label),
-        "permuted": _divergence(totals["control"], shuffled),
+        "permuted": _divergence(totals["control"], by_group),
         # In logits: the label above the others' mean, and the deviation of
         # those beyond a quarter of the classes.
         "logit_margin": margin,
@@ -216,6 +217,9 @@ def _divergence(sums, counts):
     for row in rows:
         own, base = sums[row].copy(), overall.copy()
         own[row] = base[row] = 0.0
+        if not own.sum():
+            # A random group whose one class is the one it stands for.
+            continue
         own, base = own / own.sum(), base / base.sum()
         seen = own > 0
         total += (

@@ -1,12 +1,17 @@
 """Class relations in a teacher's soft targets, as sums of a fixed size."""
 
+import heapq
+
 import keras
+import numpy as np
 from keras import ops
 
 from keras_kd import backend
 
 # Entries of a per-class profile: all classes up to 2,048, else the first rows.
 PROFILE_CELLS = 2**22
+# Random groups of the control, of which groups as large as classes are made.
+_MOST_GROUPS = 4096
 # A mean of fewer other examples says nothing about a class.
 _FEWEST_OTHERS = 5
 # A class this likely competes with the label.
@@ -16,11 +21,17 @@ _STRONG = 0.25
 class Relations:
     """What the non-target part of soft targets says, by label.
 
-    Means by class are kept on the device as the data go by, in three
+    Means by class are kept on the device as the data go by, in two
     [rows, classes] tables; the rows are the first classes, as many as
     `PROFILE_CELLS` allows. Each example is compared with the mean of the
     *other* examples of its label seen so far, so that what they have in
     common is not an artefact of counting it on both sides.
+
+    The control is of the same examples by groups instead of by labels. Each
+    draws its group alone, so that it does not matter in which order they come
+    and in which batches; in the end groups are joined until they are as large
+    as the classes, so far as that can be. That is as if labels were shuffled,
+    which keeps all but the relation to the label.
 
     Args:
         num_classes: integer, at least 3.
@@ -32,43 +43,57 @@ class Relations:
         self.temperature = temperature
         self.rows = max(min(num_classes, PROFILE_CELLS // num_classes), 1)
         shape = (self.rows, num_classes)
-        # Sums of non-target probabilities by label, and with the labels of a
-        # batch shuffled, which keeps all but the relation to the label.
+        self.groups = min(_MOST_GROUPS, max(PROFILE_CELLS // num_classes, 1))
+        # Sums of non-target probabilities.
         self.by_label = _zeros(shape)
-        self.by_shuffled_label = _zeros(shape)
+        self.by_group = _zeros((self.groups, num_classes))
         self.log_profiles = _zeros(shape)
-        self.counts = _zeros((2, self.rows))
+        self.counts = _zeros((self.rows,))
+        self.group_counts = _zeros((self.groups,))
 
     @property
     def variables(self):
         """List of the tables, which `batch_sums` changes."""
         return [
             self.by_label,
-            self.by_shuffled_label,
+            self.by_group,
             self.log_profiles,
             self.counts,
+            self.group_counts,
         ]
 
     def totals(self):
-        """Dict of the tables, as float64 NumPy arrays."""
-        tables = {
-            "relations": self.by_label,
-            "control": self.by_shuffled_label,
-            "profile_counts": self.counts,
-        }
+        """Dict of the tables, as float64 NumPy arrays.
+
+        The control's rows are groups joined to the size of the classes.
+        """
+        by_label, by_group, counts, group_counts = (
+            ops.convert_to_numpy(table).astype("float64")
+            for table in (
+                self.by_label,
+                self.by_group,
+                self.counts,
+                self.group_counts,
+            )
+        )
+        rows = _classes_of_groups(group_counts, counts)
+        control, control_counts = np.zeros_like(by_label), np.zeros_like(counts)
+        np.add.at(control, rows, by_group)
+        np.add.at(control_counts, rows, group_counts)
         return {
-            name: ops.convert_to_numpy(table).astype("float64")
-            for name, table in tables.items()
+            "relations": by_label,
+            "control": control,
+            "profile_counts": np.stack([counts, control_counts]),
         }
 
-    def batch_sums(self, labels, keep, logits, order):
+    def batch_sums(self, labels, keep, logits, groups):
         """Records a batch.
 
         Args:
             labels: [examples] int32, inside [0, classes).
             keep: [examples] float32, 1 for examples that count, else 0.
             logits: [examples, classes] float32, the teacher's.
-            order: [examples] int32, a random order of the examples.
+            groups: [examples] int32, drawn from [0, `self.groups`).
 
         Returns:
             Dict of sums.
@@ -82,11 +107,11 @@ class Relations:
         others = self.num_classes - 1
         mean_log = ops.sum(log_p, axis=-1, keepdims=True) / others
         centred = ops.where(is_label, 0.0, log_p - mean_log)
-        self._add(labels, _shuffled(labels, keep, order), keep, p, centred)
+        known = self._known(labels, keep)
+        self._add(self._inside(labels), groups, known, p, centred)
 
         label_logit = backend.take_classes(logits, at_label)[:, 0]
         mean_other = (ops.sum(logits, axis=-1) - label_logit) / others
-        known = self._known(labels, keep)
         mean, has_mean = self._mean_of_others(labels, known, centred)
         return {
             "off_label_entropy": -_sum(keep, ops.sum(p * log_p, axis=-1)),
@@ -105,26 +130,18 @@ class Relations:
             ),
         }
 
-    def _add(self, labels, shuffled, keep, p, centred):
-        for table, rows, values in (
-            (self.by_label, labels, p),
-            (self.by_shuffled_label, shuffled, p),
-            (self.log_profiles, labels, centred),
+    def _add(self, rows, groups, known, p, centred):
+        weight = ops.expand_dims(known, -1)
+        backend.add_to_rows(self.by_label, rows, weight * p)
+        backend.add_to_rows(self.by_group, groups, weight * p)
+        backend.add_to_rows(self.log_profiles, rows, weight * centred)
+        for counts, index in (
+            (self.counts, rows),
+            (self.group_counts, groups),
         ):
-            known = ops.expand_dims(self._known(rows, keep), -1)
-            backend.add_to_rows(table, self._inside(rows), known * values)
-        self.counts.assign_add(
-            ops.stack(
-                [
-                    ops.segment_sum(
-                        self._known(rows, keep),
-                        self._inside(rows),
-                        num_segments=self.rows,
-                    )
-                    for rows in (labels, shuffled)
-                ]
+            counts.assign_add(
+                ops.segment_sum(known, index, num_segments=counts.shape[0])
             )
-        )
 
     def _known(self, rows, keep):
         """1 for examples that count and have a row in the tables, else 0."""
@@ -136,7 +153,7 @@ class Relations:
     def _mean_of_others(self, labels, known, centred):
         """[n, classes] mean of the label's other examples; 1 if enough."""
         rows = self._inside(labels)
-        others = ops.take(self.counts[0], rows) - 1
+        others = ops.take(self.counts, rows) - 1
         total = ops.take(self.log_profiles, rows, axis=0) - centred
         mean = total / ops.expand_dims(ops.maximum(others, 1.0), -1)
         return mean, known * as_number(others >= _FEWEST_OTHERS)
@@ -185,12 +202,38 @@ def _by_rank(is_label, known, centred, mean, has_mean, probabilities):
     }
 
 
-def _shuffled(labels, keep, order):
-    """The labels of the examples that count, shuffled among these."""
-    # Those that count first; the first that counts takes the first's label.
-    order = ops.take(order, ops.argsort(-ops.take(keep, order)))
-    place = ops.maximum(ops.cast(ops.cumsum(keep), "int32") - 1, 0)
-    return ops.take(labels, ops.take(order, place))
+def _classes_of_groups(sizes, counts):
+    """Which class each random group stands for, by sizes alone.
+
+    Args:
+        sizes: [groups] how many examples each group has.
+        counts: [rows] how many each class has.
+
+    Returns:
+        [groups] rows of classes, so that the groups of a class have together
+        about as many examples as the class. Each class has a group of its own,
+        as far as there are as many.
+    """
+    classes = np.flatnonzero(counts)
+    found = np.zeros(len(sizes), "int64")
+    filled = np.flatnonzero(sizes)
+    filled = filled[np.argsort(sizes[filled], kind="stable")]
+    # What chance makes of a class hardly depends on its size, but on how many
+    # classes there are: first, the smallest groups, one for each of them.
+    classes = classes[np.argsort(counts[classes], kind="stable")]
+    first, others = filled[: len(classes)], filled[len(classes) :]
+    classes = classes[len(classes) - len(first) :]
+    found[first] = classes
+    missing = [
+        (sizes[group] - counts[row], row)
+        for group, row in zip(first, classes, strict=True)
+    ]
+    heapq.heapify(missing)
+    for group in others[::-1]:
+        surplus, row = missing[0]
+        found[group] = row
+        heapq.heapreplace(missing, (surplus + sizes[group], row))
+    return found
 
 
 def _zeros(shape):

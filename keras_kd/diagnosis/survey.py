@@ -96,8 +96,8 @@ class Survey:
                 element, self.logits_shape, self.loss.ignore_class
             )
             sample = self._sample(len(settled.labels), batch)
-            order = random.permutation(len(sample)).astype("int32")
-            sums = self._run_step(settled, sample, order)
+            groups = random.integers(self._groups, size=len(sample))
+            sums = self._run_step(settled, sample, groups.astype("int32"))
             predicted, kept = sums.pop("predictions"), sums.pop("kept") > 0
             self.agreement.add(settled.labels, predicted.astype("int64"), kept)
             self.samples.add(settled)
@@ -122,13 +122,18 @@ class Survey:
         # TensorFlow's may be of unknown rank.
         return None if getattr(shape, "rank", 0) is None else shape[0]
 
-    def _run_step(self, settled, sample, order):
+    @property
+    def _groups(self):
+        """How many random groups the control of the class relations has."""
+        return 1 if self.relations is None else self.relations.groups
+
+    def _run_step(self, settled, sample, groups):
         """Dict of a batch's sums, as float64 NumPy arrays."""
         data = (settled.x, settled.labels, settled.counted)
         step = self._step
         if are_many(settled.labels.size, self.num_classes):
             step = self._step_by_chunks()
-        sums = step(*backend.from_tf_data(data), sample, order)
+        sums = step(*backend.from_tf_data(data), sample, groups)
         return {
             name: ops.convert_to_numpy(value).astype("float64")
             for name, value in sums.items()
@@ -153,11 +158,11 @@ class Survey:
             [rows] floats, the share of a row's labels that are predicted.
         """
         rows, sample = len(x), self._sample(labels.size, 0)
-        order = np.arange(len(sample), dtype="int32")
+        groups = np.zeros(len(sample), "int32")
         x = keras.tree.pack_sequence_as(self.input_spec, [x])
         labels = labels.reshape(-1)
         settled = examples.Examples(x, labels, labels, counted.reshape(-1))
-        sums = self._run_step(settled, sample, order)
+        sums = self._run_step(settled, sample, groups)
         hits = (sums["predictions"] == labels) * sums["kept"]
         return hits.reshape(rows, -1).mean(-1)
 
@@ -225,7 +230,7 @@ class Survey:
         # Another part of each batch, so that no place is favoured.
         return np.arange(batch % stride, size, stride, dtype="int32")
 
-    def batch_sums(self, x, labels, counted, sample, order):
+    def batch_sums(self, x, labels, counted, sample, groups):
         """Sums of a batch.
 
         Args:
@@ -233,7 +238,7 @@ class Survey:
             labels: [examples] int32 class ids, or `NO_CLASS`.
             counted: [examples] booleans.
             sample: [n] int32, the examples for what costs more than a pass.
-            order: [n] int32, a random order of the sample.
+            groups: [n] int32, a random group for each of the sample.
 
         Returns:
             Dict of tensors by name.
@@ -248,7 +253,7 @@ class Survey:
         labels, keep, *logits = (
             ops.take(each, sample, axis=0) for each in (labels, keep, *logits)
         )
-        return {**sums, **self.sums_of_sample(labels, keep, logits, order)}
+        return {**sums, **self.sums_of_sample(labels, keep, logits, groups)}
 
     @property
     def readers(self):
@@ -279,14 +284,14 @@ class Survey:
         sums |= _against_student(labels, keep, logits, student_logits)
         return sums, keep, logits, student_logits
 
-    def sums_of_sample(self, labels, keep, logits, order):
+    def sums_of_sample(self, labels, keep, logits, groups):
         """Sums over a sample of the examples.
 
         Args:
             labels: [n] class ids, inside of the classes.
             keep: [n], from `sums_of_all`.
             logits: list of [n, classes], of each model.
-            order: [n] int32, a random order of the sample.
+            groups: [n] int32, a random group for each of the sample.
 
         Returns:
             Dict of tensors by name.
@@ -298,7 +303,7 @@ class Survey:
             student_logits = _halfway_logits(labels, self.num_classes)
         sums = {}
         if self.relations is not None:
-            sums |= self.relations.batch_sums(labels, keep, logits, order)
+            sums |= self.relations.batch_sums(labels, keep, logits, groups)
         return {
             **sums,
             "sampled": ops.sum(keep),
