@@ -32,6 +32,15 @@ import pytest  # noqa: E402
 gc.set_threshold(50_000, 20, 100)
 
 
+# Files that take longest, which come first: begun last, they would keep one
+# process busy after all others have ended.
+_LONGEST = ("multiworker", "student_trainer", "ptb_lstm", "in_memory")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not item.path.stem.endswith(_LONGEST))
+
+
 def pytest_collection_finish():
     _freeze()
 
