@@ -356,9 +356,10 @@ class Head:
         """Labels in the form that the compiled metrics were built for."""
         if self._metrics_take_shares is None:
             self._metrics_take_shares = settled.is_soft
-        if settled.is_soft == self._metrics_take_shares:
+        is_same = settled.is_soft == self._metrics_take_shares
+        if is_same or not self._distiller.has_metrics:
             return labels
-        if settled.is_soft and self._distiller.has_metrics:
+        if settled.is_soft:
             raise ValueError(
                 "Metrics that began with class ids can't read shares of the "
                 "classes. Received: labels of shape "
