@@ -418,6 +418,27 @@ def test_whether_the_teacher_is_right_can_be_kept(tmp_path):
         assert found["count"] == scale.summary()["count"] > 0
 
 
+def test_a_whole_cache_without_teacher_right_is_refused_for_it(tmp_path):
+    teacher, dataset = mlp(12, seed=5), batches()
+    arguments = (tmp_path / "cache", dataset, teacher, kd.KDPt())
+    write(*arguments)
+    with pytest.raises(ValueError, match="no teacher_right in the cache"):
+        write(*arguments, teacher_right=True)
+    # One that keeps more than is asked for is used as it is.
+    arguments = (tmp_path / "right", *arguments[1:])
+    write(*arguments, teacher_right=True)
+    assert write(*arguments).record_bytes == 3
+
+
+def test_batches_for_a_cache_of_arrays_are_told_what_to_be(tmp_path):
+    x, labels, _ = data(50)
+    cache = write(tmp_path / "cache", (x, labels), mlp(12), kd.KDPt())
+    examples = tf.data.Dataset.from_tensor_slices((x, labels))
+    with pytest.raises(ValueError, match="50 elements.*must be examples here"):
+        cache.attach(examples.batch(16))
+    compiled(kd.KDPt()).fit(cache.attach(examples).batch(16), verbose=0)
+
+
 @pytest.mark.parametrize("name", ["kd_pt", "kd"])
 def test_a_shuffled_cache_has_the_same_statistics_on_other_examples(
     name, tmp_path

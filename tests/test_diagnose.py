@@ -281,6 +281,19 @@ def passing_through(classes=CLASSES):
     return keras.Model(inputs, layers.Identity()(inputs))
 
 
+@pytest.mark.parametrize("right", [30, 0])
+def test_data_of_one_class_cannot_show_what_a_teacher_knows(right):
+    labels = np.full(32, 3)
+    predicted = np.where(np.arange(32) < right, 3, 5)
+    logits = (4 * reference.one_hot(predicted, CLASSES)).astype("float32")
+    diagnosis = diagnose(passing_through(), (logits, labels))
+    assert [each.code for each in diagnosis.findings] == ["one_class"]
+    assert f"{right / 32:.1%}" in diagnosis.findings[0].summary
+    assert diagnosis.numbers["teacher"]["skill"] is None
+    assert "one class" in diagnosis.verdict[0]
+    assert "all classes" in diagnosis.verdict[2]
+
+
 def test_one_example_of_each_class_tells_nothing_of_relations():
     """As a sample of ImageNet has; this teacher does know them."""
     classes, examples = 60, 12

@@ -14,6 +14,7 @@ import numpy as np
 
 from keras_kd import data as any_data
 from keras_kd import fingerprint, preprocessing
+from keras_kd.batch import TEACHER_RIGHT
 from keras_kd.cache import attached, stores, verification, writer
 from keras_kd.cache.data import Source, Views
 from keras_kd.cache.manifest import CHECKSUM, read_manifest
@@ -214,7 +215,11 @@ class TeacherCache:
         whole = begun.examples is not None
         # What is kept may be more than what these losses need.
         ignored = ("stores", "fields") if whole else ()
-        _refuse(folder.path, begun.differences(plan.manifest, ignored))
+        differences = begun.differences(plan.manifest, ignored)
+        names = [field.name for field in begun.statistics]
+        if whole and teacher_right and TEACHER_RIGHT not in names:
+            differences.append("no teacher_right in the cache, True now")
+        _refuse(folder.path, differences)
         if not whole:
             plan = dataclasses.replace(plan, manifest=begun)
             with raised_plainly():
@@ -274,7 +279,15 @@ class TeacherCache:
             size, wanted, unit = data.elements, kept.examples, "examples"
         if size == wanted:
             return []
-        return [f"a data set of {wanted} {unit} in the cache, {size} now"]
+        hint = ""
+        if unit == "elements":
+            kind = (
+                f"batches of {kept.batch_size}" if kept.batched else "examples"
+            )
+            hint = f" (its elements must be {kind} here: "
+            hint += "batch it so" if kept.batched else "batch what is attached"
+            hint += ", or attach arrays)"
+        return [f"a data set of {wanted} {unit} in the cache, {size} now{hint}"]
 
     def _loss_differences(self, losses):
         return [
@@ -358,7 +371,9 @@ class TeacherCache:
 
         Args:
             dataset: as given to `write`. It may also be of another kind, with
-                the same examples in the same order.
+                the same examples in the same order; a `tf.data.Dataset` then
+                of examples, or of batches of the cache's size where it was
+                written of batches.
             loss: the `DistillationLoss` to train with; may be left out where
                 the cache keeps the statistics of one.
             epoch: integer; which view, `epoch % views`. Of arrays, which can

@@ -48,7 +48,10 @@ def find(numbers):
     found = {bad.code: bad} if bad else {}
     if "teacher" not in numbers:
         return list(found.values())
-    fault = next(filter(None, (rule(numbers) for rule in _FAULTS)), None)
+    one_class = hints.one_class(numbers)
+    # But for weights that were never trained, every rule compares classes.
+    rules = (faults.untrained_teacher,) if one_class else _FAULTS
+    fault = next(filter(None, (rule(numbers) for rule in rules)), one_class)
     if fault is not None:
         return [*found.values(), fault]
     if faults.is_near_chance(numbers):

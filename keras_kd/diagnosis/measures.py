@@ -49,8 +49,13 @@ def teacher_numbers(totals):
         "accuracy": totals["correct"] / n,
         "cross_entropy": cross_entropy,
         "label_entropy": label_entropy,
-        # The share of the labels' uncertainty that the teacher removes.
-        "skill": 1 - cross_entropy / max(label_entropy, 1e-9),
+        # The share of the labels' uncertainty that the teacher removes; labels
+        # of one class have none.
+        "skill": (
+            1 - cross_entropy / label_entropy
+            if np.count_nonzero(frequencies) > 1
+            else None
+        ),
         "confidence": totals["confidence"] / n,
         "label_probability": totals["label_probability"] / n,
         "label_probability_deviation": np.sqrt(max(second - first**2, 0)),

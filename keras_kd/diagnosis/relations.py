@@ -108,6 +108,7 @@ class Relations:
         mean_log = ops.sum(log_p, axis=-1, keepdims=True) / others
         centred = ops.where(is_label, 0.0, log_p - mean_log)
         known = self._known(labels, keep)
+        groups = ops.convert_to_tensor(groups)
         self._add(self._inside(labels), groups, known, p, centred)
 
         label_logit = backend.take_classes(logits, at_label)[:, 0]

@@ -43,6 +43,8 @@ def sentences(numbers, findings):
     """
     problems = [each for each in findings if each.severity == PROBLEM]
     first = problems[0] if problems else None
+    if first is not None and first.code == "one_class":
+        return _of_one_class(first)
     if first is not None and first.code in _UNFIT:
         return [
             f"This teacher is not fit for use as it is: {_UNFIT[first.code]}.",
@@ -55,6 +57,14 @@ def sentences(numbers, findings):
         f"First: {_in_one_sentence(first.remedy)}"
         if first
         else _what_to_try(numbers, {each.code for each in findings}),
+    ]
+
+
+def _of_one_class(finding):
+    return [
+        "Data of one class can't show whether this teacher is fit for use.",
+        "What will help most can't be told from them either.",
+        f"First: {_in_one_sentence(finding.remedy)}",
     ]
 
 
