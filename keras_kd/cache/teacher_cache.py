@@ -216,8 +216,10 @@ class TeacherCache:
         # What is kept may be more than what these losses need.
         ignored = ("stores", "fields") if whole else ()
         differences = begun.differences(plan.manifest, ignored)
-        names = [field.name for field in begun.statistics]
-        if whole and teacher_right and TEACHER_RIGHT not in names:
+        names = {field.name for field in begun.statistics}
+        # From the others it is known as well.
+        telling = {TEACHER_RIGHT, "teacher_logits", "top_classes"}
+        if whole and teacher_right and not names & telling:
             differences.append("no teacher_right in the cache, True now")
         _refuse(folder.path, differences)
         if not whole:
