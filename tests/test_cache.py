@@ -424,6 +424,11 @@ def test_a_whole_cache_without_teacher_right_is_refused_for_it(tmp_path):
     write(*arguments)
     with pytest.raises(ValueError, match="no teacher_right in the cache"):
         write(*arguments, teacher_right=True)
+    # From logits, and from the largest classes, it is known as well.
+    for name, loss in (("kd", kd.KD()), ("topk", kd.KDTopK(k=2))):
+        others = (tmp_path / name, dataset, teacher, loss)
+        write(*others)
+        write(*others, teacher_right=True)
     # One that keeps more than is asked for is used as it is.
     arguments = (tmp_path / "right", *arguments[1:])
     write(*arguments, teacher_right=True)

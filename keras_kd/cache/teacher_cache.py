@@ -218,7 +218,7 @@ class TeacherCache:
         differences = begun.differences(plan.manifest, ignored)
         names = {field.name for field in begun.statistics}
         # From the others it is known as well.
-        telling = {TEACHER_RIGHT, "teacher_logits", "top_classes"}
+        telling = {TEACHER_RIGHT, "gaps", "top_classes"}
         if whole and teacher_right and not names & telling:
             differences.append("no teacher_right in the cache, True now")
         _refuse(folder.path, differences)
