@@ -297,11 +297,16 @@ def _outputs_by_key(model):
         model: a `keras.Model`.
 
     Returns:
-        A dict of `keras.KerasTensor`s, empty for any other model.
+        A dict of `keras.KerasTensor`s in the order of `model.outputs`, empty
+        for any other model.
     """
     # Of a model that has not been built there is none.
     given = getattr(model, "output", None)
-    return given if isinstance(given, dict) else {}
+    given = given if isinstance(given, dict) else {}
+    if not all(isinstance(each, keras.KerasTensor) for each in given.values()):
+        return {}
+    names = keras.tree.flatten({name: name for name in given})
+    return {name: given[name] for name in names}
 
 
 def output_of(model, outputs, name, role="student"):
