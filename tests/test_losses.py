@@ -218,20 +218,6 @@ def test_the_teacher_is_outside_the_gradient(name):
     np.testing.assert_array_equal(gradient, 1.0)
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() != "jax",
-    reason="The others' own operations refuse arrays without elements.",
-)
-@every_loss
-def test_an_empty_batch_has_no_loss(name):
-    """It was refused as probabilities."""
-    case = Case(name, seed=3)
-    logits, teacher = np.zeros((2, 0, case.num_classes), "float32")
-    loss = case.loss()
-    y_true = targets(loss, np.zeros(0, "int32"), teacher)
-    assert float(loss(y_true, logits)) == 0.0
-
-
 @every_loss
 @pytest.mark.parametrize("gap", [100.0, -100.0])
 def test_gradient_lives_at_a_logit_gap_of_100(name, gap):

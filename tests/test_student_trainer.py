@@ -1,6 +1,5 @@
 """StudentTrainer: one student by a method's name and a seed."""
 
-import functools
 import json
 import pathlib
 
@@ -767,25 +766,17 @@ class Shuffled(Batches):
         return tuple(array[rows] for array in self.arrays)
 
 
-def loader(x, labels, shuffle=False):
-    utils = pytest.importorskip("torch").utils.data
-    pairs = list(zip(x, labels, strict=True))
-    return utils.DataLoader(pairs, BATCH, shuffle=shuffle)
-
-
 SHUFFLED = {
     "tf.data": lambda *arrays: (
         in_batches(*arrays).unbatch().shuffle(40).batch(8)
     ),
     "PyDataset": Shuffled,
-    "DataLoader": functools.partial(loader, shuffle=True),
 }
 ORDERED = {
     "tf.data": in_batches,
     "unknown length": lambda *arrays: in_batches(*arrays).filter(
         lambda *_: True
     ),
-    "DataLoader": loader,
 }
 
 
@@ -796,6 +787,10 @@ ORDERED = {
     ids=[*ORDERED, *(f"shuffled {kind}" for kind in SHUFFLED)],
 )
 def test_one_other_label_makes_another_study(make_data, part, tmp_path):
+    assert_another_study(make_data, part, tmp_path)
+
+
+def assert_another_study(make_data, part, tmp_path):
     other = LABELS.copy()
     other[-1] = (other[-1] + 1) % CLASSES
     for _ in range(2):  # The same resumes.

@@ -96,3 +96,11 @@ def test_other_files_are_refused(tmp_path, content):
     assert "must hold a network's weights by name. Received: " in message
     assert "Give the file of one of the packages" in message
     assert not (tmp_path / "lite.keras").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello\n", b"a\nb\n"])
+def test_a_file_that_is_not_pytorchs_is_refused(content, tmp_path):
+    weights = tmp_path / "a.txt"
+    weights.write_bytes(content)
+    message = refused(weights, tmp_path / "lite.keras")
+    assert f"weights by name. Received: {weights} (" in message

@@ -1,4 +1,4 @@
-"""Gradients of the losses through what JAX makes of functions.
+"""Losses on JAX alone: through what it makes of functions, of empty batches.
 
 Run by name, where Keras is on JAX.
 """
@@ -76,3 +76,13 @@ def assert_gradient(name, transform):
             rtol=1e-5,
             atol=1e-5,
         )
+
+
+@every_loss
+def test_an_empty_batch_has_no_loss(name):
+    """It was refused as probabilities."""
+    case = Case(name, seed=3)
+    logits, teacher = np.zeros((2, 0, case.num_classes), "float32")
+    loss = case.loss()
+    y_true = targets(loss, np.zeros(0, "int32"), teacher)
+    assert float(loss(y_true, logits)) == 0.0

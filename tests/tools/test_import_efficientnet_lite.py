@@ -189,12 +189,3 @@ def test_without_pytorch_it_is_asked_for(tmp_path, monkeypatch):
     weights = tmp_path / "lite.pth"
     weights.write_bytes(b"")
     assert "pip install torch" in refused(weights, tmp_path / "lite.keras")
-
-
-@pytest.mark.parametrize("content", [b"", b"hello\n", b"a\nb\n"])
-def test_a_file_that_is_not_pytorchs_is_refused(content, tmp_path):
-    pytest.importorskip("torch")
-    weights = tmp_path / "a.txt"
-    weights.write_bytes(content)
-    message = refused(weights, tmp_path / "lite.keras")
-    assert f"weights by name. Received: {weights} (" in message
