@@ -166,7 +166,6 @@ def label_smoothed(numbers):
         relations is None
         or gap < UNDER_CONFIDENT_GAP
         or teacher["sure_share"] > _SMOOTHED_SURE_SHARE
-        or teacher["skill"] is None
         or teacher["skill"] < _LEAST_SKILL[numbers["data"]["tokens"]]
         or _relative_spread(relations) > _SMOOTHED_SPREAD
         or relations["tail"]["explained_beyond_quarter"] > _SMOOTHED_EXPLAINED
@@ -319,8 +318,8 @@ def over_confident(numbers):
 
 def weak_teacher(numbers):
     """A teacher that knows little about the labels."""
-    tokens, skill = numbers["data"]["tokens"], numbers["teacher"]["skill"]
-    if skill is None or skill >= _LEAST_SKILL[tokens]:
+    tokens = numbers["data"]["tokens"]
+    if numbers["teacher"]["skill"] >= _LEAST_SKILL[tokens]:
         return None
     return knows_little(numbers)
 

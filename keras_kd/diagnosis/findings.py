@@ -7,6 +7,8 @@ from keras_kd.diagnosis.finding import INFO
 # a rule is of its fault, the earlier it comes.
 _FAULTS = (
     faults.untrained_teacher,
+    # All that follow compare classes.
+    faults.one_class,
     faults.class_order,
     faults.labels_of_rows_nearby,
     faults.inputs_of_another_form,
@@ -48,10 +50,7 @@ def find(numbers):
     found = {bad.code: bad} if bad else {}
     if "teacher" not in numbers:
         return list(found.values())
-    one_class = hints.one_class(numbers)
-    # But for weights that were never trained, every rule compares classes.
-    rules = (faults.untrained_teacher,) if one_class else _FAULTS
-    fault = next(filter(None, (rule(numbers) for rule in rules)), one_class)
+    fault = next(filter(None, (rule(numbers) for rule in _FAULTS)), None)
     if fault is not None:
         return [*found.values(), fault]
     if faults.is_near_chance(numbers):

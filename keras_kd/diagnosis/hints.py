@@ -4,7 +4,7 @@ Rules like those of `causes`, for what is not a problem by itself.
 """
 
 from keras_kd.diagnosis.causes import UNDER_CONFIDENT_GAP
-from keras_kd.diagnosis.finding import INFO, PROBLEM, Finding
+from keras_kd.diagnosis.finding import INFO, Finding
 from keras_kd.diagnosis.measures import measured_relations
 
 # If more gradients than that are reversed, KD works against the labels.
@@ -62,32 +62,6 @@ def too_few_examples(numbers):
         {"measured_share": relations["measured_share"]},
         "Nothing is said of class relations, of the tail, and of noisy labels.",
         "Diagnose on ten examples or more of each class.",
-    )
-
-
-def one_class(numbers):
-    """Data that can't show what a teacher knows."""
-    teacher = numbers["teacher"]
-    seen = [c for c, n in enumerate(teacher["by_class"]["examples"]) if n]
-    if len(seen) != 1:
-        return None
-    return Finding(
-        "one_class",
-        PROBLEM,
-        f"All {numbers['data']['examples']} labels are of class {seen[0]}: "
-        "data of one class can't show whether the teacher tells classes "
-        f"apart. It gets {teacher['accuracy']:.1%} of them right at a mean "
-        f"confidence of {teacher['confidence']:.1%}, as one that always says "
-        "the same might.",
-        {
-            "class": seen[0],
-            **{k: teacher[k] for k in ("accuracy", "confidence")},
-        },
-        "Nothing is said of what the teacher knows, of its calibration and of "
-        "class relations.",
-        "Diagnose on data of all classes. If these should be, look for data "
-        "sorted by class of which only the start was read, and for labels "
-        "that were lost.",
     )
 
 
