@@ -403,7 +403,8 @@ class Distiller(backend.Trainer):
             **kwargs,
         }
         self._heads.value = heads
-        if not self._teacher_supports_jit(kwargs):
+        is_auto = kwargs.get("jit_compile", "auto") == "auto"
+        if is_auto and not self._teacher_supports_jit():
             arguments["jit_compile"] = False
         if self.logit_chunks is not None:
             self._chunked.value.check([metrics, weighted_metrics])
@@ -416,13 +417,12 @@ class Distiller(backend.Trainer):
             {**arguments, "loss": loss, "loss_weights": loss_weights}
         )
 
-    def _teacher_supports_jit(self, arguments):
+    def _teacher_supports_jit(self):
         """Whether the teacher can be compiled with the step it runs in.
 
         Keras asks the layers that it tracks, which are the student's.
         """
-        is_auto = arguments.get("jit_compile", "auto") == "auto"
-        return not (is_auto and self.teacher is not None) or all(
+        return self.teacher is None or all(
             layer.supports_jit for layer in flatten_layers(self.teacher)
         )
 
@@ -437,8 +437,8 @@ class Distiller(backend.Trainer):
     def _metrics_by_output(self, metrics, losses_by_output):
         """Metrics that are a list in the outputs' order, by their names.
 
-        Keras reads a list in the order of what it is given later, which is
-        sorted by name.
+        Keras reads a list in the order of the labels that it gets later, which
+        come sorted by name.
         """
         is_list = isinstance(metrics, (list, tuple))
         if not is_list or len(losses_by_output) == 1:
@@ -783,12 +783,11 @@ class Distiller(backend.Trainer):
 
     def _of_only_output(self, values):
         """What is given by the name of a student's only output, without it."""
-        names = output_names(self.student)
-        if not isinstance(values, dict) or not names or len(names) != 1:
+        if not isinstance(values, dict) or len(values) != 1:
             return values
-        (name,) = names
-        is_named = list(values) == [name] and name != batch.LABELS
-        return values[name] if is_named else values
+        (name,) = values
+        is_named = [name] == output_names(self.student)
+        return values[name] if is_named and name != batch.LABELS else values
 
     def settle(self, y, y_pred, sample_weight=None):
         """What a batch is to losses and metrics.
@@ -893,10 +892,7 @@ class Distiller(backend.Trainer):
         counts["student"], counts["teacher"] = ops.cond(
             infinite > 0,
             lambda: _origins(getattr(settled, "logits", None), infinite),
-            lambda: (
-                ops.zeros((), dtype="float32"),
-                ops.zeros((), dtype="float32"),
-            ),
+            lambda: (_zero(), _zero()),
         )
         roles = []
         for reader, outputs in head.outputs_to_check(settled, y_pred):
@@ -912,7 +908,7 @@ class Distiller(backend.Trainer):
         return ops.cond(
             self.invalid_examples.is_first_batch(reader.role, index),
             lambda: ops.cast(reader.contradicted(outputs), "float32"),
-            lambda: ops.zeros((), dtype="float32"),
+            lambda: _zero(),
         )
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
@@ -1256,18 +1252,21 @@ def _names_a_teacher(y):
     return TEACHER_FINGERPRINT in y or any(map(_names_a_teacher, y.values()))
 
 
+def _zero():
+    """0 in float32, as `number` counts, whatever Keras's default dtype."""
+    return ops.zeros((), dtype="float32")
+
+
 def _bad_inputs(x):
     """How many inputs are not finite; not every layer passes a NaN on."""
     inputs = _floats(x)
-    total = sum(
-        (ops.sum(each) for each in inputs), ops.zeros((), dtype="float32")
-    )
+    total = sum((ops.sum(each) for each in inputs), _zero())
     return ops.cond(
         ops.isfinite(total),
-        lambda: ops.zeros((), dtype="float32"),
+        lambda: _zero(),
         lambda: sum(
             (number(ops.logical_not(ops.isfinite(each))) for each in inputs),
-            ops.zeros((), dtype="float32"),
+            _zero(),
         ),
     )
 

@@ -284,29 +284,15 @@ def output_names(model, outputs=None):
     """
     if isinstance(outputs, dict):
         return list(outputs)
-    by_key = _outputs_by_key(model)
-    return list(by_key) if by_key else getattr(model, "output_names", None)
-
-
-def _outputs_by_key(model):
-    """The symbolic outputs of a functional model that gives a dict.
-
-    Its keys need not be the names of the layers that made them.
-
-    Args:
-        model: a `keras.Model`.
-
-    Returns:
-        A dict of `keras.KerasTensor`s in the order of `model.outputs`, empty
-        for any other model.
-    """
     # Of a model that has not been built there is none.
-    given = getattr(model, "output", None)
-    given = given if isinstance(given, dict) else {}
-    if not all(isinstance(each, keras.KerasTensor) for each in given.values()):
-        return {}
-    names = keras.tree.flatten({name: name for name in given})
-    return {name: given[name] for name in names}
+    symbolic = getattr(model, "output", None)
+    if isinstance(symbolic, dict) and all(
+        isinstance(each, keras.KerasTensor) for each in symbolic.values()
+    ):
+        # Its keys need not be the names of the layers that made them; in the
+        # order of `model.outputs`.
+        return keras.tree.flatten({name: name for name in symbolic})
+    return getattr(model, "output_names", None)
 
 
 def output_of(model, outputs, name, role="student"):
@@ -371,10 +357,7 @@ def output_tensor(model, name):
         return None
     if name is None:
         return outputs[0]
-    by_key = _outputs_by_key(model)
-    if by_key:
-        return by_key.get(name)
-    names = list(model.output_names)
+    names = list(output_names(model))
     return outputs[names.index(name)] if name in names else None
 
 
