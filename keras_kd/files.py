@@ -249,8 +249,7 @@ def check_folder(folder, name, about, argument):
         return
     differing = [
         f"{key}: {before.get(key)!r} there, {about.get(key)!r} now"
-        for key in sorted({*before, *about})
-        if before.get(key) != about.get(key)
+        for key in differing_keys(before, about)
     ]
     if differing:
         raise ValueError(
@@ -258,6 +257,13 @@ def check_folder(folder, name, about, argument):
             f"({'; '.join(differing)}). Choose another {argument}, or leave it "
             "out."
         )
+
+
+def differing_keys(one, other):
+    """List of the keys, sorted, under which two dicts differ."""
+    return [
+        key for key in sorted({*one, *other}) if one.get(key) != other.get(key)
+    ]
 
 
 def share_folder(folder, name, about, argument):

@@ -56,7 +56,7 @@ def _leaves(values):
 
 
 def _rows(leaves):
-    """The rows of a batch; what is none is one row."""
+    """The rows of a batch; one for all of a batch that has none."""
     if len({leaf.shape[:1] for leaf in leaves}) > 1 or not leaves[0].shape:
         return [leaves]
     return zip(*leaves, strict=True)

@@ -90,8 +90,8 @@ class StudentTrainer:
         student_output: as for `Distiller`.
         teacher_output: as for `Distiller`.
         shared_classes: as for `Distiller`.
-        steps_per_execution: as for `compile`. Of single examples at most so
-            many: the most that divide the steps of an epoch.
+        steps_per_execution: as for `compile`. With data of single examples
+            an upper limit: as many as divide the steps of an epoch evenly.
         validation_freq: as for `fit`.
         verbose: 0 for silence. Otherwise a bar of the epochs on a terminal,
             and a line for each student.

@@ -203,7 +203,7 @@ def read_folder(folder):
 
 def _read_lines(path):
     try:
-        # Some editors begin a file with a mark that is no word.
+        # Some editors begin a file with a byte order mark.
         with open(path, encoding="utf-8-sig") as file:
             return list(file)
     except UnicodeDecodeError as error:

@@ -143,8 +143,8 @@ def shared_options(default_losses):
             "--steps-per-execution",
             type=positive,
             default=1,
-            help="At most so many steps does Keras run in one call: the most "
-            "that divide those of an epoch. 1 on PyTorch.",
+            help="Steps that Keras runs in one call, at most: as many as "
+            "divide the steps of an epoch evenly. 1 on PyTorch.",
         ),
         click.option(
             "--validate-every",

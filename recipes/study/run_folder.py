@@ -84,11 +84,7 @@ class RunFolder:
             if checksums and self.writes:
                 files.write_json(path, checksums)
             return
-        other = [
-            part
-            for part in sorted({*before, *checksums})
-            if before.get(part) != checksums.get(part)
-        ]
+        other = files.differing_keys(before, checksums)
         if other:
             raise ValueError(
                 f"{self.folder} holds results of other data. Received: another "

@@ -23,7 +23,7 @@ def test_a_folder_is_read_in_mikolovs_form(tmp_path, prefix):
     )
 
 
-def test_a_mark_of_the_encoding_is_no_word(tmp_path):
+def test_a_byte_order_mark_is_not_a_word(tmp_path):
     for part in text_data.PARTS:
         (tmp_path / f"{part}.txt").write_bytes(b"\xef\xbb\xbfa b\n")
     assert text_data.load(tmp_path).vocabulary == ["<unk>", "<eos>", "a", "b"]
