@@ -89,6 +89,14 @@ def seeded():
 
 
 @pytest.fixture
+def floatx():
+    """Sets Keras's default dtype, until the test ends."""
+    before = keras.config.floatx()
+    yield keras.config.set_floatx
+    keras.config.set_floatx(before)
+
+
+@pytest.fixture
 def float64():
     """float64, which JAX has to be told to compute in."""
     if keras.backend.backend() != "jax":

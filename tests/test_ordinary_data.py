@@ -166,20 +166,25 @@ def test_class_weights_by_keys_of_any_number_type():
         assert_same(theirs, ours)
 
 
-def test_class_weights_of_one_training_are_not_those_of_the_next():
-    plain, student = mlp(), mlp()
+def alike():
+    """Plain Keras, and a Distiller that must train as it does."""
+    plain, distiller = mlp(), kd.Distiller(mlp())
     plain.compile(
         keras.optimizers.SGD(0.1),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
-    distiller = kd.Distiller(student)
     distiller.compile(keras.optimizers.SGD(0.1), kd.LabelSmoothing(weight=0.0))
+    return plain, distiller
+
+
+def test_class_weights_of_one_training_are_not_those_of_the_next():
+    plain, distiller = alike()
     for model in (plain, distiller):
         run(model, x, labels, class_weight={1: 10.0})
         model.train_on_batch(x, labels)
         model.train_on_batch(x, labels, class_weight={2: 5.0})
         run(model, x, labels)
-    assert_same_weights(plain.get_weights(), student.get_weights())
+    assert_same_weights(plain.get_weights(), distiller.student.get_weights())
 
 
 @pytest.mark.parametrize("key", ["1", 1.5, None, CLASSES, -1])
@@ -383,20 +388,14 @@ class Batches(keras.utils.PyDataset):
 
 
 def test_batches_that_several_workers_make():
-    plain, student = mlp(), mlp()
-    plain.compile(
-        keras.optimizers.SGD(0.1),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
-    distiller = kd.Distiller(student)
-    distiller.compile(keras.optimizers.SGD(0.1), kd.LabelSmoothing(weight=0.0))
+    plain, distiller = alike()
     distiller.fit(Batches(workers=2), epochs=3, shuffle=False, verbose=0)
     # Batch by batch, as `fit` may begin with the second one: to build its
     # metrics it draws one on JAX and PyTorch.
     for _ in range(3):
         for index in range(4):
             plain.train_on_batch(*Batches()[index])
-    assert_same_weights(plain.get_weights(), student.get_weights())
+    assert_same_weights(plain.get_weights(), distiller.student.get_weights())
 
 
 def test_sparse_inputs():
@@ -406,13 +405,6 @@ def test_sparse_inputs():
     found, _ = trained_by_distiller(student, table, labels, weights)
     assert_same_weights(plain.get_weights(), student.get_weights())
     np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-4)
-
-
-@pytest.fixture
-def floatx():
-    before = keras.config.floatx()
-    yield keras.config.set_floatx
-    keras.config.set_floatx(before)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
