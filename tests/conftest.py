@@ -8,6 +8,8 @@ import gc
 import os
 import pathlib
 
+import pytest
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Compile without what makes programs fast that run for long.
 os.environ.setdefault(
@@ -24,12 +26,57 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_PROGRAMS))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-import keras  # noqa: E402
-import pytest  # noqa: E402
 
-# Tracing makes so many objects that by default a tenth of the time goes into
-# looking for those to collect.
-gc.set_threshold(50_000, 20, 100)
+def _deals_out_tests(config):
+    """Whether this process runs no test, but hands them to others."""
+    is_worker = hasattr(config, "workerinput")
+    return bool(config.getoption("numprocesses", None)) and not is_worker
+
+
+def pytest_configure(config):
+    # The processes that run the tests wait for this one, which would import
+    # TensorFlow for seconds.
+    if not _deals_out_tests(config):
+        _set_up()
+
+
+def _set_up():
+    # Tracing makes so many objects that by default a tenth of the time goes
+    # into looking for those to collect.
+    gc.set_threshold(50_000, 20, 100)
+    if _backend() == "tensorflow":
+        _set_up_tensorflow()
+
+
+def _backend():
+    import keras
+
+    return keras.backend.backend()
+
+
+def _set_up_tensorflow():
+    import tensorflow as tf
+
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0],
+        [tf.config.LogicalDeviceConfiguration()] * 4,
+    )
+
+    # When an iterator is deleted, TensorFlow at times waits for the thread that
+    # tunes it, the longer the older it is: minutes over a whole run.
+    untuned = tf.data.Options()
+    untuned.autotune.enabled = False
+    iterator = tf.data.Dataset.__iter__
+    tf.data.Dataset.__iter__ = lambda self: iterator(self.with_options(untuned))
+
+
+# What only TensorFlow has.
+_TENSORFLOW_ALONE = ("test_distribution", "test_logs", "test_multiworker")
+
+
+def pytest_ignore_collect(collection_path):
+    is_tensorflows = collection_path.stem in _TENSORFLOW_ALONE
+    return True if is_tensorflows and _backend() != "tensorflow" else None
 
 
 # Files that take longest, which come first: begun last, they would keep one
@@ -57,32 +104,10 @@ def _freeze():
     gc.freeze()
 
 
-if keras.backend.backend() == "tensorflow":
-    import tensorflow as tf
-
-    tf.config.set_logical_device_configuration(
-        tf.config.list_physical_devices("CPU")[0],
-        [tf.config.LogicalDeviceConfiguration()] * 4,
-    )
-
-    # When an iterator is deleted, TensorFlow at times waits for the thread that
-    # tunes it, the longer the older it is: minutes over a whole run.
-    _UNTUNED = tf.data.Options()
-    _UNTUNED.autotune.enabled = False
-    _iterator = tf.data.Dataset.__iter__
-    tf.data.Dataset.__iter__ = lambda self: _iterator(
-        self.with_options(_UNTUNED)
-    )
-else:
-    collect_ignore = [
-        "test_distribution.py",
-        "test_logs.py",
-        "test_multiworker.py",
-    ]
-
-
 @pytest.fixture(autouse=True)
 def seeded():
+    import keras
+
     keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")
@@ -91,6 +116,8 @@ def seeded():
 @pytest.fixture
 def floatx():
     """Sets Keras's default dtype, until the test ends."""
+    import keras
+
     before = keras.config.floatx()
     yield keras.config.set_floatx
     keras.config.set_floatx(before)
@@ -99,7 +126,7 @@ def floatx():
 @pytest.fixture
 def float64():
     """float64, which JAX has to be told to compute in."""
-    if keras.backend.backend() != "jax":
+    if _backend() != "jax":
         yield
         return
     import jax
@@ -119,11 +146,15 @@ def float64():
 
 @pytest.fixture(scope="session")
 def two_replicas():
+    import tensorflow as tf
+
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
 @pytest.fixture(scope="session")
 def four_replicas():
+    import tensorflow as tf
+
     class OtherStrategy(tf.distribute.MirroredStrategy):
         _collective_key_base = 1_000_000
 

@@ -2,10 +2,8 @@
 
 import contextlib
 
-import keras
 import numpy as np
 import pytest
-from study import strategies
 
 
 @pytest.fixture(scope="session")
@@ -27,20 +25,23 @@ def text(tmp_path_factory):
 @pytest.fixture
 def mirrored(two_replicas, monkeypatch):
     """Recipes in this process train on the one strategy that it may have."""
+    from study import strategies
+
     monkeypatch.setattr(strategies, "make_strategy", lambda *_: two_replicas)
     return ("--strategy", "mirrored", "--replicas", 2)
 
 
-class Interruption(keras.callbacks.Callback):
-    """Ends training before its second epoch."""
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == 1:
-            raise InterruptedError("stopped by the test")
-
-
 @contextlib.contextmanager
 def _interrupted(study_class):
+    import keras
+
+    class Interruption(keras.callbacks.Callback):
+        """Ends training before its second epoch."""
+
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                raise InterruptedError("stopped by the test")
+
     own = study_class.callbacks
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
