@@ -760,6 +760,46 @@ def test_findings_rest_on_what_survives_the_correction():
     assert outcome.to_dict()["comparisons"] == 4
 
 
+def test_all_that_is_told_of_a_comparison_has_one_verdict(tmp_path):
+    """Each excludes 0 by itself (t = 4.81, p = 0.041), and none of two does."""
+    steps = np.array([0.64, 1.0, 1.36])
+    gains = {"plain": 0.0, "kd": 0.01, "mine": 0.02}
+    outcome = Attribution(
+        {
+            method: dict(enumerate(0.9 + gain * steps))
+            for method, gain in gains.items()
+        },
+        "accuracy",
+        pairs=[("mine", "kd")],
+    )
+    p = 2 * scipy.stats.t.sf(math.sqrt(3) / 0.36, 2)
+    assert 0.04 < p < 0.05
+    assert [(c.method, c.baseline) for c in outcome.comparisons] == [
+        ("kd", "plain"),
+        ("mine", "plain"),
+        ("mine", "kd"),
+    ]
+    assert outcome.comparison("mine", "kd").adjusted_p_value == pytest.approx(
+        3 * p
+    )
+    # One that is not among them is corrected for as well.
+    other = outcome.comparison("plain", "kd")
+    assert other.comparisons == 4
+    assert other.adjusted_p_value == pytest.approx(4 * p)
+    whole = outcome.to_dict()
+    (level,), (pair,) = whole["levels"], whole["pairs"]
+    for told in (*whole["gains"].values(), level, pair):
+        assert told["verdict"] == "inconclusive"
+        assert told["adjusted_p_value"] == pytest.approx(3 * p)
+    assert list(whole["gains"]) == ["kd", "mine"]
+    assert "verdict" not in level["gain"] and "verdict" not in pair["gain"]
+    outcome.to_tensorboard(tmp_path)
+    events = read_events(tmp_path / "hparams" / "levels")
+    tag = "all/kd_over_plain"
+    assert scalars(events, f"{tag}/p_value") == [pytest.approx(p)]
+    assert scalars(events, f"{tag}/adjusted_p_value") == [pytest.approx(3 * p)]
+
+
 def test_two_seeds_that_agree_are_no_gain():
     """Of 360 images one more, with either seed; 32 bits hold it so."""
     scores = {

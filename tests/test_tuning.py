@@ -20,7 +20,7 @@ import keras_kd as kd
 from keras_kd.diagnosis import Diagnosis
 from keras_kd.diagnosis.finding import INFO, PROBLEM, Finding
 from keras_kd.monitors import DivergedError
-from keras_kd.tuning import SPACES, budget, report, spaces
+from keras_kd.tuning import SPACES, Trial, Tuning, budget, report, spaces
 
 
 @pytest.fixture(autouse=True)
@@ -396,6 +396,50 @@ def test_results_that_a_trainer_had_kept_count_by_their_history():
         truth = trainer.truth(trial.method, trial.settings)
         assert trial.score == pytest.approx(truth)
         assert len(trial.curve) == 3
+
+
+def test_findings_tables_and_pictures_agree():
+    """Both gains exclude 0 by themselves, and not among three."""
+    steps = np.array([0.64, 1.0, 1.36])  # p = 0.041 with two degrees.
+    gains = {"plain": 0.0, "kd": 0.01, "tuned": 0.015}
+    scores = {
+        name: dict(enumerate(0.9 + gain * steps))
+        for name, gain in gains.items()
+    }
+    trials = [
+        Trial(number, method, {}, score, "finished", [score], 1.0, "default", 1)
+        for number, (method, score) in enumerate(
+            (("plain", 0.9), ("dkd", 0.95))
+        )
+    ]
+    result = Tuning(
+        trials,
+        kd.Attribution(scores, "accuracy"),
+        winner=trials[1],
+        winner_name="tuned",
+        loss=kd.DKD(),
+        plain=trials[0],
+        metric="accuracy",
+        higher_is_better=True,
+        importance={},
+        spent={"epochs": 2, "seconds": 2.0},
+        verdict=[],
+    )
+    assert result.gain().verdict == "gain"
+    _, over_plain, over_kd = result.findings
+    for finding in over_plain, over_kd:
+        assert ": inconclusive, a gain by itself that does not" in finding
+        assert "for 3 comparisons" in finding
+    *_, row = result.final_rows()
+    assert (row["p, Holm"], row["verdict"]) == (
+        "0.122",
+        "gain before correction",
+    )
+    (axes,) = report.draw(result)["gains"][0].to_matplotlib().axes
+    assert all(bar.get_alpha() < 1 for bar in axes.patches)
+    final = result.to_dict()["final"]
+    told = [*final["gains"].values(), *final["levels"], *final["pairs"]]
+    assert [each["verdict"] for each in told] == ["inconclusive"] * 4
 
 
 @pytest.mark.parametrize("best", ["plain", "kd"])

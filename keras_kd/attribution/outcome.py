@@ -73,12 +73,21 @@ class Comparison:
         of = f" ({self.level.question})" if self.level else ""
         return (
             f"{names}: {gain} ({' to '.join(ends)}{alone}): "
-            f"{self._judged()}{of}."
+            f"{self.judged('helped', 'hurt')}{of}."
         )
 
-    def _judged(self):
+    def judged(self, gain, loss):
+        """The verdict in a sentence.
+
+        Args:
+            gain: words for a gain.
+            loss: words for a loss.
+
+        Returns:
+            A string, of what is inconclusive with the reason.
+        """
         if self.verdict != "inconclusive":
-            return "helped" if self.verdict == "gain" else "hurt"
+            return gain if self.verdict == "gain" else loss
         if self.interval.verdict == "inconclusive":
             return "inconclusive"
         return (
@@ -108,6 +117,8 @@ class Attribution:
         teacher_similarity: optional [classes, classes] cosines of the
             teacher's logit layer.
         superclasses: optional [classes] integers.
+        pairs: further pairs of a method and a baseline that are compared, and
+            corrected for, beside the levels and every method over "plain".
 
     Example:
     >>> print(attribution)
@@ -120,16 +131,18 @@ class Attribution:
     results: dict = dataclasses.field(default_factory=dict, repr=False)
     teacher_similarity: object = dataclasses.field(default=None, repr=False)
     superclasses: object = dataclasses.field(default=None, repr=False)
+    pairs: tuple = ()
 
     def gain(self, method, baseline="plain"):
-        """The gain of one method over another.
+        """The gain of one method over another, by itself.
 
         Args:
             method: name.
             baseline: name.
 
         Returns:
-            An `Interval`.
+            An `Interval`, whose verdict is not corrected for other
+            comparisons: see `comparison`.
         """
         pair = method, baseline
         if pair not in self._gains:
@@ -182,7 +195,8 @@ class Attribution:
     def comparisons(self):
         """List of all `Comparison`s, those of the levels first.
 
-        The others are of methods against "plain" which no level compares.
+        The others are of methods against "plain" which no level compares, and
+        of further `pairs`.
         """
         pairs = [
             (level, level.method, baseline)
@@ -190,10 +204,11 @@ class Attribution:
             if (baseline := self._baseline(level)) is not None
         ]
         compared = {(method, baseline) for _, method, baseline in pairs}
+        others = [(m, "plain") for m in self.scores if m != "plain"]
         pairs += [
-            (None, method, "plain")
-            for method in self.scores
-            if method != "plain" and (method, "plain") not in compared
+            (None, *pair)
+            for pair in [*others, *map(tuple, self.pairs)]
+            if pair not in compared
         ]
         gains = [self.gain(method, baseline) for _, method, baseline in pairs]
         adjusted = holm([gain.p_value for gain in gains])
@@ -204,6 +219,24 @@ class Attribution:
                 pairs, gains, adjusted, strict=True
             )
         ]
+
+    def comparison(self, method, baseline="plain"):
+        """One method against another, corrected for all comparisons.
+
+        Args:
+            method: name.
+            baseline: name.
+
+        Returns:
+            The `Comparison`; of two that are not compared otherwise, corrected
+            for one comparison more.
+        """
+        for found in self.comparisons:
+            if (found.method, found.baseline) == (method, baseline):
+                return found
+        pairs = (*self.pairs, (method, baseline))
+        whole = dataclasses.replace(self, pairs=pairs)
+        return whole.comparison(method, baseline)
 
     def _baseline(self, level):
         names = level.baseline
@@ -270,7 +303,9 @@ class Attribution:
     def method_rows(self):
         """Table of the methods: list of dicts of strings."""
         against_plain = {
-            c.method: c for c in self.comparisons if c.baseline == "plain"
+            method: self.comparison(method)
+            for method in self.scores
+            if method != "plain"
         }
         mean = self.unit.titled(f"mean {self.metric}", "scores")
         width = self._finest_width()
@@ -332,18 +367,15 @@ class Attribution:
                 method: {str(seed): score for seed, score in by_seed.items()}
                 for method, by_seed in self.scores.items()
             },
-            "gains": {m: _plain(self.gain(m)) for m in self.scores},
+            "gains": {
+                method: {**_plain(c.interval), **_judgement(c)}
+                for method in self.scores
+                if method != "plain" and (c := self.comparison(method))
+            },
             "levels": [
-                {
-                    "level": c.level.name,
-                    "method": c.method,
-                    "baseline": c.baseline,
-                    "gain": _plain(c.interval),
-                    "adjusted_p_value": _number(c.adjusted_p_value),
-                    "verdict": c.verdict,
-                }
-                for c in self.levels
+                {"level": c.level.name, **_compared(c)} for c in self.levels
             ],
+            "pairs": [_compared(self.comparison(*p)) for p in self.pairs],
             "comparisons": sum(c.interval.is_known for c in self.comparisons),
             "findings": self.findings,
         }
@@ -435,11 +467,29 @@ def _gain_of_examples(sign, ours, theirs, examples_of):
     return dataclasses.replace(gain, **ends)
 
 
+def _compared(comparison):
+    """A comparison in JSON's types."""
+    return {
+        "method": comparison.method,
+        "baseline": comparison.baseline,
+        "gain": _plain(comparison.interval),
+        **_judgement(comparison),
+    }
+
+
+def _judgement(comparison):
+    """The one verdict of a comparison, the corrected one, and its p."""
+    return {
+        "adjusted_p_value": _number(comparison.adjusted_p_value),
+        "verdict": comparison.verdict,
+    }
+
+
 def _plain(interval):
     """An interval in JSON's types."""
     values = dataclasses.asdict(interval)
     values = {key: _number(value) for key, value in values.items()}
-    return {**values, "over": interval.over, "verdict": interval.verdict}
+    return {**values, "over": interval.over}
 
 
 def _number(value):

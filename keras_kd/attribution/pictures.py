@@ -5,6 +5,12 @@ import numpy as np
 from keras_kd.diagnosis import measures
 from keras_kd.reports import figures
 
+# What bars of gains show.
+BARS = (
+    "with 95 % intervals, each by itself. Pale bars don't survive the "
+    "correction for the number of comparisons."
+)
+
 
 def of_gains(attribution):
     """How much: gains with their intervals.
@@ -16,10 +22,7 @@ def of_gains(attribution):
         Dict by name of (`keras_kd.reports.figures.Figure`, caption), of the
         gains that have an interval; empty figures are left out.
     """
-    caption = (
-        "Gain of each {}, with 95 % intervals, each by itself. Pale bars don't "
-        "survive the correction for the number of comparisons."
-    )
+    caption = f"Gain of each {{}}, {BARS}"
     groups = {
         "gains_by_level": (
             {
@@ -30,21 +33,16 @@ def of_gains(attribution):
         ),
         "gains_by_method": (
             {
-                c.method: c
-                for name in attribution.scores
-                for c in attribution.comparisons
-                if (c.method, c.baseline) == (name, "plain")
+                method: attribution.comparison(method)
+                for method in attribution.scores
+                if method != "plain"
             },
             caption.format("method over plain training"),
         ),
     }
     return {
         name: (
-            bars_of_gains(
-                attribution,
-                {k: c.interval for k, c in known.items()},
-                [c.verdict != "inconclusive" for c in known.values()],
-            ),
+            bars_of_gains(attribution, known),
             caption,
         )
         for name, (group, caption) in groups.items()
@@ -52,24 +50,25 @@ def of_gains(attribution):
     }
 
 
-def bars_of_gains(attribution, gains, emphasised=None):
+def bars_of_gains(attribution, comparisons):
     """Gains as bars with their intervals, in the unit of an attribution.
 
     Args:
         attribution: a `keras_kd.Attribution`.
-        gains: dict by name of `Interval`s.
-        emphasised: as for `figures.bars`.
+        comparisons: dict by name of `Comparison`s; bars of those that don't
+            survive the correction are pale.
 
     Returns:
         A `keras_kd.reports.figures.Figure`.
     """
     factor = attribution.unit.factor
+    gains = [c.interval for c in comparisons.values()]
     return figures.bars(
-        list(gains),
-        [factor * gain.mean for gain in gains.values()],
-        [(factor * gain.low, factor * gain.high) for gain in gains.values()],
+        list(comparisons),
+        [factor * gain.mean for gain in gains],
+        [(factor * gain.low, factor * gain.high) for gain in gains],
         attribution.unit.titled(f"gain in {attribution.metric}"),
-        emphasised=emphasised,
+        emphasised=[c.verdict != "inconclusive" for c in comparisons.values()],
     )
 
 
