@@ -535,8 +535,10 @@ def test_perplexities_are_compared_by_their_logarithms():
     def train(method, seed):
         own = np.random.default_rng([seed, len(method)])
         losses = pieces - 0.2 * (method == "kd") + own.normal(0, 0.05, 200)
+        losses += seed  # Far apart, so that the kinds of means are as well.
         return {
             "perplexity": np.exp(losses.mean()),
+            "history": {"val_perplexity": [np.exp(losses.mean())]},
             "examples": losses,
             "examples_of": "exp_mean",
         }
@@ -562,10 +564,20 @@ def test_perplexities_are_compared_by_their_logarithms():
     ):
         assert found == pytest.approx(baseline - baseline / np.exp(each))
     # The geometric means over the seeds differ by it.
-    assert gain.mean == pytest.approx(
-        np.exp(np.mean(np.log(list(outcome.scores["plain"].values()))))
-        - np.exp(np.mean(np.log(list(outcome.scores["kd"].values()))))
-    )
+    means = {
+        method: np.exp(np.mean(np.log(list(by_seed.values()))))
+        for method, by_seed in outcome.scores.items()
+    }
+    assert gain.mean == pytest.approx(means["plain"] - means["kd"])
+    for row in outcome.method_rows():
+        shown = float(row["geometric mean perplexity"])
+        assert shown == pytest.approx(means[row["method"]], abs=0.06)
+    assert "differences of geometric means" in outcome.note
+    figure, caption = pictures.of_training(outcome)["learning_curves"]
+    (axes,) = figure.to_matplotlib().axes
+    for line, method in zip(axes.lines, ("plain", "kd"), strict=True):
+        assert line.get_ydata() == pytest.approx([means[method]])
+    assert ": geometric means of the seeds" in caption
     assert gain.verdict == "gain" and gain.p_value == nats.p_value
 
 
@@ -814,6 +826,14 @@ def test_two_seeds_that_agree_are_no_gain():
     assert "kd against plain: +0.278 points with each of 2 seeds: inc" in text
     for never in ("+0 [", "e-0", "nan", "[+0.00278, +0.00278]"):
         assert never not in text
+
+
+def test_what_has_no_interval_says_why():
+    outcome = Attribution({"plain": {0: 0.5, 1: 0.5}, "kd": {0: 0.6, 1: 0.6}})
+    assert "no intervals, as seeds agree exactly" in outcome.note
+    assert "in common" not in outcome.note
+    apart = Attribution({"plain": {0: 0.5, 1: 0.5}, "kd": {0: 0.6}})
+    assert "No two methods have two seeds in common" in apart.note
 
 
 def test_numbers_have_the_digits_that_they_deserve():

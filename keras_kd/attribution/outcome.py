@@ -106,7 +106,8 @@ class Attribution:
     of each test example is known, an interval holds what another seed and
     what another test set would change, and otherwise another seed alone: see
     `paired_interval`. Where a score is exp of a mean, such as a perplexity,
-    logarithms are compared, and the gain is told at the baseline's score.
+    logarithms are compared, and the gain is told at the baseline's score:
+    gains and means are of geometric means over the seeds.
 
     Attributes:
         scores: dict by method of dicts by seed of floats.
@@ -256,6 +257,35 @@ class Attribution:
         named = "acc" in self.metric.lower()
         return numbers.POINTS if named and shares else numbers.PLAIN
 
+    @functools.cached_property
+    def _is_geometric(self):
+        """Whether gains are of geometric means: of scores exp of a mean."""
+        kinds = [
+            self.results.get(method, {}).get(seed, {}).get("examples_of")
+            for method, by_seed in self.scores.items()
+            for seed in by_seed
+        ]
+        return bool(kinds) and all(kind == "exp_mean" for kind in kinds)
+
+    @property
+    def mean_name(self):
+        """What `mean` is: "mean" or "geometric mean"."""
+        return "geometric mean" if self._is_geometric else "mean"
+
+    def mean(self, values):
+        """The mean of scores whose differences the gains are.
+
+        Args:
+            values: iterable of floats, or of arrays.
+
+        Returns:
+            A float or an array.
+        """
+        values = np.array(list(values), "float64")
+        if self._is_geometric:
+            return np.exp(np.log(values).mean(0))
+        return values.mean(0)
+
     @property
     def findings(self):
         """List of sentences, what each level was worth."""
@@ -272,8 +302,15 @@ class Attribution:
             f"Scores are {self.metric}; {direction} is better, and a gain "
             "above 0 is an improvement. "
         )
+        if self._is_geometric:
+            text += "Gains are differences of geometric means. "
         if not known:
-            return text + "No two methods have two seeds in common yet."
+            paired = any(c.interval.seeds > 1 for c in self.comparisons)
+            return text + (
+                "There are no intervals, as seeds agree exactly."
+                if paired
+                else "No two methods have two seeds in common yet."
+            )
         over = {c.interval.over for c in known}
         holds = {
             True: "both another seed and another test set would change",
@@ -307,12 +344,12 @@ class Attribution:
             for method in self.scores
             if method != "plain"
         }
-        mean = self.unit.titled(f"mean {self.metric}", "scores")
+        mean = self.unit.titled(f"{self.mean_name} {self.metric}", "scores")
         width = self._finest_width()
         return [
             {
                 "method": method,
-                mean: self.unit.score(np.mean(list(scores.values())), width)
+                mean: self.unit.score(self.mean(scores.values()), width)
                 if scores
                 else "-",
                 **self._gain_cells(

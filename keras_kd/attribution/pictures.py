@@ -1,5 +1,7 @@
 """Figures of an attribution: how much each part gave, and why."""
 
+import functools
+
 import numpy as np
 
 from keras_kd.diagnosis import measures
@@ -99,8 +101,9 @@ def _learning_curves(attribution):
         return None
     unit = attribution.unit
     factor = unit.factor if "acc" in name else 1.0
+    mean, mean_name = _mean_of_curves(attribution, name)
     found = {
-        method: _band([factor * np.array(each) for each in by_key[name]])
+        method: _band([factor * np.array(each) for each in by_key[name]], mean)
         for method, by_key in histories.items()
         if name in by_key
     }
@@ -110,9 +113,16 @@ def _learning_curves(attribution):
     label = f"{name}, %" if factor != 1 else name
     figure = figures.curves(found, plain and ("plain", plain), "epoch", label)
     return figure, (
-        f"Learning curves, {name} after each epoch: means of the seeds, and "
-        "bands from the lowest seed to the highest."
+        f"Learning curves, {name} after each epoch: {mean_name}s of the seeds, "
+        "and bands from the lowest seed to the highest."
     )
+
+
+def _mean_of_curves(attribution, name):
+    """The mean over the seeds, and what it is: of the score that of gains."""
+    if name.endswith("loss"):
+        return functools.partial(np.mean, axis=0), "mean"
+    return attribution.mean, attribution.mean_name
 
 
 def _history_names(metric):
@@ -121,13 +131,13 @@ def _history_names(metric):
     return (f"val_{base}", base, "val_loss", "loss")
 
 
-def _band(series):
+def _band(series, mean):
     """(epochs, mean, lowest, highest) of the epochs that all have."""
     length = min(map(len, series))
     values = np.array([each[:length] for each in series])
     return (
         np.arange(1, length + 1),
-        values.mean(0),
+        mean(values),
         values.min(0),
         values.max(0),
     )
