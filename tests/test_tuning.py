@@ -163,6 +163,39 @@ def test_own_losses_are_searched_in_a_space_of_their_own():
     assert mine[0].settings == {"alpha": 1.0}
 
 
+class Counting(kd.losses.DistillationLoss):
+    """A loss of one's own with a number of things."""
+
+    def __init__(self, n=2, share=0.5, **kwargs):
+        super().__init__(**kwargs)
+        self.n, self.share = n, share
+
+    def get_config(self):
+        return {**super().get_config(), "n": self.n, "share": self.share}
+
+
+def test_a_number_of_things_is_whole():
+    class Trainer(SurfaceTrainer):
+        def loss(self, method, settings):
+            if method == "mine":
+                return Counting(**settings)
+            return super().loss(method, settings)
+
+        def truth(self, method, settings):
+            if method == "mine":
+                return 0.8 - 0.01 * abs(settings["n"] - 4)
+            return super().truth(method, settings)
+
+    trainer = Trainer(heights={**FEW, "mine": 0.8}, epochs=2)
+    space = {"mine": {"n": (1, 5), "share": (1, 5)}}
+    result = tune(trainer, 30, methods=["mine"], space=space)
+    mine = [t.settings for t in result.trials if t.method == "mine"]
+    assert {each["n"] for each in mine} <= {1, 2, 3, 4, 5}
+    assert all(isinstance(each["n"], int) for each in mine)
+    assert len({each["share"] for each in mine}) > 5
+    assert isinstance(result.loss.n, int)
+
+
 # -- tuned baselines -----------------------------------------------------------
 
 
@@ -442,14 +475,18 @@ def test_findings_tables_and_pictures_agree():
     assert [each["verdict"] for each in told] == ["inconclusive"] * 4
 
 
+@pytest.mark.parametrize("rates", [None, (1e-4, 1e-2)])
 @pytest.mark.parametrize("best", ["plain", "kd"])
-def test_a_winner_that_is_a_baseline_is_trained_once(best):
+def test_a_winner_that_is_a_baseline_is_trained_once(best, rates):
     heights = {**FEW, best: 0.9}
     trainer = SurfaceTrainer(steepness=0, heights=heights, epochs=3)
     kept = {"weight": 0.5, "temperature": 2.0}
-    result = tune(trainer, 12, space={"kd": kept})
+    result = tune(trainer, 20, space={"kd": kept}, learning_rate=rates)
     assert result.method == best
     assert set(result.final.scores) == {"plain", "kd"}
+    assert len(result.final.comparisons) == 1
+    fresh = [(call[0], call[1]) for call in trainer.calls if call[1] > 0]
+    assert len(fresh) == len(set(fresh)) == 6
     assert result.gain(best) is None
     if best == "kd":
         assert result.gain().mean == pytest.approx(0.2)
@@ -805,6 +842,27 @@ def test_the_search_starts_from_the_diagnosis(diagnosis, method, settings):
     # After what every search needs, ahead of other defaults.
     assert advised[0].number == 3
     assert result.verdict == diagnosis.verdict
+
+
+def test_a_teacher_that_cannot_be_diagnosed_is_searched_without(tmp_path):
+    """A diagnosis takes fewer kinds of data than training does."""
+
+    class Trainer(SurfaceTrainer):
+        def diagnosis(self):
+            self.diagnoses += 1
+            raise ValueError("Labels must be class ids. Received: soft ones.")
+
+    trainer = Trainer(heights=FEW, epochs=2)
+    result = tune(trainer, 20, folder=tmp_path / "search")
+    told = (
+        "No diagnosis of the teacher advised the search: Labels must be class "
+        "ids."
+    )
+    assert result.findings[-1] == told and f"- {told}" in str(result)
+    again = tune(trainer, 20, folder=tmp_path / "search")
+    assert trainer.diagnoses == 1 and again.findings[-1] == told
+    untaught = tune(SurfaceTrainer(heights=FEW, epochs=2), 20)
+    assert "No diagnosis" not in str(untaught)
 
 
 def test_a_vocabulary_may_keep_a_few_classes():

@@ -64,6 +64,8 @@ class Tuning:
         verdict: list of sentences of the teacher's diagnosis.
         scored_on: what `final` was measured on, "test" or "validation" data;
             `None` where the trainer does not say.
+        no_advice: why no diagnosis of the teacher advised the search, a
+            sentence; `None` where one did, or there is no teacher.
 
     Example:
     >>> result = kd.tune(trainer, seconds=3600, folder="runs/tuning")
@@ -83,6 +85,7 @@ class Tuning:
     spent: dict
     verdict: list
     scored_on: str | None = None
+    no_advice: str | None = None
 
     def __post_init__(self):
         """Makes what findings tell a part of what is corrected for."""
@@ -146,6 +149,8 @@ class Tuning:
                 "the validation data, by which the winner was chosen, so that "
                 "gains look somewhat better than they are."
             )
+        if self.no_advice is not None:
+            found.append(self.no_advice)
         return found
 
     def _won(self):
