@@ -2,6 +2,7 @@
 
 import errno
 import html.parser
+import itertools
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import scipy.stats
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.util import tensor_util
@@ -1047,6 +1049,27 @@ def test_similarities_are_sorted_means_beside_the_teachers():
     r = np.corrcoef(mean[pairs], teacher[pairs])[0, 1]
     assert axes[2].get_title() == f"kd, r = {r:.2f}"
     assert "sorted by superclass" in caption
+
+
+@pytest.mark.parametrize("others", [1, 4])
+def test_long_names_stay_above_their_own_panel(others):
+    names = [f"a_loss_of_mine_with_a_name_as_long_{n}" for n in range(others)]
+    outcome = attribute(Trainer(), 2, ["plain", *names], verbose=False)
+    for figure, _ in pictures.of_training(outcome).values():
+        drawn = figure.to_matplotlib()
+        canvas = FigureCanvasAgg(drawn)
+        canvas.draw()
+        boxes = [
+            axes.title.get_window_extent(canvas.get_renderer())
+            for axes in drawn.axes
+            if axes.get_title()
+        ]
+        assert len(boxes) >= others
+        for one, other in itertools.combinations(boxes, 2):
+            assert not one.overlaps(other)
+        for box in boxes:
+            assert 0 <= box.x0 and box.x1 <= drawn.bbox.x1
+            assert 0 <= box.y0 and box.y1 <= drawn.bbox.y1
 
 
 def test_bars_that_do_not_survive_are_pale():
