@@ -19,6 +19,7 @@ from tensorboard.util import tensor_util
 import keras_kd as kd
 from keras_kd import attribution
 from keras_kd.attribution import Attribution, attribute, pictures, runs
+from keras_kd.monitors import DivergedError
 
 
 def flat(scores):
@@ -412,10 +413,47 @@ def test_what_cannot_train_is_refused():
             attribute(train, range(2))
 
 
-def test_a_diverged_run_is_refused_and_not_kept(tmp_path):
-    with pytest.raises(ValueError, match="nan for method 'plain' with seed 0"):
-        attribute(lambda *_: math.nan, range(2), folder=tmp_path)
-    assert not list(tmp_path.glob("run-*"))
+@pytest.mark.parametrize("how", ["raised", "not a number"])
+def test_a_diverged_run_is_a_missing_seed(how, tmp_path, capsys):
+    calls = []
+
+    def train(method, seed):
+        calls.append((method, seed))
+        if (method, seed) != ("kd", 1):
+            return 1.0 + 10 * seed + (method == "kd") * (1 + 0.1 * seed)
+        if how == "raised":
+            raise DivergedError("The student's loss is not finite.")
+        return math.nan
+
+    def run():
+        return attribute(train, 3, ["plain", "kd"], tmp_path)
+
+    outcome = run()
+    assert len(calls) == 6
+    printed = capsys.readouterr().out
+    assert "seed 2/3 kd: left out, as it diverged" in printed
+    assert "time budget" not in printed
+    assert outcome.scores["kd"] == {0: 2.0, 2: pytest.approx(22.2)}
+    assert outcome.gain("kd") == attribution.paired_interval(
+        [1.0, outcome.scores["kd"][2] - 21.0]
+    )
+    assert "training diverged: kd with seed 1. Gains" in outcome.findings[-1]
+    assert outcome.findings[-1] in str(outcome)
+    assert "finite" in outcome.to_dict()["diverged"]["kd"]["1"]
+    # A seed that did once would do so again.
+    assert run().to_dict() == outcome.to_dict() and len(calls) == 6
+    path = tmp_path / "run-kd-1.json"
+    path.write_text(path.read_text().replace('"seed": 1', '"seed": "1"'))
+    with pytest.raises(ValueError, match="run-kd-1.*Received.*Remove it"):
+        run()
+
+
+def test_where_all_diverges_it_says_so():
+    outcome = attribute(lambda *_: math.inf, 2, ["plain", "kd"], verbose=False)
+    assert outcome.scores == {"plain": {}, "kd": {}}
+    (finding,) = outcome.findings
+    assert "plain with seeds 0, 1; kd with seeds 0, 1" in finding
+    assert "No two methods have two seeds in common" in str(outcome)
 
 
 # -- trainers, and all that they return ----------------------------------------

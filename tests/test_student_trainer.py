@@ -1032,7 +1032,7 @@ def test_other_kinds_of_arguments_are_refused(teacher):
         trainer("plain", 1)
 
 
-def test_a_sigmoid_student_has_the_methods_of_two_classes(tmp_path):
+def test_a_sigmoid_student_has_the_methods_of_two_classes():
     def unit():
         return keras.Sequential(
             [keras.Input((FEATURES,)), keras.layers.Dense(1, "sigmoid")]
@@ -1054,9 +1054,8 @@ def test_a_sigmoid_student_has_the_methods_of_two_classes(tmp_path):
     # One unit is related to no other.
     assert trainer.teacher_similarity is None
     assert "class_similarity" not in result
-    outcome = kd.attribute(trainer, 2, ["plain", "kd"], verbose=False)
-    outcome.save(tmp_path / "report.html")
-    assert "Class relations" not in (tmp_path / "report.html").read_text()
+    outcome = kd.attribute(trainer, 2, ["plain"], verbose=False)
+    assert len(outcome.scores["plain"]) == 2
 
 
 # -- attribute -----------------------------------------------------------------

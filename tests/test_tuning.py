@@ -355,6 +355,36 @@ def test_the_comparison_is_on_seeds_that_the_search_did_not_use():
     assert result.gain("kd").mean == pytest.approx(np.mean(gains))
 
 
+@pytest.mark.parametrize("seeds", [{1001}, {1000, 1001}])
+def test_a_fresh_seed_that_diverges_is_a_missing_one(seeds, tmp_path):
+    class Trainer(SurfaceTrainer):
+        def train(self, method, seed, settings=None, report=None):
+            if method == "kd" and seed in seeds and settings["weight"] != 0.5:
+                self.calls.append([method, seed, settings, 0])
+                raise DivergedError("The student's loss is not finite.")
+            return super().train(method, seed, settings, report)
+
+        __call__ = train
+
+    trainer = Trainer(0.01, heights=FEW, epochs=2)
+    result = tune(trainer, 20, folder=tmp_path / "search")
+    assert set(result.final.scores["tuned"]) == {1000, 1001, 1002} - seeds
+    assert len(result.final.scores["kd"]) == 3
+    gain = result.gain()
+    assert gain.seeds == 3 - len(seeds)
+    if gain.seeds == 2:
+        assert "On 2 fresh seeds" in result.findings[1]
+    else:
+        assert "not known: fresh seeds that both ended: 1 of" in str(result)
+    assert "training diverged: tuned with seed" in result.findings[-1]
+    assert "nan" not in str(result)
+    result.save(tmp_path / "tuning.html")
+    before = len(trainer.calls)
+    again = tune(trainer, 20, folder=tmp_path / "search")
+    assert len(trainer.calls) == before
+    assert again.findings[1:] == result.findings[1:]
+
+
 def test_the_luckiest_trial_is_not_taken_for_a_gain():
     """All students are equal but for their luck."""
     equal = dict.fromkeys(FEW, 0.7)

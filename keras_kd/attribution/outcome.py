@@ -120,6 +120,8 @@ class Attribution:
         superclasses: optional [classes] integers.
         pairs: further pairs of a method and a baseline that are compared, and
             corrected for, beside the levels and every method over "plain".
+        diverged: optional dict by method of dicts by seed of why a run has no
+            score.
 
     Example:
     >>> print(attribution)
@@ -133,6 +135,7 @@ class Attribution:
     teacher_similarity: object = dataclasses.field(default=None, repr=False)
     superclasses: object = dataclasses.field(default=None, repr=False)
     pairs: tuple = ()
+    diverged: dict = dataclasses.field(default_factory=dict, repr=False)
 
     def gain(self, method, baseline="plain"):
         """The gain of one method over another, by itself.
@@ -288,8 +291,27 @@ class Attribution:
 
     @property
     def findings(self):
-        """List of sentences, what each level was worth."""
-        return [_finding(name, group) for name, group in _by_level(self.levels)]
+        """List of sentences, what each level was worth, and what diverged."""
+        found = [
+            _finding(name, group) for name, group in _by_level(self.levels)
+        ]
+        return [*found, *filter(None, [self.left_out])]
+
+    @property
+    def left_out(self):
+        """A sentence on runs that diverged; `None` if there are none."""
+        if not self.diverged:
+            return None
+        runs = "; ".join(
+            f"{method} with seed{'s' * (len(by_seed) > 1)} "
+            f"{', '.join(map(str, by_seed))}"
+            for method, by_seed in self.diverged.items()
+        )
+        return (
+            f"Left out, as training diverged: {runs}. Gains are of the other "
+            "seeds alone, so that a method that diverges looks better than it "
+            "is."
+        )
 
     @property
     def note(self):
@@ -413,6 +435,10 @@ class Attribution:
                 {"level": c.level.name, **_compared(c)} for c in self.levels
             ],
             "pairs": [_compared(self.comparison(*p)) for p in self.pairs],
+            "diverged": {
+                method: {str(seed): why for seed, why in by_seed.items()}
+                for method, by_seed in self.diverged.items()
+            },
             "comparisons": sum(c.interval.is_known for c in self.comparisons),
             "findings": self.findings,
         }

@@ -149,9 +149,7 @@ class Tuning:
                 "the validation data, by which the winner was chosen, so that "
                 "gains look somewhat better than they are."
             )
-        if self.no_advice is not None:
-            found.append(self.no_advice)
-        return found
+        return [*found, *filter(None, [self.final.left_out, self.no_advice])]
 
     def _won(self):
         counts = collections.Counter(trial.state for trial in self.trials)
@@ -166,13 +164,22 @@ class Tuning:
 
     def _gained(self, comparison):
         unit, gain = self.final.unit, comparison.interval
+        over = _BASELINES[comparison.baseline]
+        if gain.seeds < 2:
+            return (
+                f"What it gains over {over} is not known: fresh seeds that "
+                f"both ended: {gain.seeds} of the two or more that it takes."
+            )
+        interval = (
+            f"the interval is over {gain.over}"
+            if gain.is_known
+            else "seeds that agree exactly tell no interval"
+        )
         span = unit.span(gain.mean, gain.low, gain.high)
         return (
             f"On {gain.seeds} fresh seeds{_SCORED_ON[self.scored_on]} it gains "
             f"{f'{span} {unit.of_gains}'.strip()} in {self.metric} over "
-            f"{_BASELINES[comparison.baseline]}: "
-            f"{comparison.judged('a gain', 'a loss')} (the interval is over "
-            f"{gain.over})."
+            f"{over}: {comparison.judged('a gain', 'a loss')} ({interval})."
         )
 
     def __str__(self):

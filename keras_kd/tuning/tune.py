@@ -9,6 +9,7 @@ import warnings
 from keras_kd.attribution import METHODS as ATTRIBUTED
 from keras_kd.attribution import attribute
 from keras_kd.files import user_path
+from keras_kd.monitors import DivergedError
 from keras_kd.tuning.advice import advice_of
 from keras_kd.tuning.budget import Budget
 from keras_kd.tuning.outcome import (
@@ -307,11 +308,16 @@ class _Call:
 
         def train(name, seed):
             method, settings = students[name]
-            result = self.trainer.train(method, seed, settings)
+            place = f"fresh seed {seeds.index(seed) + 1}/{len(seeds)} {name}"
+            try:
+                result = self.trainer.train(method, seed, settings)
+            except DivergedError:
+                self._spend(self.trainer.epochs)
+                self._say(f"{place}: left out, as it diverged")
+                raise
             self._spend(self.trainer.epochs)
             score = score_of(result, self.trainer.metric)
-            place = f"fresh seed {seeds.index(seed) + 1}/{len(seeds)}"
-            self._say(f"{place} {name}: {self.trainer.metric} {short(score)}")
+            self._say(f"{place}: {self.trainer.metric} {short(score)}")
             return result
 
         folder = self.folder
