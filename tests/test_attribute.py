@@ -2,6 +2,7 @@
 
 import errno
 import html.parser
+import itertools
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import scipy.stats
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.util import tensor_util
@@ -17,6 +19,7 @@ from tensorboard.util import tensor_util
 import keras_kd as kd
 from keras_kd import attribution
 from keras_kd.attribution import Attribution, attribute, pictures, runs
+from keras_kd.monitors import DivergedError
 
 
 def flat(scores):
@@ -410,10 +413,47 @@ def test_what_cannot_train_is_refused():
             attribute(train, range(2))
 
 
-def test_a_diverged_run_is_refused_and_not_kept(tmp_path):
-    with pytest.raises(ValueError, match="nan for method 'plain' with seed 0"):
-        attribute(lambda *_: math.nan, range(2), folder=tmp_path)
-    assert not list(tmp_path.glob("run-*"))
+@pytest.mark.parametrize("how", ["raised", "not a number"])
+def test_a_diverged_run_is_a_missing_seed(how, tmp_path, capsys):
+    calls = []
+
+    def train(method, seed):
+        calls.append((method, seed))
+        if (method, seed) != ("kd", 1):
+            return 1.0 + 10 * seed + (method == "kd") * (1 + 0.1 * seed)
+        if how == "raised":
+            raise DivergedError("The student's loss is not finite.")
+        return math.nan
+
+    def run():
+        return attribute(train, 3, ["plain", "kd"], tmp_path)
+
+    outcome = run()
+    assert len(calls) == 6
+    printed = capsys.readouterr().out
+    assert "seed 2/3 kd: left out, as it diverged" in printed
+    assert "time budget" not in printed
+    assert outcome.scores["kd"] == {0: 2.0, 2: pytest.approx(22.2)}
+    assert outcome.gain("kd") == attribution.paired_interval(
+        [1.0, outcome.scores["kd"][2] - 21.0]
+    )
+    assert "training diverged: kd with seed 1. Gains" in outcome.findings[-1]
+    assert outcome.findings[-1] in str(outcome)
+    assert "finite" in outcome.to_dict()["diverged"]["kd"]["1"]
+    # A seed that did once would do so again.
+    assert run().to_dict() == outcome.to_dict() and len(calls) == 6
+    path = tmp_path / "run-kd-1.json"
+    path.write_text(path.read_text().replace('"seed": 1', '"seed": "1"'))
+    with pytest.raises(ValueError, match="run-kd-1.*Received.*Remove it"):
+        run()
+
+
+def test_where_all_diverges_it_says_so():
+    outcome = attribute(lambda *_: math.inf, 2, ["plain", "kd"], verbose=False)
+    assert outcome.scores == {"plain": {}, "kd": {}}
+    (finding,) = outcome.findings
+    assert "plain with seeds 0, 1; kd with seeds 0, 1" in finding
+    assert "No two methods have two seeds in common" in str(outcome)
 
 
 # -- trainers, and all that they return ----------------------------------------
@@ -535,8 +575,10 @@ def test_perplexities_are_compared_by_their_logarithms():
     def train(method, seed):
         own = np.random.default_rng([seed, len(method)])
         losses = pieces - 0.2 * (method == "kd") + own.normal(0, 0.05, 200)
+        losses += seed  # Far apart, so that the kinds of means are as well.
         return {
             "perplexity": np.exp(losses.mean()),
+            "history": {"val_perplexity": [np.exp(losses.mean())]},
             "examples": losses,
             "examples_of": "exp_mean",
         }
@@ -562,10 +604,20 @@ def test_perplexities_are_compared_by_their_logarithms():
     ):
         assert found == pytest.approx(baseline - baseline / np.exp(each))
     # The geometric means over the seeds differ by it.
-    assert gain.mean == pytest.approx(
-        np.exp(np.mean(np.log(list(outcome.scores["plain"].values()))))
-        - np.exp(np.mean(np.log(list(outcome.scores["kd"].values()))))
-    )
+    means = {
+        method: np.exp(np.mean(np.log(list(by_seed.values()))))
+        for method, by_seed in outcome.scores.items()
+    }
+    assert gain.mean == pytest.approx(means["plain"] - means["kd"])
+    for row in outcome.method_rows():
+        shown = float(row["geometric mean perplexity"])
+        assert shown == pytest.approx(means[row["method"]], abs=0.06)
+    assert "differences of geometric means" in outcome.note
+    figure, caption = pictures.of_training(outcome)["learning_curves"]
+    (axes,) = figure.to_matplotlib().axes
+    for line, method in zip(axes.lines, ("plain", "kd"), strict=True):
+        assert line.get_ydata() == pytest.approx([means[method]])
+    assert ": geometric means of the seeds" in caption
     assert gain.verdict == "gain" and gain.p_value == nats.p_value
 
 
@@ -760,6 +812,46 @@ def test_findings_rest_on_what_survives_the_correction():
     assert outcome.to_dict()["comparisons"] == 4
 
 
+def test_all_that_is_told_of_a_comparison_has_one_verdict(tmp_path):
+    """Each excludes 0 by itself (t = 4.81, p = 0.041), and none of two does."""
+    steps = np.array([0.64, 1.0, 1.36])
+    gains = {"plain": 0.0, "kd": 0.01, "mine": 0.02}
+    outcome = Attribution(
+        {
+            method: dict(enumerate(0.9 + gain * steps))
+            for method, gain in gains.items()
+        },
+        "accuracy",
+        pairs=[("mine", "kd")],
+    )
+    p = 2 * scipy.stats.t.sf(math.sqrt(3) / 0.36, 2)
+    assert 0.04 < p < 0.05
+    assert [(c.method, c.baseline) for c in outcome.comparisons] == [
+        ("kd", "plain"),
+        ("mine", "plain"),
+        ("mine", "kd"),
+    ]
+    assert outcome.comparison("mine", "kd").adjusted_p_value == pytest.approx(
+        3 * p
+    )
+    # One that is not among them is corrected for as well.
+    other = outcome.comparison("plain", "kd")
+    assert other.comparisons == 4
+    assert other.adjusted_p_value == pytest.approx(4 * p)
+    whole = outcome.to_dict()
+    (level,), (pair,) = whole["levels"], whole["pairs"]
+    for told in (*whole["gains"].values(), level, pair):
+        assert told["verdict"] == "inconclusive"
+        assert told["adjusted_p_value"] == pytest.approx(3 * p)
+    assert list(whole["gains"]) == ["kd", "mine"]
+    assert "verdict" not in level["gain"] and "verdict" not in pair["gain"]
+    outcome.to_tensorboard(tmp_path)
+    events = read_events(tmp_path / "hparams" / "levels")
+    tag = "all/kd_over_plain"
+    assert scalars(events, f"{tag}/p_value") == [pytest.approx(p)]
+    assert scalars(events, f"{tag}/adjusted_p_value") == [pytest.approx(3 * p)]
+
+
 def test_two_seeds_that_agree_are_no_gain():
     """Of 360 images one more, with either seed; 32 bits hold it so."""
     scores = {
@@ -774,6 +866,14 @@ def test_two_seeds_that_agree_are_no_gain():
     assert "kd against plain: +0.278 points with each of 2 seeds: inc" in text
     for never in ("+0 [", "e-0", "nan", "[+0.00278, +0.00278]"):
         assert never not in text
+
+
+def test_what_has_no_interval_says_why():
+    outcome = Attribution({"plain": {0: 0.5, 1: 0.5}, "kd": {0: 0.6, 1: 0.6}})
+    assert "no intervals, as seeds agree exactly" in outcome.note
+    assert "in common" not in outcome.note
+    apart = Attribution({"plain": {0: 0.5, 1: 0.5}, "kd": {0: 0.6}})
+    assert "No two methods have two seeds in common" in apart.note
 
 
 def test_numbers_have_the_digits_that_they_deserve():
@@ -987,6 +1087,27 @@ def test_similarities_are_sorted_means_beside_the_teachers():
     r = np.corrcoef(mean[pairs], teacher[pairs])[0, 1]
     assert axes[2].get_title() == f"kd, r = {r:.2f}"
     assert "sorted by superclass" in caption
+
+
+@pytest.mark.parametrize("others", [1, 4])
+def test_long_names_stay_above_their_own_panel(others):
+    names = [f"a_loss_of_mine_with_a_name_as_long_{n}" for n in range(others)]
+    outcome = attribute(Trainer(), 2, ["plain", *names], verbose=False)
+    for figure, _ in pictures.of_training(outcome).values():
+        drawn = figure.to_matplotlib()
+        canvas = FigureCanvasAgg(drawn)
+        canvas.draw()
+        boxes = [
+            axes.title.get_window_extent(canvas.get_renderer())
+            for axes in drawn.axes
+            if axes.get_title()
+        ]
+        assert len(boxes) >= others
+        for one, other in itertools.combinations(boxes, 2):
+            assert not one.overlaps(other)
+        for box in boxes:
+            assert 0 <= box.x0 and box.x1 <= drawn.bbox.x1
+            assert 0 <= box.y0 and box.y1 <= drawn.bbox.y1
 
 
 def test_bars_that_do_not_survive_are_pale():

@@ -781,22 +781,81 @@ ORDERED = {
 
 
 @pytest.mark.parametrize("part", ["train", "validation", "test"])
-@pytest.mark.parametrize(
-    "make_data",
-    [*ORDERED.values(), *SHUFFLED.values()],
-    ids=[*ORDERED, *(f"shuffled {kind}" for kind in SHUFFLED)],
-)
+@pytest.mark.parametrize("make_data", ORDERED.values(), ids=ORDERED)
 def test_one_other_label_makes_another_study(make_data, part, tmp_path):
     assert_another_study(make_data, part, tmp_path)
 
 
+@pytest.mark.parametrize("part", ["train", "validation"])
+@pytest.mark.parametrize("make_data", SHUFFLED.values(), ids=SHUFFLED)
+def test_in_any_order_it_is_the_same_study(make_data, part, tmp_path):
+    assert_another_study(make_data, part, tmp_path)
+
+
 def assert_another_study(make_data, part, tmp_path):
+    def study(labels):
+        parts = {"test": VALIDATION, part: make_data(X, labels)}
+        make(folder=tmp_path, **parts)
+
     other = LABELS.copy()
     other[-1] = (other[-1] + 1) % CLASSES
     for _ in range(2):  # The same resumes.
-        make(folder=tmp_path, **{part: make_data(X, LABELS)})
+        study(LABELS)
     with pytest.raises(ValueError, match=f"another run.*{part}: .* there"):
-        make(folder=tmp_path, **{part: make_data(X, other)})
+        study(other)
+
+
+def _shuffled_later(*arrays):
+    """The first batch is the same in each reading."""
+    first, rest = ([a[s] for a in arrays] for s in (slice(8), slice(8, None)))
+    return in_batches(*first).concatenate(SHUFFLED["tf.data"](*rest))
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+@pytest.mark.parametrize(
+    "make_data", [*SHUFFLED.values(), _shuffled_later], ids=lambda f: f.__name__
+)
+def test_examples_without_an_order_are_refused_before_training(
+    make_data, part, tmp_path
+):
+    """Which example of one student is which of another is not known."""
+    made = []
+
+    def counted():
+        made.append(student())
+        return made[-1]
+
+    shuffled = {part: make_data(X, LABELS)}
+    trainer = make(make_student=counted, **shuffled)
+    before = len(made)
+    message = f"Received: `{part}`, a .* the same rows in another order"
+    for call in (
+        lambda: trainer("plain", 0),
+        lambda: kd.attribute(trainer, 2, ["plain", "kd"], verbose=False),
+        lambda: make(folder=tmp_path, **shuffled),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert len(made) == before
+
+
+def test_examples_may_be_shuffled_once():
+    rows = tf.data.Dataset.from_tensor_slices((X, LABELS))
+    rows = rows.shuffle(len(X), reshuffle_each_iteration=False)
+    trainer = make(test=rows.batch(BATCH), epochs=1)
+    x, labels = (np.stack(each) for each in zip(*rows, strict=True))
+    expected = correct(by_hand(3, CrossEntropy(), epochs=1), x, labels)
+    assert trainer("plain", 3)["examples"] == expected.tolist()
+
+
+def test_examples_must_have_the_same_values_each_time():
+    class Noisy(Batches):
+        def __getitem__(self, number):
+            x, labels = super().__getitem__(number)
+            return x + np.random.normal(size=x.shape), labels
+
+    with pytest.raises(ValueError, match="has other values than its first"):
+        make(validation=Noisy())("plain", 0)
 
 
 def test_augmented_data_resume(teacher, tmp_path):
@@ -992,6 +1051,11 @@ def test_a_sigmoid_student_has_the_methods_of_two_classes():
     assert not {"kd_sim", "kd_topk", "dkd"} & set(trainer.methods)
     result = trainer("kd", 0)
     assert set(result["examples"]) <= {0.0, 1.0}
+    # One unit is related to no other.
+    assert trainer.teacher_similarity is None
+    assert "class_similarity" not in result
+    outcome = kd.attribute(trainer, 2, ["plain"], verbose=False)
+    assert len(outcome.scores["plain"]) == 2
 
 
 # -- attribute -----------------------------------------------------------------

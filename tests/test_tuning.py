@@ -20,7 +20,7 @@ import keras_kd as kd
 from keras_kd.diagnosis import Diagnosis
 from keras_kd.diagnosis.finding import INFO, PROBLEM, Finding
 from keras_kd.monitors import DivergedError
-from keras_kd.tuning import SPACES, budget, report, spaces
+from keras_kd.tuning import SPACES, Trial, Tuning, budget, report, spaces
 
 
 @pytest.fixture(autouse=True)
@@ -161,6 +161,39 @@ def test_own_losses_are_searched_in_a_space_of_their_own():
     # Its own default is where it starts.
     mine = [t for t in result.trials if t.method == "mine"]
     assert mine[0].settings == {"alpha": 1.0}
+
+
+class Counting(kd.losses.DistillationLoss):
+    """A loss of one's own with a number of things."""
+
+    def __init__(self, n=2, share=0.5, **kwargs):
+        super().__init__(**kwargs)
+        self.n, self.share = n, share
+
+    def get_config(self):
+        return {**super().get_config(), "n": self.n, "share": self.share}
+
+
+def test_a_number_of_things_is_whole():
+    class Trainer(SurfaceTrainer):
+        def loss(self, method, settings):
+            if method == "mine":
+                return Counting(**settings)
+            return super().loss(method, settings)
+
+        def truth(self, method, settings):
+            if method == "mine":
+                return 0.8 - 0.01 * abs(settings["n"] - 4)
+            return super().truth(method, settings)
+
+    trainer = Trainer(heights={**FEW, "mine": 0.8}, epochs=2)
+    space = {"mine": {"n": (1, 5), "share": (1, 5)}}
+    result = tune(trainer, 30, methods=["mine"], space=space)
+    mine = [t.settings for t in result.trials if t.method == "mine"]
+    assert {each["n"] for each in mine} <= {1, 2, 3, 4, 5}
+    assert all(isinstance(each["n"], int) for each in mine)
+    assert len({each["share"] for each in mine}) > 5
+    assert isinstance(result.loss.n, int)
 
 
 # -- tuned baselines -----------------------------------------------------------
@@ -322,6 +355,36 @@ def test_the_comparison_is_on_seeds_that_the_search_did_not_use():
     assert result.gain("kd").mean == pytest.approx(np.mean(gains))
 
 
+@pytest.mark.parametrize("seeds", [{1001}, {1000, 1001}])
+def test_a_fresh_seed_that_diverges_is_a_missing_one(seeds, tmp_path):
+    class Trainer(SurfaceTrainer):
+        def train(self, method, seed, settings=None, report=None):
+            if method == "kd" and seed in seeds and settings["weight"] != 0.5:
+                self.calls.append([method, seed, settings, 0])
+                raise DivergedError("The student's loss is not finite.")
+            return super().train(method, seed, settings, report)
+
+        __call__ = train
+
+    trainer = Trainer(0.01, heights=FEW, epochs=2)
+    result = tune(trainer, 20, folder=tmp_path / "search")
+    assert set(result.final.scores["tuned"]) == {1000, 1001, 1002} - seeds
+    assert len(result.final.scores["kd"]) == 3
+    gain = result.gain()
+    assert gain.seeds == 3 - len(seeds)
+    if gain.seeds == 2:
+        assert "On 2 fresh seeds" in result.findings[1]
+    else:
+        assert "not known: fresh seeds that both ended: 1 of" in str(result)
+    assert "training diverged: tuned with seed" in result.findings[-1]
+    assert "nan" not in str(result)
+    result.save(tmp_path / "tuning.html")
+    before = len(trainer.calls)
+    again = tune(trainer, 20, folder=tmp_path / "search")
+    assert len(trainer.calls) == before
+    assert again.findings[1:] == result.findings[1:]
+
+
 def test_the_luckiest_trial_is_not_taken_for_a_gain():
     """All students are equal but for their luck."""
     equal = dict.fromkeys(FEW, 0.7)
@@ -398,14 +461,62 @@ def test_results_that_a_trainer_had_kept_count_by_their_history():
         assert len(trial.curve) == 3
 
 
+def test_findings_tables_and_pictures_agree():
+    """Both gains exclude 0 by themselves, and not among three."""
+    steps = np.array([0.64, 1.0, 1.36])  # p = 0.041 with two degrees.
+    gains = {"plain": 0.0, "kd": 0.01, "tuned": 0.015}
+    scores = {
+        name: dict(enumerate(0.9 + gain * steps))
+        for name, gain in gains.items()
+    }
+    trials = [
+        Trial(number, method, {}, score, "finished", [score], 1.0, "default", 1)
+        for number, (method, score) in enumerate(
+            (("plain", 0.9), ("dkd", 0.95))
+        )
+    ]
+    result = Tuning(
+        trials,
+        kd.Attribution(scores, "accuracy"),
+        winner=trials[1],
+        winner_name="tuned",
+        loss=kd.DKD(),
+        plain=trials[0],
+        metric="accuracy",
+        higher_is_better=True,
+        importance={},
+        spent={"epochs": 2, "seconds": 2.0},
+        verdict=[],
+    )
+    assert result.gain().verdict == "gain"
+    _, over_plain, over_kd = result.findings
+    for finding in over_plain, over_kd:
+        assert ": inconclusive, a gain by itself that does not" in finding
+        assert "for 3 comparisons" in finding
+    *_, row = result.final_rows()
+    assert (row["p, Holm"], row["verdict"]) == (
+        "0.122",
+        "gain before correction",
+    )
+    (axes,) = report.draw(result)["gains"][0].to_matplotlib().axes
+    assert all(bar.get_alpha() < 1 for bar in axes.patches)
+    final = result.to_dict()["final"]
+    told = [*final["gains"].values(), *final["levels"], *final["pairs"]]
+    assert [each["verdict"] for each in told] == ["inconclusive"] * 4
+
+
+@pytest.mark.parametrize("rates", [None, (1e-4, 1e-2)])
 @pytest.mark.parametrize("best", ["plain", "kd"])
-def test_a_winner_that_is_a_baseline_is_trained_once(best):
+def test_a_winner_that_is_a_baseline_is_trained_once(best, rates):
     heights = {**FEW, best: 0.9}
     trainer = SurfaceTrainer(steepness=0, heights=heights, epochs=3)
     kept = {"weight": 0.5, "temperature": 2.0}
-    result = tune(trainer, 12, space={"kd": kept})
+    result = tune(trainer, 20, space={"kd": kept}, learning_rate=rates)
     assert result.method == best
     assert set(result.final.scores) == {"plain", "kd"}
+    assert len(result.final.comparisons) == 1
+    fresh = [(call[0], call[1]) for call in trainer.calls if call[1] > 0]
+    assert len(fresh) == len(set(fresh)) == 6
     assert result.gain(best) is None
     if best == "kd":
         assert result.gain().mean == pytest.approx(0.2)
@@ -761,6 +872,27 @@ def test_the_search_starts_from_the_diagnosis(diagnosis, method, settings):
     # After what every search needs, ahead of other defaults.
     assert advised[0].number == 3
     assert result.verdict == diagnosis.verdict
+
+
+def test_a_teacher_that_cannot_be_diagnosed_is_searched_without(tmp_path):
+    """A diagnosis takes fewer kinds of data than training does."""
+
+    class Trainer(SurfaceTrainer):
+        def diagnosis(self):
+            self.diagnoses += 1
+            raise ValueError("Labels must be class ids. Received: soft ones.")
+
+    trainer = Trainer(heights=FEW, epochs=2)
+    result = tune(trainer, 20, folder=tmp_path / "search")
+    told = (
+        "No diagnosis of the teacher advised the search: Labels must be class "
+        "ids."
+    )
+    assert result.findings[-1] == told and f"- {told}" in str(result)
+    again = tune(trainer, 20, folder=tmp_path / "search")
+    assert trainer.diagnoses == 1 and again.findings[-1] == told
+    untaught = tune(SurfaceTrainer(heights=FEW, epochs=2), 20)
+    assert "No diagnosis" not in str(untaught)
 
 
 def test_a_vocabulary_may_keep_a_few_classes():

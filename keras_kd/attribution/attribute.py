@@ -8,6 +8,7 @@ from keras_kd.attribution.outcome import Attribution
 from keras_kd.attribution.results import checked
 from keras_kd.attribution.runs import Runs
 from keras_kd.files import is_file_name
+from keras_kd.monitors import DivergedError
 
 
 def attribute(
@@ -25,7 +26,9 @@ def attribute(
 
     Runs are made seed by seed, so that stopping early leaves complete pairs.
     With a `folder`, a call that was killed resumes after its last finished
-    run, and seeds and methods can be added later.
+    run, and seeds and methods can be added later. A run that diverges (its
+    score is not a finite number, or a `StudentTrainer` says so) is left out,
+    and a finding tells of it.
 
     What `train` returns may be a number, or a dict with the key `metric` and:
 
@@ -72,8 +75,7 @@ def attribute(
     Raises:
         ValueError: for fewer than two seeds, seeds or methods given twice,
             methods without "plain", a folder of another study or with a
-            damaged file, or a score that is not a finite number, or results
-            of another shape.
+            damaged file, or results of another shape.
         TypeError: if `train` is not a function.
         OSError: if a result can't be written, such as on a full disk.
 
@@ -119,19 +121,30 @@ def attribute(
             {method: runs.results_of(method, seeds) for method in methods},
             getattr(train, "teacher_similarity", None),
             getattr(train, "superclasses", None),
+            diverged={
+                method: seeds_of
+                for method in methods
+                if (seeds_of := runs.diverged_of(method, seeds))
+            },
         )
 
     for method, seed in _in_budget(runs, seeds, methods, time_budget):
         began = time.perf_counter()
-        score, results = checked(train(method, seed), metric, method, seed)
+        place = f"seed {seeds.index(seed) + 1}/{len(seeds)} {method}"
+        try:
+            score, results = checked(train(method, seed), metric, method, seed)
+        except DivergedError as error:
+            runs.add_diverged(method, seed, str(error))
+            if verbose:
+                print(f"{place}: left out, as it diverged", flush=True)
+            continue
         runs.add(method, seed, score, time.perf_counter() - began, results)
         if verbose:
-            place = f"seed {seeds.index(seed) + 1}/{len(seeds)}"
             unit = outcome().unit
             shown = f"{unit.score(score)} {unit.of_scores}".strip()
-            print(f"{place} {method}: {metric} {shown}", flush=True)
+            print(f"{place}: {metric} {shown}", flush=True)
     found = outcome()
-    absent = sum(len(seeds) - len(done) for done in found.scores.values())
+    absent = sum(not runs.has(m, seed) for m in methods for seed in seeds)
     if absent and verbose:
         print(
             f"The time budget left no time for {absent} runs. Call again with "
@@ -149,7 +162,7 @@ def _in_budget(runs, seeds, methods, budget):
         return budget is None or spent + runs.expected_seconds(names) <= budget
 
     for seed in seeds:
-        missing = [m for m in methods if (m, seed) not in runs.finished]
+        missing = [m for m in methods if not runs.has(m, seed)]
         if not fits(missing):
             return
         for method in missing:

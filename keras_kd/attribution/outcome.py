@@ -73,12 +73,21 @@ class Comparison:
         of = f" ({self.level.question})" if self.level else ""
         return (
             f"{names}: {gain} ({' to '.join(ends)}{alone}): "
-            f"{self._judged()}{of}."
+            f"{self.judged('helped', 'hurt')}{of}."
         )
 
-    def _judged(self):
+    def judged(self, gain, loss):
+        """The verdict in a sentence.
+
+        Args:
+            gain: words for a gain.
+            loss: words for a loss.
+
+        Returns:
+            A string, of what is inconclusive with the reason.
+        """
         if self.verdict != "inconclusive":
-            return "helped" if self.verdict == "gain" else "hurt"
+            return gain if self.verdict == "gain" else loss
         if self.interval.verdict == "inconclusive":
             return "inconclusive"
         return (
@@ -97,7 +106,8 @@ class Attribution:
     of each test example is known, an interval holds what another seed and
     what another test set would change, and otherwise another seed alone: see
     `paired_interval`. Where a score is exp of a mean, such as a perplexity,
-    logarithms are compared, and the gain is told at the baseline's score.
+    logarithms are compared, and the gain is told at the baseline's score:
+    gains and means are of geometric means over the seeds.
 
     Attributes:
         scores: dict by method of dicts by seed of floats.
@@ -108,6 +118,10 @@ class Attribution:
         teacher_similarity: optional [classes, classes] cosines of the
             teacher's logit layer.
         superclasses: optional [classes] integers.
+        pairs: further pairs of a method and a baseline that are compared, and
+            corrected for, beside the levels and every method over "plain".
+        diverged: optional dict by method of dicts by seed of why a run has no
+            score.
 
     Example:
     >>> print(attribution)
@@ -120,16 +134,19 @@ class Attribution:
     results: dict = dataclasses.field(default_factory=dict, repr=False)
     teacher_similarity: object = dataclasses.field(default=None, repr=False)
     superclasses: object = dataclasses.field(default=None, repr=False)
+    pairs: tuple = ()
+    diverged: dict = dataclasses.field(default_factory=dict, repr=False)
 
     def gain(self, method, baseline="plain"):
-        """The gain of one method over another.
+        """The gain of one method over another, by itself.
 
         Args:
             method: name.
             baseline: name.
 
         Returns:
-            An `Interval`.
+            An `Interval`, whose verdict is not corrected for other
+            comparisons: see `comparison`.
         """
         pair = method, baseline
         if pair not in self._gains:
@@ -182,7 +199,8 @@ class Attribution:
     def comparisons(self):
         """List of all `Comparison`s, those of the levels first.
 
-        The others are of methods against "plain" which no level compares.
+        The others are of methods against "plain" which no level compares, and
+        of further `pairs`.
         """
         pairs = [
             (level, level.method, baseline)
@@ -190,10 +208,11 @@ class Attribution:
             if (baseline := self._baseline(level)) is not None
         ]
         compared = {(method, baseline) for _, method, baseline in pairs}
+        others = [(m, "plain") for m in self.scores if m != "plain"]
         pairs += [
-            (None, method, "plain")
-            for method in self.scores
-            if method != "plain" and (method, "plain") not in compared
+            (None, *pair)
+            for pair in [*others, *map(tuple, self.pairs)]
+            if pair not in compared
         ]
         gains = [self.gain(method, baseline) for _, method, baseline in pairs]
         adjusted = holm([gain.p_value for gain in gains])
@@ -204,6 +223,24 @@ class Attribution:
                 pairs, gains, adjusted, strict=True
             )
         ]
+
+    def comparison(self, method, baseline="plain"):
+        """One method against another, corrected for all comparisons.
+
+        Args:
+            method: name.
+            baseline: name.
+
+        Returns:
+            The `Comparison`; of two that are not compared otherwise, corrected
+            for one comparison more.
+        """
+        for found in self.comparisons:
+            if (found.method, found.baseline) == (method, baseline):
+                return found
+        pairs = (*self.pairs, (method, baseline))
+        whole = dataclasses.replace(self, pairs=pairs)
+        return whole.comparison(method, baseline)
 
     def _baseline(self, level):
         names = level.baseline
@@ -223,10 +260,58 @@ class Attribution:
         named = "acc" in self.metric.lower()
         return numbers.POINTS if named and shares else numbers.PLAIN
 
+    @functools.cached_property
+    def _is_geometric(self):
+        """Whether gains are of geometric means: of scores exp of a mean."""
+        kinds = [
+            self.results.get(method, {}).get(seed, {}).get("examples_of")
+            for method, by_seed in self.scores.items()
+            for seed in by_seed
+        ]
+        return bool(kinds) and all(kind == "exp_mean" for kind in kinds)
+
+    @property
+    def mean_name(self):
+        """What `mean` is: "mean" or "geometric mean"."""
+        return "geometric mean" if self._is_geometric else "mean"
+
+    def mean(self, values):
+        """The mean of scores whose differences the gains are.
+
+        Args:
+            values: iterable of floats, or of arrays.
+
+        Returns:
+            A float or an array.
+        """
+        values = np.array(list(values), "float64")
+        if self._is_geometric:
+            return np.exp(np.log(values).mean(0))
+        return values.mean(0)
+
     @property
     def findings(self):
-        """List of sentences, what each level was worth."""
-        return [_finding(name, group) for name, group in _by_level(self.levels)]
+        """List of sentences, what each level was worth, and what diverged."""
+        found = [
+            _finding(name, group) for name, group in _by_level(self.levels)
+        ]
+        return [*found, *filter(None, [self.left_out])]
+
+    @property
+    def left_out(self):
+        """A sentence on runs that diverged; `None` if there are none."""
+        if not self.diverged:
+            return None
+        runs = "; ".join(
+            f"{method} with seed{'s' * (len(by_seed) > 1)} "
+            f"{', '.join(map(str, by_seed))}"
+            for method, by_seed in self.diverged.items()
+        )
+        return (
+            f"Left out, as training diverged: {runs}. Gains are of the other "
+            "seeds alone, so that a method that diverges looks better than it "
+            "is."
+        )
 
     @property
     def note(self):
@@ -239,8 +324,15 @@ class Attribution:
             f"Scores are {self.metric}; {direction} is better, and a gain "
             "above 0 is an improvement. "
         )
+        if self._is_geometric:
+            text += "Gains are differences of geometric means. "
         if not known:
-            return text + "No two methods have two seeds in common yet."
+            paired = any(c.interval.seeds > 1 for c in self.comparisons)
+            return text + (
+                "There are no intervals, as seeds agree exactly."
+                if paired
+                else "No two methods have two seeds in common yet."
+            )
         over = {c.interval.over for c in known}
         holds = {
             True: "both another seed and another test set would change",
@@ -270,14 +362,16 @@ class Attribution:
     def method_rows(self):
         """Table of the methods: list of dicts of strings."""
         against_plain = {
-            c.method: c for c in self.comparisons if c.baseline == "plain"
+            method: self.comparison(method)
+            for method in self.scores
+            if method != "plain"
         }
-        mean = self.unit.titled(f"mean {self.metric}", "scores")
+        mean = self.unit.titled(f"{self.mean_name} {self.metric}", "scores")
         width = self._finest_width()
         return [
             {
                 "method": method,
-                mean: self.unit.score(np.mean(list(scores.values())), width)
+                mean: self.unit.score(self.mean(scores.values()), width)
                 if scores
                 else "-",
                 **self._gain_cells(
@@ -332,18 +426,19 @@ class Attribution:
                 method: {str(seed): score for seed, score in by_seed.items()}
                 for method, by_seed in self.scores.items()
             },
-            "gains": {m: _plain(self.gain(m)) for m in self.scores},
+            "gains": {
+                method: {**_plain(c.interval), **_judgement(c)}
+                for method in self.scores
+                if method != "plain" and (c := self.comparison(method))
+            },
             "levels": [
-                {
-                    "level": c.level.name,
-                    "method": c.method,
-                    "baseline": c.baseline,
-                    "gain": _plain(c.interval),
-                    "adjusted_p_value": _number(c.adjusted_p_value),
-                    "verdict": c.verdict,
-                }
-                for c in self.levels
+                {"level": c.level.name, **_compared(c)} for c in self.levels
             ],
+            "pairs": [_compared(self.comparison(*p)) for p in self.pairs],
+            "diverged": {
+                method: {str(seed): why for seed, why in by_seed.items()}
+                for method, by_seed in self.diverged.items()
+            },
             "comparisons": sum(c.interval.is_known for c in self.comparisons),
             "findings": self.findings,
         }
@@ -435,11 +530,29 @@ def _gain_of_examples(sign, ours, theirs, examples_of):
     return dataclasses.replace(gain, **ends)
 
 
+def _compared(comparison):
+    """A comparison in JSON's types."""
+    return {
+        "method": comparison.method,
+        "baseline": comparison.baseline,
+        "gain": _plain(comparison.interval),
+        **_judgement(comparison),
+    }
+
+
+def _judgement(comparison):
+    """The one verdict of a comparison, the corrected one, and its p."""
+    return {
+        "adjusted_p_value": _number(comparison.adjusted_p_value),
+        "verdict": comparison.verdict,
+    }
+
+
 def _plain(interval):
     """An interval in JSON's types."""
     values = dataclasses.asdict(interval)
     values = {key: _number(value) for key, value in values.items()}
-    return {**values, "over": interval.over, "verdict": interval.verdict}
+    return {**values, "over": interval.over}
 
 
 def _number(value):

@@ -1,9 +1,17 @@
 """Figures of an attribution: how much each part gave, and why."""
 
+import functools
+
 import numpy as np
 
 from keras_kd.diagnosis import measures
 from keras_kd.reports import figures
+
+# What bars of gains show.
+BARS = (
+    "with 95 % intervals, each by itself. Pale bars don't survive the "
+    "correction for the number of comparisons."
+)
 
 
 def of_gains(attribution):
@@ -16,10 +24,7 @@ def of_gains(attribution):
         Dict by name of (`keras_kd.reports.figures.Figure`, caption), of the
         gains that have an interval; empty figures are left out.
     """
-    caption = (
-        "Gain of each {}, with 95 % intervals, each by itself. Pale bars don't "
-        "survive the correction for the number of comparisons."
-    )
+    caption = f"Gain of each {{}}, {BARS}"
     groups = {
         "gains_by_level": (
             {
@@ -30,21 +35,16 @@ def of_gains(attribution):
         ),
         "gains_by_method": (
             {
-                c.method: c
-                for name in attribution.scores
-                for c in attribution.comparisons
-                if (c.method, c.baseline) == (name, "plain")
+                method: attribution.comparison(method)
+                for method in attribution.scores
+                if method != "plain"
             },
             caption.format("method over plain training"),
         ),
     }
     return {
         name: (
-            bars_of_gains(
-                attribution,
-                {k: c.interval for k, c in known.items()},
-                [c.verdict != "inconclusive" for c in known.values()],
-            ),
+            bars_of_gains(attribution, known),
             caption,
         )
         for name, (group, caption) in groups.items()
@@ -52,24 +52,25 @@ def of_gains(attribution):
     }
 
 
-def bars_of_gains(attribution, gains, emphasised=None):
+def bars_of_gains(attribution, comparisons):
     """Gains as bars with their intervals, in the unit of an attribution.
 
     Args:
         attribution: a `keras_kd.Attribution`.
-        gains: dict by name of `Interval`s.
-        emphasised: as for `figures.bars`.
+        comparisons: dict by name of `Comparison`s; bars of those that don't
+            survive the correction are pale.
 
     Returns:
         A `keras_kd.reports.figures.Figure`.
     """
     factor = attribution.unit.factor
+    gains = [c.interval for c in comparisons.values()]
     return figures.bars(
-        list(gains),
-        [factor * gain.mean for gain in gains.values()],
-        [(factor * gain.low, factor * gain.high) for gain in gains.values()],
+        list(comparisons),
+        [factor * gain.mean for gain in gains],
+        [(factor * gain.low, factor * gain.high) for gain in gains],
         attribution.unit.titled(f"gain in {attribution.metric}"),
-        emphasised=emphasised,
+        emphasised=[c.verdict != "inconclusive" for c in comparisons.values()],
     )
 
 
@@ -100,8 +101,9 @@ def _learning_curves(attribution):
         return None
     unit = attribution.unit
     factor = unit.factor if "acc" in name else 1.0
+    mean, mean_name = _mean_of_curves(attribution, name)
     found = {
-        method: _band([factor * np.array(each) for each in by_key[name]])
+        method: _band([factor * np.array(each) for each in by_key[name]], mean)
         for method, by_key in histories.items()
         if name in by_key
     }
@@ -111,9 +113,16 @@ def _learning_curves(attribution):
     label = f"{name}, %" if factor != 1 else name
     figure = figures.curves(found, plain and ("plain", plain), "epoch", label)
     return figure, (
-        f"Learning curves, {name} after each epoch: means of the seeds, and "
-        "bands from the lowest seed to the highest."
+        f"Learning curves, {name} after each epoch: {mean_name}s of the seeds, "
+        "and bands from the lowest seed to the highest."
     )
+
+
+def _mean_of_curves(attribution, name):
+    """The mean over the seeds, and what it is: of the score that of gains."""
+    if name.endswith("loss"):
+        return functools.partial(np.mean, axis=0), "mean"
+    return attribution.mean, attribution.mean_name
 
 
 def _history_names(metric):
@@ -122,13 +131,13 @@ def _history_names(metric):
     return (f"val_{base}", base, "val_loss", "loss")
 
 
-def _band(series):
+def _band(series, mean):
     """(epochs, mean, lowest, highest) of the epochs that all have."""
     length = min(map(len, series))
     values = np.array([each[:length] for each in series])
     return (
         np.arange(1, length + 1),
-        values.mean(0),
+        mean(values),
         values.min(0),
         values.max(0),
     )

@@ -77,10 +77,11 @@ def to_tensorboard(attribution, log_dir):
         for comparison in attribution.levels:
             level = comparison.level
             tag = f"{level.name}/{level.method}_over_{comparison.baseline}"
-            interval = dataclasses.asdict(comparison.interval)
-            for key in ("mean", "low", "high", "p_value"):
+            numbers = dataclasses.asdict(comparison.interval)
+            numbers["adjusted_p_value"] = comparison.adjusted_p_value
+            for key in ("mean", "low", "high", "p_value", "adjusted_p_value"):
                 name = f"{tag.replace(' ', '_')}/{key}"
-                tf.summary.scalar(name, interval[key], step=0)
+                tf.summary.scalar(name, numbers[key], step=0)
 
 
 def write_hparams(log_dir, runs):

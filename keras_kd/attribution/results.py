@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from keras_kd.monitors import DivergedError
+
 # How a score follows from those of the test examples.
 _SCORES = {"mean": np.mean, "exp_mean": lambda each: np.exp(np.mean(each))}
 # By how much of a score the two may differ: sums of 32 bits, in any order.
@@ -24,8 +26,9 @@ def checked(returned, metric, method, seed):
         JSON can't hold and that have no meaning here are left out.
 
     Raises:
-        ValueError: if there is no score, it is not finite, or what has a
-            meaning here does not have its shape.
+        ValueError: if there is no score, or what has a meaning here does not
+            have its shape.
+        DivergedError: if the score is not finite.
     """
     run = f"{method!r} with seed {seed}"
     if not isinstance(returned, dict):
@@ -159,11 +162,10 @@ def _score(value, metric, run):
             "score, as in `return distiller.evaluate(test, return_dict=True)`."
         ) from error
     if not math.isfinite(score):
-        raise ValueError(
+        raise DivergedError(
             f"The score of a run must be a finite number. Received: {score} "
             f"for method {run}. Its training may have diverged: lower its "
-            "learning rate or its weight, and call again; finished runs in "
-            "`folder` are kept."
+            "learning rate or its weight."
         )
     return score
 

@@ -1,4 +1,4 @@
-"""Finished runs, kept in one file each."""
+"""Runs that came to an end, kept in one file each."""
 
 import json
 import math
@@ -31,6 +31,8 @@ class Runs:
     def __init__(self, folder, study):
         # (score, results) by (method, seed), and seconds by method.
         self.finished, self.seconds = {}, {}
+        # Why, by (method, seed): trained again they would do the same.
+        self.diverged = {}
         self._examples = None
         self.folder = None
         if folder is None:
@@ -39,7 +41,11 @@ class Runs:
         # As it will be read, with lists for tuples.
         self._claim(json.loads(json.dumps(study)))
         for path in sorted(self.folder.glob("run-*.json")):
-            self._take(**_read_run(path))
+            run = _read_run(path)
+            if "diverged" in run:
+                self.diverged[run["method"], run["seed"]] = run["diverged"]
+            else:
+                self._take(**run)
 
     def scores(self, method, seeds):
         """Dict by seed of a method's scores, of the seeds that were run."""
@@ -54,6 +60,19 @@ class Runs:
             seed: self.finished[method, seed][1]
             for seed in self._run(method, seeds)
         }
+
+    def diverged_of(self, method, seeds):
+        """The same of the reasons of those that diverged."""
+        return {
+            seed: self.diverged[method, seed]
+            for seed in seeds
+            if (method, seed) in self.diverged
+        }
+
+    def has(self, method, seed):
+        """Whether it was run, to whatever end."""
+        run = method, seed
+        return run in self.finished or run in self.diverged
 
     def _run(self, method, seeds):
         return [seed for seed in seeds if (method, seed) in self.finished]
@@ -86,8 +105,22 @@ class Runs:
             "results": results,
         }
         self._take(**run)
+        self._write(run)
+
+    def add_diverged(self, method, seed, why):
+        """Keeps that a run diverged.
+
+        Args:
+            method: name.
+            seed: integer.
+            why: what was raised, as a string.
+        """
+        self.diverged[method, seed] = why
+        self._write({"method": method, "seed": seed, "diverged": why})
+
+    def _write(self, run):
         if self.folder is not None:
-            path = self.folder / _file_name(method, seed)
+            path = self.folder / _file_name(run["method"], run["seed"])
             # Not by `write_json`, which begins a line for each example.
             write_whole(path, json.dumps(run) + "\n")
 
@@ -157,6 +190,8 @@ def _read_run(path):
             f"The file {path} must hold the finished run of its name. "
             f"Received: {json.dumps(run)[:200]}. {remedy}"
         )
+    if "diverged" in run:
+        return run
     try:
         check(run.get("results", {}), run["score"], path.name)
     except ValueError as error:
@@ -167,6 +202,11 @@ def _read_run(path):
 
 
 def _is_run(value):
+    if isinstance(value, dict) and "diverged" in value:
+        kinds = {"method": str, "seed": int, "diverged": str}
+        return value.keys() == kinds.keys() and all(
+            isinstance(value[key], kind) for key, kind in kinds.items()
+        )
     return (
         isinstance(value, dict)
         # Earlier versions kept nothing beside the score.

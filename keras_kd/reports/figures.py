@@ -4,12 +4,15 @@ import base64
 import dataclasses
 import functools
 import io
+import textwrap
 
 # Inches: on a phone's 360 points of width text then keeps its size.
 _WIDTH, _HEIGHT = 4.2, 2.7
 # Of many small panels: how many side by side, and the height of each.
 _COLUMNS, _PANEL_HEIGHT = 3, 1.75
 _PALE = 0.35
+# Width of a letter of a title, and height of a line.
+_LETTER, _LINE = 0.09, 0.17
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,8 +258,8 @@ def densities(edges, panels, x_label="", y_label="", label="", marks=()):
         name: np.asarray(counts) / np.maximum(np.sum(counts, 1), 1)[:, None]
         for name, counts in panels.items()
     }
-    figure, grid = _new_grid(len(panels))
-    for axes, (name, rows) in zip(grid, shares.items(), strict=True):
+    figure, grid = _new_grid(panels)
+    for axes, rows in zip(grid, shares.values(), strict=True):
         image = axes.imshow(
             rows,
             cmap=_shades(),
@@ -269,7 +272,6 @@ def densities(edges, panels, x_label="", y_label="", label="", marks=()):
         )
         for x in marks:
             axes.axvline(x, color=_ink(), lw=0.8, ls=":")
-        axes.set_title(name)
         axes.set_xlim(_occupied(edges, list(shares.values())))
         axes.yaxis.get_major_locator().set_params(integer=True)
     # Not below the scale of colours.
@@ -303,12 +305,11 @@ def curves(panels, reference=None, x_label="", y_label=""):
     Returns:
         A `Figure`.
     """
-    figure, grid = _new_grid(len(panels), share=True)
-    for axes, (name, curve) in zip(grid, panels.items(), strict=True):
+    figure, grid = _new_grid(panels, share=True)
+    for axes, curve in zip(grid, panels.values(), strict=True):
         if reference:
             _draw_band(axes, reference[1], "C1", "--")
         _draw_band(axes, curve, "C0", "-")
-        axes.set_title(name)
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.supxlabel(x_label, fontsize=9.5)
     figure.supylabel(y_label, fontsize=9.5)
@@ -434,11 +435,14 @@ def heatmaps(panels, limit=1.0, label=""):
         A `Figure`.
     """
     if len(panels) > _COLUMNS:
-        figure, axes = _new_grid(len(panels), _COLUMNS + 1, 2.25)
+        figure, axes = _new_grid(panels, _COLUMNS + 1, 2.25)
     else:
         height = 1.2 + 0.9 * _WIDTH / len(panels)
-        figure, axes = _new_figure(height, len(panels))
-    for each, (name, values) in zip(axes, panels.items(), strict=True):
+        titles, more = _titles(panels, _WIDTH / len(panels))
+        figure, axes = _new_figure(height + more, len(panels))
+        for each, title in zip(axes, titles, strict=True):
+            each.set_title(title)
+    for each, values in zip(axes, panels.values(), strict=True):
         image = each.imshow(
             values,
             cmap="RdBu_r",
@@ -446,7 +450,6 @@ def heatmaps(panels, limit=1.0, label=""):
             vmax=limit,
             interpolation="nearest",
         )
-        each.set_title(name)
         each.set_xticks([])
         each.set_yticks([])
         each.spines[:].set_visible(True)
@@ -567,20 +570,44 @@ def _new_figure(height=_HEIGHT, columns=1):
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
-def _new_grid(count, columns=_COLUMNS, height=_PANEL_HEIGHT, share=False):
-    """A wide figure of so many panels, and their axes in order."""
+def _titles(names, width):
+    """Titles in lines that are no wider than a panel, and what they add.
+
+    Args:
+        names: strings.
+        width: of a panel's place, in inches.
+
+    Returns:
+        (titles, inches), a list of strings and what the lines beyond the
+        first take of a row's height.
+    """
+    # A panel has some nine tenths of its place.
+    letters = int(0.9 * width / _LETTER)
+    lines = [textwrap.wrap(name, letters) for name in names]
+    return ["\n".join(each) for each in lines], _LINE * (
+        max(map(len, lines)) - 1
+    )
+
+
+def _new_grid(names, columns=_COLUMNS, height=_PANEL_HEIGHT, share=False):
+    """A wide figure of a panel for each name, and their axes in order."""
     from matplotlib.figure import Figure
 
+    count = len(names)
     columns = min(columns, count)
     rows = -(-count // columns)
+    titles, more = _titles(names, 2 * _WIDTH / columns)
     figure = Figure(
-        figsize=(2 * _WIDTH, 0.9 + height * rows), layout="constrained"
+        figsize=(2 * _WIDTH, 0.9 + (height + more) * rows),
+        layout="constrained",
     )
     grid = list(
         figure.subplots(
             rows, columns, sharex=share, sharey=share, squeeze=False
         ).flat
     )
+    for axes, title in zip(grid, titles, strict=False):
+        axes.set_title(title)
     for axes in grid[count:]:
         axes.set_axis_off()
     # Those above an empty place would have their numbers there.

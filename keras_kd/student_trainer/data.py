@@ -201,7 +201,7 @@ def evaluation_arguments(given, batch_size):
     Returns:
         A dict.
     """
-    if isinstance(given, list | tuple):
+    if isinstance(given, tuple):
         names = ("x", "y", "sample_weight")
         given = dict(zip(names, given, strict=False))
         return {**given, "batch_size": batch_size}
@@ -231,6 +231,34 @@ def described(given, batch_size):
         read = functools.partial(_first_alone, data)
     begin_again = functools.partial(_begin_again, data)
     return {**about, **checksums.of_all(read, begin_again)}
+
+
+def described_in_order(given, batch_size, what):
+    """As `described`, of data that must have a fixed order.
+
+    Args:
+        given: data as `fit` takes them.
+        batch_size: integer, of arrays.
+        what: name of the data, for the message.
+
+    Returns:
+        A dict with a checksum of all in their order.
+
+    Raises:
+        ValueError: if two readings differ.
+    """
+    found = described(given, batch_size)
+    if "sha256" not in found:
+        order = "the same rows in another order" * ("rows" in found)
+        raise ValueError(
+            "Students are compared by their scores of each example, so these "
+            "must be the same, in the same order, whenever they are read. "
+            f"Received: {what}, a {type(given).__name__} whose second reading "
+            f"has {order or 'other values than its first'}. Leave out its "
+            "shuffling and whatever else is random; a tf.data.Dataset may keep "
+            "one order by shuffle(..., reshuffle_each_iteration=False)."
+        )
+    return found
 
 
 def _first_alone(data):

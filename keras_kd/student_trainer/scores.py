@@ -110,8 +110,9 @@ def similarity_of(model):
         model: a `keras.Model`, or `None`.
 
     Returns:
-        [classes, classes] lists; `None` where no logit layer is found, or
-        there are too many classes for a picture.
+        [classes, classes] lists; `None` where no logit layer is found, it is
+        one sigmoid unit, which is related to no other, or there are too many
+        classes for a picture.
     """
     if model is None:
         return None
@@ -119,6 +120,7 @@ def similarity_of(model):
         rows = logit_weights(model)
     except ValueError:
         return None
-    if not np.isfinite(rows).all() or len(rows) > _MOST_CLASSES:
+    is_shown = 1 < len(rows) <= _MOST_CLASSES
+    if not is_shown or not np.isfinite(rows).all():
         return None
     return np.round(class_similarity(rows), 5).tolist()

@@ -56,7 +56,8 @@ class StudentTrainer:
             each in its own order. A `tf.data.Dataset` may also be of single
             examples, which are then shuffled by the seed, augmented and made
             batches of, all from the cache.
-        validation: data as `fit` takes them as `validation_data`.
+        validation: data as `fit` takes them as `validation_data`; without
+            `test`, in the same order whenever they are read.
         teacher: a `keras.Model`; may be left out for methods without one.
         cache: a `TeacherCache` of `train`, or its path, in place of one that
             the trainer writes.
@@ -68,7 +69,9 @@ class StudentTrainer:
         metrics: list of further metrics that are logged.
         higher_is_better: whether more of `metric` is better; by default told
             by its name.
-        test: data that final scores are of, in place of `validation`.
+        test: data that final scores are of, in place of `validation`. Students
+            are compared example by example, so it must have the same order
+            whenever it is read.
         batch_size: of arrays and of single examples.
         shuffle: whether arrays are shuffled, or the size of the buffer that
             single examples are shuffled in.
@@ -111,7 +114,8 @@ class StudentTrainer:
         TypeError: if a model or data are of another kind.
         ValueError: before any training: for students of different shapes or
             with shared weights, a metric that is not logged, no epoch, no
-            validation data, or the folder of another study.
+            validation data, data to be scored on that change their order, or
+            the folder of another study.
 
     Example:
     ```python
@@ -169,8 +173,10 @@ class StudentTrainer:
         self.metric = self._metrics.name
         self.higher_is_better = self._metrics.higher_is_better
         self._optimizers = Optimizers(optimizer)
+        validation, test = map(_as_tuple, (validation, test))
         self._validation, self._test = validation, test
         self.scored_on = "validation" if test is None else "test"
+        self._scored = validation if test is None else test
         self._batch_size, self._views = batch_size, views
         self._own_losses = dict(losses or {})
         self._loss_arguments = dict(loss_arguments or {})
@@ -307,7 +313,8 @@ class StudentTrainer:
             one.
 
         Raises:
-            ValueError: for a method or settings that can't be trained.
+            ValueError: for a method or settings that can't be trained, or data
+                to be scored on that are not the same in each reading.
             OSError: if the folder can't be written, or another process trains
                 this student.
         """
@@ -318,6 +325,7 @@ class StudentTrainer:
         if kept is not None:
             return kept
         self.check(method, settings)
+        _ = self._scored_data  # Refused, if they have no fixed order.
         with self._results.unfinished(name) as folder:
             result, stopped = self._trained(
                 method, seed, settings, report, name, folder
@@ -408,14 +416,13 @@ class StudentTrainer:
 
     def _validation_arguments(self):
         given = {"validation_data": self._validation}
-        if isinstance(self._validation, list | tuple):
-            given["validation_data"] = tuple(self._validation)
+        if isinstance(self._validation, tuple):
             given["validation_batch_size"] = self._batch_size
         return given
 
     def _measured(self, distiller):
         """Scores of a student, of single examples and of its logit layer."""
-        given = self._validation if self._test is None else self._test
+        given = self._scored
         found = distiller.evaluate(
             **data.evaluation_arguments(given, self._batch_size),
             callbacks=[progress.StartFromZero(distiller.student)],
@@ -554,18 +561,21 @@ class StudentTrainer:
         if teacher is not None:
             teacher = fingerprint.teacher_fingerprint(teacher)
         parts = {"validation": self._validation, "test": self._test}
+        others = {
+            name: given
+            if given is None
+            else data.described(given, self._batch_size)
+            for name, given in parts.items()
+            if name != self.scored_on
+        }
         return {
             "student": self._students.description,
             "teacher": teacher,
             "cache": self._given_cache
             and self._given_cache.teacher_fingerprint,
             "train": data.described(self._data.given, self._batch_size),
-            **{
-                name: given
-                if given is None
-                else data.described(given, self._batch_size)
-                for name, given in parts.items()
-            },
+            **others,
+            self.scored_on: self._scored_data,
             "epochs": self.epochs,
             "batch_size": self._batch_size,
             "shuffle": self._data.shuffle,
@@ -574,6 +584,19 @@ class StudentTrainer:
             "metric": self._metrics.description,
             **self._distiller_arguments,
         }
+
+    @functools.cached_property
+    def _scored_data(self):
+        """What tells the data that final scores are of from others.
+
+        It takes two passes over data that may change their order.
+
+        Raises:
+            ValueError: if they do: examples of two students are paired by it.
+        """
+        return data.described_in_order(
+            self._scored, self._batch_size, f"`{self.scored_on}`"
+        )
 
     # -- the cache -------------------------------------------------------------
 
@@ -710,6 +733,11 @@ class _Students:
             )
         self._before = weakref.ref(student)
         return student
+
+
+def _as_tuple(given):
+    """Data for an evaluation, those in a list as `fit` takes them."""
+    return tuple(given) if isinstance(given, list) else given
 
 
 def _shapes(model):

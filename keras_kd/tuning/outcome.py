@@ -64,6 +64,8 @@ class Tuning:
         verdict: list of sentences of the teacher's diagnosis.
         scored_on: what `final` was measured on, "test" or "validation" data;
             `None` where the trainer does not say.
+        no_advice: why no diagnosis of the teacher advised the search, a
+            sentence; `None` where one did, or there is no teacher.
 
     Example:
     >>> result = kd.tune(trainer, seconds=3600, folder="runs/tuning")
@@ -83,6 +85,14 @@ class Tuning:
     spent: dict
     verdict: list
     scored_on: str | None = None
+    no_advice: str | None = None
+
+    def __post_init__(self):
+        """Makes what findings tell a part of what is corrected for."""
+        pair = self.winner_name, DEFAULT_KD
+        if self.winner_name == WINNER and DEFAULT_KD in self.final.scores:
+            final = dataclasses.replace(self.final, pairs=(pair,))
+            object.__setattr__(self, "final", final)
 
     @property
     def method(self):
@@ -105,9 +115,21 @@ class Tuning:
             A `keras_kd.attribution.Interval`; `None` where the winner is the
             baseline, or there is no such student.
         """
+        compared = self.comparison(baseline)
+        return compared and compared.interval
+
+    def comparison(self, baseline=PLAIN):
+        """The gain, with the verdict that survives Holm's correction.
+
+        Args:
+            baseline: as for `gain`.
+
+        Returns:
+            A `keras_kd.attribution.Comparison`, or `None` as for `gain`.
+        """
         if baseline == self.winner_name or baseline not in self.final.scores:
             return None
-        return self.final.gain(self.winner_name, baseline)
+        return self.final.comparison(self.winner_name, baseline)
 
     def shown(self, score):
         """A score as it is shown, with its unit: "91.3 %"."""
@@ -117,11 +139,8 @@ class Tuning:
     @property
     def findings(self):
         """List of sentences: what won, and what it gained."""
-        gains = {name: self.gain(name) for name in _BASELINES}
-        found = [
-            self._won(),
-            *(self._gained(n, gain) for n, gain in gains.items() if gain),
-        ]
+        compared = filter(None, map(self.comparison, _BASELINES))
+        found = [self._won(), *map(self._gained, compared)]
         if self.winner_name == PLAIN:
             found.append("No loss beat plain training in the search.")
         elif self.scored_on == "validation":
@@ -130,7 +149,7 @@ class Tuning:
                 "the validation data, by which the winner was chosen, so that "
                 "gains look somewhat better than they are."
             )
-        return found
+        return [*found, *filter(None, [self.final.left_out, self.no_advice])]
 
     def _won(self):
         counts = collections.Counter(trial.state for trial in self.trials)
@@ -143,14 +162,24 @@ class Tuning:
             f"{in_words(self.spent['seconds'])}."
         )
 
-    def _gained(self, baseline, gain):
-        unit = self.final.unit
+    def _gained(self, comparison):
+        unit, gain = self.final.unit, comparison.interval
+        over = _BASELINES[comparison.baseline]
+        if gain.seeds < 2:
+            return (
+                f"What it gains over {over} is not known: fresh seeds that "
+                f"both ended: {gain.seeds} of the two or more that it takes."
+            )
+        interval = (
+            f"the interval is over {gain.over}"
+            if gain.is_known
+            else "seeds that agree exactly tell no interval"
+        )
         span = unit.span(gain.mean, gain.low, gain.high)
         return (
             f"On {gain.seeds} fresh seeds{_SCORED_ON[self.scored_on]} it gains "
             f"{f'{span} {unit.of_gains}'.strip()} in {self.metric} over "
-            f"{_BASELINES[baseline]}: {_VERDICTS[gain.verdict]} (the interval "
-            f"is over {gain.over})."
+            f"{over}: {comparison.judged('a gain', 'a loss')} ({interval})."
         )
 
     def __str__(self):
@@ -264,11 +293,6 @@ _SCORED_ON = {
 _BASELINES = {
     PLAIN: "plain training at its best",
     DEFAULT_KD: "KD at its defaults",
-}
-_VERDICTS = {
-    "gain": "a gain",
-    "loss": "a loss",
-    "inconclusive": "inconclusive",
 }
 
 

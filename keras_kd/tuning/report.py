@@ -102,24 +102,23 @@ def draw(tuning):
 
 
 def _gains(tuning):
-    from keras_kd.attribution.pictures import bars_of_gains
+    from keras_kd.attribution.pictures import BARS, bars_of_gains
 
     names = {
         WINNER: f"{tuning.method},\ntuned",
         DEFAULT_KD: f"{DEFAULT_KD},\nat its defaults",
     }
-    gains = {
-        names[name]: tuning.final.gain(name)
+    compared = {
+        names[name]: tuning.final.comparison(name)
         for name in names
         if name in tuning.final.scores
     }
-    gains = {name: gain for name, gain in gains.items() if gain.is_known}
-    if not gains:
+    known = {k: c for k, c in compared.items() if c.interval.is_known}
+    if not known:
         return None
     return (
-        bars_of_gains(tuning.final, gains),
-        "Gains over plain training at its best, on fresh seeds, with 95 % "
-        "intervals.",
+        bars_of_gains(tuning.final, known),
+        f"Gains over plain training at its best, on fresh seeds, {BARS}",
     )
 
 

@@ -51,6 +51,9 @@ class Search:
 
     def __init__(self, trainer, spaces, storage, seed, sampler, pruner):
         self.trainer, self.spaces, self.seed = trainer, spaces, seed
+        self._own = {
+            method: trainer.loss(method, {}).get_config() for method in spaces
+        }
         taught = [method for method in spaces if method not in BASELINES]
         self._groups = {name: [name] for name in BASELINES}
         if taught:
@@ -281,9 +284,19 @@ class Search:
                 else choices[0]
             )
         return method, {
-            setting: _suggest(trial, _parameter(method, setting), each)
+            setting: _suggest(
+                trial,
+                _parameter(method, setting),
+                each,
+                self._counts(method, setting),
+            )
             for setting, each in self.spaces[method].items()
         }
+
+    def _counts(self, method, setting):
+        """Whether a setting may be a number of things, which is whole."""
+        own = self._own[method].get(setting)
+        return setting == "k" or isinstance(own, int)
 
     def _parameters(self, method, settings):
         """Optuna's parameters of a method with these settings."""
@@ -410,14 +423,21 @@ def _parameter(method, setting):
     return setting if setting == LEARNING_RATE else f"{method}.{setting}"
 
 
-def _suggest(trial, name, each):
-    """A value for a setting."""
+def _suggest(trial, name, each, counts):
+    """A value for a setting.
+
+    Args:
+        trial: Optuna's.
+        name: of its parameter.
+        each: a `Range`, a list or a value.
+        counts: whether a whole number is meant where both ends are.
+    """
     if isinstance(each, list):
         return trial.suggest_categorical(name, each)
     if not isinstance(each, Range):
         return each
     whole = isinstance(each.low, int) and isinstance(each.high, int)
-    if whole and name.endswith(".k"):
+    if whole and counts:
         return trial.suggest_int(name, each.low, each.high, log=each.log)
     return trial.suggest_float(name, each.low, each.high, log=each.log)
 

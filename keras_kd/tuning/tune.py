@@ -9,6 +9,7 @@ import warnings
 from keras_kd.attribution import METHODS as ATTRIBUTED
 from keras_kd.attribution import attribute
 from keras_kd.files import user_path
+from keras_kd.monitors import DivergedError
 from keras_kd.tuning.advice import advice_of
 from keras_kd.tuning.budget import Budget
 from keras_kd.tuning.outcome import (
@@ -208,10 +209,20 @@ class _Call:
         """What the teacher's diagnosis suggests, in every call the same."""
         advice = self.record.get("advice")
         if advice is None:
-            advice = advice_of(self.trainer.diagnosis())
+            advice = self._diagnosed()
             self.record.set("advice", advice)
-        self._say(" ".join(advice["verdict"]))
+        self._say(" ".join(advice["verdict"]) or advice.get("why_not"))
         return advice
+
+    def _diagnosed(self):
+        """Advice, without any where the teacher can't be diagnosed."""
+        try:
+            return advice_of(self.trainer.diagnosis())
+        except (TypeError, ValueError) as error:
+            # Students are trained on more kinds of data than it takes.
+            why = str(error).split(". ", 1)[0]
+            why = f"No diagnosis of the teacher advised the search: {why}."
+            return {**advice_of(None), "why_not": why}
 
     def search(self):
         """Trains students as long as the budget allows."""
@@ -245,7 +256,7 @@ class _Call:
             settings = {name: own[name] for name in SPACES[DEFAULT_KD]}
             students[DEFAULT_KD] = (DEFAULT_KD, settings)
         chosen = (winner.method, winner.settings)
-        names = [name for name, each in students.items() if each == chosen]
+        names = [n for n, each in students.items() if self._alike(each, chosen)]
         if not names:
             students[WINNER] = chosen
         final = self._compare(students, (plain.number, winner.number))
@@ -261,8 +272,22 @@ class _Call:
             importance=self.searched.importance(),
             spent=self.budget.spent,
             verdict=self.advice["verdict"],
+            no_advice=self.advice.get("why_not"),
             scored_on=getattr(self.trainer, "scored_on", None),
         )
+
+    def _alike(self, one, other):
+        """Whether students differ in no setting, be it said or a default."""
+        return one[0] == other[0] and self._whole(*one) == self._whole(*other)
+
+    def _whole(self, method, settings):
+        """All settings of a student."""
+        own = getattr(self.trainer, "learning_rate", None)
+        rate = settings.get(LEARNING_RATE, own)
+        config = _loss(self.trainer, method, settings).get_config()
+        # Of which each loss has another one.
+        config.pop("name", None)
+        return {**config, LEARNING_RATE: rate}
 
     def _best(self, method=None):
         """The best finished trial, of all or of one method."""
@@ -283,11 +308,16 @@ class _Call:
 
         def train(name, seed):
             method, settings = students[name]
-            result = self.trainer.train(method, seed, settings)
+            place = f"fresh seed {seeds.index(seed) + 1}/{len(seeds)} {name}"
+            try:
+                result = self.trainer.train(method, seed, settings)
+            except DivergedError:
+                self._spend(self.trainer.epochs)
+                self._say(f"{place}: left out, as it diverged")
+                raise
             self._spend(self.trainer.epochs)
             score = score_of(result, self.trainer.metric)
-            place = f"fresh seed {seeds.index(seed) + 1}/{len(seeds)}"
-            self._say(f"{place} {name}: {self.trainer.metric} {short(score)}")
+            self._say(f"{place}: {self.trainer.metric} {short(score)}")
             return result
 
         folder = self.folder
