@@ -125,9 +125,5 @@ def test_students_on_one_module_are_refused():
     x, labels, _ = data(8)
     with pytest.raises(ValueError, match="weights of the one before"):
         kd.StudentTrainer(
-            lambda: wrapped(shared),
-            None,
-            x,
-            labels,
-            validation_data=(x, labels),
+            lambda: wrapped(shared), (x, labels), (x, labels), epochs=1
         )
