@@ -65,6 +65,23 @@ class Buffer:
         return np.asarray(ops.convert_to_numpy(self.value), dtype)
 
 
+def wrappers(model):
+    """The layers of a model that are PyTorch modules.
+
+    Args:
+        model: a `keras.Model`.
+
+    Returns:
+        List of `keras.layers.TorchModuleWrapper`s, which Keras also makes of
+        modules that are attributes of a layer.
+    """
+    return [
+        layer
+        for layer in flatten_layers(model)
+        if isinstance(layer, keras.layers.TorchModuleWrapper)
+    ]
+
+
 def buffers(model):
     """What PyTorch modules in a model keep beside their parameters.
 
@@ -78,8 +95,7 @@ def buffers(model):
     """
     return [
         Buffer(layer, name)
-        for layer in flatten_layers(model)
-        if isinstance(layer, keras.layers.TorchModuleWrapper)
+        for layer in wrappers(model)
         for name in _saved_buffers(layer.module)
     ]
 

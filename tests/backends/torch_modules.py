@@ -15,6 +15,7 @@ from keras import layers
 from models import CLASSES, FEATURES, data, fit
 
 import keras_kd as kd
+from keras_kd.fingerprint import teacher_fingerprint
 
 
 def normalised(seed):
@@ -127,3 +128,66 @@ def test_students_on_one_module_are_refused():
         kd.StudentTrainer(
             lambda: wrapped(shared), (x, labels), (x, labels), epochs=1
         )
+
+
+# -- what tells one teacher from another ----------
+
+
+def test_a_cache_is_that_of_its_teacher(tmp_path):
+    """Whether it was last called to train, and what is frozen, is no matter."""
+    teacher = wrapped(normalised(2), 2)
+    x, labels, _ = data(8)
+    found = teacher_fingerprint(teacher)
+    cache = kd.TeacherCache.write(
+        tmp_path / "cache", (x, labels), teacher, kd.KDPt(), verbose=0
+    )
+    assert not teacher.layers[1].module.training
+    cache.check(teacher=teacher)
+    teacher.layers[1].module.train().requires_grad_(False)
+    assert teacher_fingerprint(teacher) == found
+    frozen = normalised(2).requires_grad_(False)
+    assert teacher_fingerprint(wrapped(frozen, 2)) == found
+
+
+def test_a_layer_that_holds_a_module_is_described_without_its_mode():
+    module = normalised(2)
+    inputs = keras.Input((2, FEATURES))
+    wrapper = layers.TorchModuleWrapper(module, output_shape=(None, 6))
+    teacher = keras.Model(inputs, layers.TimeDistributed(wrapper)(inputs))
+    before = teacher_fingerprint(teacher)
+    module.eval()
+    assert teacher_fingerprint(teacher) == before
+
+
+def test_buffers_are_among_the_weights():
+    teacher = wrapped(normalised(2), 2)
+    before = teacher_fingerprint(teacher)
+    teacher.layers[1].module[1].running_mean.add_(1)
+    after = teacher_fingerprint(teacher)
+    assert before["weights"] != after["weights"]
+    assert before["graph"] == after["graph"]
+
+
+class Scaled(torch.nn.Linear):
+    def __init__(self, scale):
+        super().__init__(FEATURES, 6)
+        self.scale = scale
+
+    def forward(self, x):
+        return self.scale * super().forward(x)
+
+
+class Negated(Scaled):
+    def forward(self, x):
+        return -super().forward(x)
+
+
+def test_modules_that_compute_something_else_have_other_fingerprints():
+    def found(make, *arguments):
+        torch.manual_seed(0)
+        return teacher_fingerprint(wrapped(make(*arguments)))
+
+    assert found(Scaled, 1.0) == found(Scaled, 1.0)
+    others = [found(Scaled, 1.0), found(Scaled, 2.0), found(Negated, 1.0)]
+    assert len({each["weights"] for each in others}) == 1
+    assert len({each["graph"] for each in others}) == 3
