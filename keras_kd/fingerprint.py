@@ -276,7 +276,7 @@ def _graph(config):
 
 def _source(kind):
     """The source of a user's own class or function, without comments."""
-    if kind.__module__.split(".")[0] in _LIBRARIES:
+    if str(kind.__module__).split(".")[0] in _LIBRARIES:
         return ""
     try:
         source = textwrap.dedent(inspect.getsource(kind))
