@@ -13,6 +13,7 @@ from keras import ops
 from keras_kd import backend, distribution, memory
 from keras_kd.backend import private
 from keras_kd.files import errors_naming, user_path, write_whole
+from keras_kd.states import buffers
 
 _FILE = "backup.npz"
 _ABOUT = "about"
@@ -155,7 +156,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
 
     def _variables(self):
         model = self.model
-        variables = list(model.variables)
+        variables = [*model.variables, *buffers(model)]
         # Of a Distiller, whose losses may draw.
         variables += getattr(model, "random_variables", [])
         optimizer = getattr(model, "optimizer", None)

@@ -5,24 +5,39 @@ import hashlib
 import inspect
 import json
 import textwrap
+import types
 
 import keras
 import numpy as np
 
-from keras_kd.backend.private import flatten_layers
-from keras_kd.states import state_variables
+from keras_kd.backend.private import Functional, call_of, flatten_layers
+from keras_kd.states import state_variables, wrappers
 
 # Parts of a configuration that do not change what is computed.
 _NAMES = frozenset({"name", "registered_name", "build_config", "trainable"})
+# Of a model's also these: its layers are described by themselves, and have
+# dtypes of their own; seeds may be drawn anew in each process.
+_NOT_OF_MODELS = _NAMES | {
+    "activity_regularizer",
+    "build_input_shape",
+    "dtype",
+    "input_layers",
+    "layers",
+    "output_layers",
+    "seed",
+}
+# Their versions count for nothing, their source neither.
+_LIBRARIES = frozenset({"jax", "keras", "numpy", "tensorflow", "torch"})
 
 
 def teacher_fingerprint(teacher):
     """A hash of a teacher's weights, and one of what it computes with them.
 
     The second covers layers, their configuration, the graph that joins them,
-    and the source of a user's own classes. Names do not count: the same model
-    loaded twice has one fingerprint. Nor does the carried state of recurrent
-    layers, nor the batch size.
+    and the source of a user's own classes and functions. Names do not count:
+    the same model loaded twice has one fingerprint. Nor does the carried state
+    of recurrent layers, nor the batch size, nor whether PyTorch's modules were
+    last called to train.
 
     Args:
         teacher: a built `keras.Model`.
@@ -33,13 +48,11 @@ def teacher_fingerprint(teacher):
     Example:
     >>> teacher_fingerprint(teacher)["weights"][:8]
     """
-    states = {id(variable) for variable in state_variables(teacher)}
     weights = hashlib.sha256()
-    for variable in teacher.weights:
-        if id(variable) not in states:
-            array = np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
-            weights.update(f"{array.shape}{array.dtype}".encode())
-            weights.update(array.tobytes())
+    for value in _weights(teacher):
+        array = np.ascontiguousarray(keras.ops.convert_to_numpy(value))
+        weights.update(f"{array.shape}{array.dtype}".encode())
+        weights.update(array.tobytes())
     graph = hashlib.sha256()
     for layer in flatten_layers(teacher):
         graph.update(_description(layer).encode())
@@ -60,21 +73,176 @@ def teacher_number(fingerprint):
     return int.from_bytes(digest[:4]) >> 1
 
 
+def _weights(teacher):
+    """The values of weights; of PyTorch's modules what they would save."""
+    of_modules = wrappers(teacher)
+    apart = {id(variable) for variable in state_variables(teacher)}
+    apart |= {id(v) for layer in of_modules for v in layer.variables}
+    weights = [v for v in teacher.weights if id(v) not in apart]
+    saved = [
+        value
+        for layer in of_modules
+        for value in layer.module.state_dict().values()
+        if keras.ops.is_tensor(value)
+    ]
+    return [*weights, *saved]
+
+
 def _description(layer):
     """A layer's class and configuration; of a model also its graph."""
-    kind = type(layer).__name__ + _source(type(layer))
-    if isinstance(layer, keras.Sequential):
-        return kind  # A chain of its layers, which are described already.
-    if isinstance(layer, keras.Model) and not hasattr(layer, "operations"):
-        return kind
-    try:
-        config = keras.saving.serialize_keras_object(layer.get_config())
-    except (NotImplementedError, TypeError, ValueError):
-        return kind
+    kind = type(layer).__name__ + _source(type(layer)) + _functions(layer)
+    if isinstance(layer, keras.layers.TorchModuleWrapper):
+        return kind + json.dumps(_modules(layer.module), sort_keys=True)
     if isinstance(layer, keras.Model):
-        config = _graph(config)
+        return kind + _model_description(layer)
+    config = _config(layer)
+    if config is None:
+        return kind
     config.pop("batch_shape", None)
+    if wrappers(layer):  # It would hold them pickled, flags included.
+        config = {key: _plain(value, {}) for key, value in config.items()}
     return kind + json.dumps(_without_names(config), sort_keys=True)
+
+
+def _config(layer):
+    """A layer's serialised configuration, or `None` if it has none."""
+    try:
+        return keras.saving.serialize_keras_object(layer.get_config())
+    except (NotImplementedError, TypeError, ValueError):
+        return None
+
+
+def _model_description(model):
+    """What a model has beside its layers: its graph, and settings."""
+    is_plain = type(model).get_config is Functional.get_config
+    if is_plain and not wrappers(model):
+        config = _config(model)
+        if config and "layers" in config:
+            return json.dumps(_without_names(_graph(config)), sort_keys=True)
+    about = _settings(model)
+    if isinstance(model, Functional):
+        about = {"settings": about, "calls": _calls(model)}
+    return json.dumps(about, sort_keys=True) if about else ""
+
+
+def _settings(model):
+    """What a model's own configuration says, beside its layers."""
+    # Settings may name layers, as in "features_of": "dense_1".
+    numbers = {each.name: n for n, each in enumerate(flatten_layers(model))}
+    try:
+        config = model.get_config()
+        own = {k: v for k, v in config.items() if k not in _NOT_OF_MODELS}
+        return _without_names(_plain(own, numbers))
+    # A user's own may raise anything: nothing but saving a model needs it.
+    except Exception:
+        return {}
+
+
+def _calls(model):
+    """The calls of a functional model's graph, with numbers for tensors."""
+    numbers = {id(tensor): n for n, tensor in enumerate(model.inputs)}
+    operations, calls = {}, []
+    waiting = list(reversed(model.outputs))
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) in numbers:
+            continue
+        operation, arguments, position = call_of(tensor)
+        needed = [
+            each
+            for each in keras.tree.flatten(arguments)
+            if isinstance(each, keras.KerasTensor) and id(each) not in numbers
+        ]
+        if needed:
+            waiting += [tensor, *reversed(needed)]
+            continue
+        numbers[id(tensor)] = len(numbers)
+        calls.append(
+            [
+                operations.setdefault(id(operation), len(operations)),
+                _operation(operation),
+                _plain(arguments, numbers),
+                position,
+            ]
+        )
+    return [calls, [numbers[id(tensor)] for tensor in model.outputs]]
+
+
+def _operation(operation):
+    """Its class, and its configuration unless it is a layer."""
+    if isinstance(operation, keras.Layer):
+        return [type(operation).__name__]  # It is described by itself.
+    config = _plain(_config(operation) or {}, {})
+    return [type(operation).__name__, _without_names(config)]
+
+
+def _modules(module):
+    """Of a PyTorch module and those in it the classes and settings.
+
+    Settings are what is plain of their public attributes; tensors that are
+    kept elsewhere than in buffers may be made by a call.
+    """
+    return [
+        [
+            name,
+            f"{type(each).__module__}.{type(each).__qualname__}",
+            _source(type(each)),
+            {
+                key: _plain(value, {})
+                for key, value in vars(each).items()
+                if not (key.startswith("_") or key == "training")
+                and not keras.ops.is_tensor(value)
+            },
+        ]
+        for name, each in module.named_modules(remove_duplicate=False)
+    ]
+
+
+def _plain(value, numbers):
+    """A structure as JSON has them, which is the same in every process.
+
+    Args:
+        value: anything.
+        numbers: dict of numbers that stand for names, and for the ids of
+            symbolic tensors.
+    """
+    if isinstance(value, dict):
+        inner = value.get("config", value)
+        if isinstance(inner, dict) and {"name", "trainable"} <= inner.keys():
+            return str(value.get("class_name"))  # A layer, described apart.
+        return {str(key): _plain(v, numbers) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each, numbers) for each in value]
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    if isinstance(value, str):
+        return numbers.get(value, value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, keras.KerasTensor):
+        return {"tensor": numbers.get(id(value))}
+    if isinstance(value, np.ndarray | np.generic) or keras.ops.is_tensor(value):
+        return keras.ops.convert_to_numpy(value).tolist()
+    if isinstance(value, types.FunctionType | type):
+        return [value.__qualname__, _source(value)]
+    if hasattr(value, "get_config") and not isinstance(value, keras.Layer):
+        return _plain(keras.saving.serialize_keras_object(value), numbers)
+    return type(value).__name__
+
+
+def _functions(layer):
+    """The source of a user's own functions that a layer was given.
+
+    Lambdas are in its configuration, others by name alone.
+    """
+    return "".join(
+        _source(value)
+        for name, value in sorted(vars(layer).items())
+        if isinstance(value, types.FunctionType)
+        and value.__name__ != "<lambda>"
+        # Keras wraps a layer's own methods.
+        and not hasattr(type(layer), name)
+    )
 
 
 def _graph(config):
@@ -107,8 +275,8 @@ def _graph(config):
 
 
 def _source(kind):
-    """The source of a user's own class, without comments."""
-    if kind.__module__.split(".")[0] == "keras":
+    """The source of a user's own class or function, without comments."""
+    if str(kind.__module__).split(".")[0] in _LIBRARIES:
         return ""
     try:
         source = textwrap.dedent(inspect.getsource(kind))

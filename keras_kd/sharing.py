@@ -3,7 +3,12 @@
 import keras
 
 from keras_kd.backend.private import flatten_layers
-from keras_kd.states import all_variables, state_variables
+from keras_kd.states import (
+    all_variables,
+    buffers,
+    in_both,
+    state_variables,
+)
 
 
 def check_sharing(student, teacher, save_teacher):
@@ -27,17 +32,26 @@ def check_sharing(student, teacher, save_teacher):
             "into itself give a copy with its weights, from "
             "keras.models.clone_model and set_weights."
         )
-    of_teacher = {id(variable) for variable in all_variables(teacher)}
-    changed = [v for v in _changed(student) if id(v) in of_teacher]
+    of_teacher = all_variables(teacher)
+    changed = in_both(_changed(student), of_teacher)
     if changed:
         raise ValueError(
             "Student and teacher must not share variables that training "
             f"changes. Received: {len(changed)} of them, such as "
             f"{changed[0].path!r}. Set `trainable = False` on the layers that "
             "both use, or give the teacher copies of them, from "
-            "keras.models.clone_model and set_weights."
+            "keras.models.clone_model and set_weights (of a PyTorch module "
+            "from copy.deepcopy)."
         )
-    shared = [v for v in all_variables(student) if id(v) in of_teacher]
+    changed = in_both(buffers(student), buffers(teacher))
+    if changed:
+        raise ValueError(
+            "Student and teacher must not share buffers of PyTorch modules, "
+            "which training changes in frozen layers, too. Received: "
+            f"{len(changed)} of them, such as {changed[0].path!r}. Give the "
+            "teacher a copy of the module, from copy.deepcopy."
+        )
+    shared = in_both(all_variables(student), of_teacher)
     if shared and save_teacher:
         raise ValueError(
             "A file that holds student and teacher can't hold layers that both "
@@ -53,8 +67,7 @@ def _changed(student):
     statistics = [
         variable
         for layer in flatten_layers(student)
-        if isinstance(layer, keras.layers.BatchNormalization)
-        and layer.trainable
+        if _sets_statistics(layer)
         for variable in layer.non_trainable_variables
     ]
     return [
@@ -62,3 +75,12 @@ def _changed(student):
         *statistics,
         *state_variables(student),
     ]
+
+
+def _sets_statistics(layer):
+    """Whether a layer of Keras's changes what isn't trainable in it."""
+    if isinstance(layer, keras.layers.SpectralNormalization):
+        return True  # Also where it's frozen, kernel included.
+    return isinstance(layer, keras.layers.BatchNormalization) and (
+        layer.trainable
+    )

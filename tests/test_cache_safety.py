@@ -255,6 +255,112 @@ def test_teachers_that_compute_something_else_have_other_fingerprints():
     assert first["graph"] != second["graph"]
 
 
+class Scaled(keras.Model):
+    """Configured: layers and weights are the same for every scale."""
+
+    def __init__(self, scale, **kwargs):
+        super().__init__(**kwargs)
+        self.scale = scale
+        self.dense = layers.Dense(CLASSES, kernel_initializer="ones")
+
+    def call(self, x):
+        return self.scale * self.dense(x)
+
+    def get_config(self):
+        # The layer's name, object and dtype are not the teacher's.
+        return {
+            **super().get_config(),
+            "scale": self.scale,
+            "of": self.dense.name,
+            "head": keras.saving.serialize_keras_object(self.dense),
+            "object": object(),
+        }
+
+
+class ScaledGraph(keras.Model):
+    """A graph whose configuration is not that of its layers, as KerasHub's."""
+
+    def __init__(self, scale=0.5, **kwargs):
+        inputs = keras.Input((CLASSES,))
+        x = layers.Dense(CLASSES, kernel_initializer="ones")(inputs)
+        y = layers.Dense(CLASSES, kernel_initializer="ones")(x)
+        super().__init__(inputs, scale * y - x, **kwargs)
+
+    def get_config(self):
+        return {}
+
+
+class Row(keras.Sequential):
+    """A chain with a setting of its own."""
+
+    def __init__(self, scale):
+        super().__init__([keras.Input((CLASSES,)), layers.Dense(CLASSES)])
+        self.scale = scale
+
+    def get_config(self):
+        return {**super().get_config(), "scale": self.scale}
+
+
+def around(make):
+    """A model that holds the one that is made."""
+
+    def outer(scale):
+        inputs = keras.Input((CLASSES,))
+        return keras.Model(inputs, make(scale)(inputs))
+
+    return outer
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Scaled, ScaledGraph, Row, around(ScaledGraph)],
+    ids=["subclass", "graph", "sequential", "within"],
+)
+def test_what_configures_a_subclass_is_in_the_fingerprint(make):
+    def graph(scale):
+        model = make(scale)
+        model(np.ones((1, CLASSES), "float32"))
+        return fingerprint.teacher_fingerprint(model)["graph"]
+
+    assert graph(1.0) == graph(1.0)
+    assert graph(1.0) != graph(0.1)
+
+
+def test_a_saved_subclass_keeps_its_fingerprint(tmp_path):
+    teacher = ScaledGraph(0.5)
+    teacher.save(tmp_path / "teacher.keras")
+    loaded = keras.models.load_model(
+        tmp_path / "teacher.keras", {"ScaledGraph": ScaledGraph}
+    )
+    assert fingerprint.teacher_fingerprint(
+        loaded
+    ) == fingerprint.teacher_fingerprint(teacher)
+
+
+def double(x):
+    return 2 * x
+
+
+def triple(x):
+    return 3 * x
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [layers.Lambda, lambda function: layers.Dense(5, activation=function)],
+    ids=["lambda", "activation"],
+)
+def test_the_body_of_a_users_function_is_in_the_fingerprint(layer):
+    def graph(function):
+        function.__name__ = "scaled"
+        inputs = keras.Input((CLASSES,))
+        model = keras.Model(inputs, layer(function)(inputs))
+        return fingerprint.teacher_fingerprint(model)["graph"]
+
+    assert graph(double) == graph(double)
+    assert graph(double) != graph(triple)
+
+
 def test_preprocessing_and_names_in_the_fingerprint(tmp_path):
     """Another scaling is another teacher; another name is not."""
 

@@ -78,6 +78,15 @@ def test_running_statistics_that_both_use_are_refused():
         kd.Distiller(student, teacher)
 
 
+def test_spectral_norms_that_both_use_are_refused():
+    """Training would divide the kernel, though the layer is frozen."""
+    normalised = layers.SpectralNormalization(layers.Dense(6))
+    normalised.trainable = False
+    student, teacher = sharing(normalised)
+    with pytest.raises(ValueError, match="3 of them, such as .*kernel'"):
+        kd.Distiller(student, teacher)
+
+
 def test_one_model_as_both_is_refused():
     model = mlp()
     with pytest.raises(ValueError, match=f"Received: '{model.name}' as both"):

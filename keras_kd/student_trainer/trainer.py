@@ -28,6 +28,7 @@ from keras_kd.cache import TeacherCache
 from keras_kd.distiller import Distiller
 from keras_kd.logits import LogitReader, check_model, is_binary
 from keras_kd.similarity import find_logit_layer
+from keras_kd.states import in_both
 from keras_kd.student_trainer import data, progress, results, scores
 from keras_kd.student_trainer.making import Metrics, Optimizers
 
@@ -719,10 +720,9 @@ class _Students:
             specs = self._training.data.input_specs(student)
             student(specs)
         before = self._before() if self._before is not None else None
-        ours = {id(v) for v in student.trainable_variables}
         shared = before is not None and (
             before is student
-            or any(id(v) in ours for v in before.trainable_variables)
+            or in_both(student.trainable_variables, before.trainable_variables)
         )
         if shared:
             raise ValueError(
