@@ -264,6 +264,25 @@ def kept_logits(outputs):
     return getattr(outputs, "_keras_logits", None)
 
 
+def specs_of_replica(iterator):
+    """What one replica gets of each batch.
+
+    Args:
+        iterator: the `EpochIterator` that Keras makes under a strategy of
+            TensorFlow's.
+
+    Returns:
+        Structure of `tf.TypeSpec`s.
+    """
+
+    def of_first(spec):
+        is_of_each = type(spec).__name__ == "PerReplicaSpec"
+        return spec._component_specs[0] if is_of_each else spec
+
+    specs = iterator._distributed_dataset.element_spec
+    return keras.tree.map_structure(of_first, specs)
+
+
 def compiled_metrics(model):
     """The one that holds what a model is compiled with among its metrics.
 
@@ -442,6 +461,12 @@ def check_keras(backend):
     for name in ("_fn", "_fn_kwargs"):
         if name not in metric.update_state.__code__.co_names:
             raise _refusal(f"MeanMetricWrapper.{name}")
+    if backend == "tensorflow":
+        from keras.src.backend.tensorflow.trainer import TFEpochIterator
+
+        names = TFEpochIterator.__init__.__code__.co_names
+        if "_distributed_dataset" not in names:
+            raise _refusal("TFEpochIterator._distributed_dataset")
 
 
 __all__ = [
@@ -476,6 +501,7 @@ __all__ = [
     "set_initial_epoch",
     "set_keras_mask",
     "set_loss_tracker",
+    "specs_of_replica",
     "symbolic_build",
     "values_of_examples",
     "wrapped_function",
