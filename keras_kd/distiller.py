@@ -26,6 +26,7 @@ from keras_kd.backend.private import (
     flatten_layers,
     set_initial_epoch,
     set_loss_tracker,
+    update_compiled_metrics,
 )
 from keras_kd.batch import TEACHER_FINGERPRINT
 from keras_kd.head import EVALUATION, Head, PlainHead, number
@@ -144,7 +145,8 @@ class Distiller(backend.Trainer):
         ValueError: if they have different numbers of classes or tokenizers
             of different vocabularies, are one object or share variables that
             training changes, the student has a training step or a loss of
-            its own, or `logit_chunks` is not a number of chunks.
+            its own or was made in another scope of `tf.distribute`, or
+            `logit_chunks` is not a number of chunks.
 
     Example:
     ```python
@@ -186,6 +188,7 @@ class Distiller(backend.Trainer):
         # The student's policy decides on loss scaling; inputs are left to the
         # student's own layers to cast.
         super().__init__(name=name, dtype=student.dtype_policy, autocast=False)
+        distribution.check_scope(self, student)
         self.student = student
         self.save_teacher = save_teacher
         self.student_output = student_output
@@ -938,13 +941,14 @@ class Distiller(backend.Trainer):
         ):
             return self.get_metrics_result()
         if None in found:
-            return super().compute_metrics(x, *found[None])
-        labels, outputs, weights = (
-            {name: each[i] for name, each in found.items()} for i in range(3)
-        )
-        if all(weight is None for weight in weights.values()):
-            weights = None
-        return super().compute_metrics(x, labels, outputs, weights)
+            arguments = found[None]
+        else:
+            arguments = (
+                {name: each[i] for name, each in found.items()}
+                for i in range(4)
+            )
+        update_compiled_metrics(self, *arguments)
+        return self.get_metrics_result()
 
     def _check_outputs(self, y):
         """Before training on arrays that hold a teacher's outputs."""

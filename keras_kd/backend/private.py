@@ -295,6 +295,38 @@ def compiled_metrics(model):
     return model._compile_metrics
 
 
+def update_compiled_metrics(model, labels, outputs, weights, kept):
+    """Updates what a model is compiled with among its metrics.
+
+    Keras gives no weights to those that are not weighted, and not every kind
+    reads a mask.
+
+    Args:
+        model: a compiled `keras.Model`.
+        labels: a tensor, or a dict by output.
+        outputs: likewise.
+        weights: likewise, with `None` where there are none.
+        kept: likewise, 0 for what all metrics are to leave out, 1 for the rest.
+    """
+    metrics = model._compile_metrics
+    if metrics is None:
+        return
+    if not metrics.built:
+        metrics.build(labels, outputs)
+    labels, outputs, weights, kept = (
+        metrics._flatten_y(each) for each in (labels, outputs, weights, kept)
+    )
+    for kinds, used in (
+        (metrics._flat_metrics, kept),
+        (metrics._flat_weighted_metrics, weights),
+    ):
+        for each, y, y_pred, weight in zip(
+            kinds, labels, outputs, used, strict=True
+        ):
+            if each:
+                each.update_state(y, y_pred, weight)
+
+
 def values_of_examples(metric):
     """What gives a metric's value of each example.
 
@@ -503,6 +535,7 @@ __all__ = [
     "set_loss_tracker",
     "specs_of_replica",
     "symbolic_build",
+    "update_compiled_metrics",
     "values_of_examples",
     "wrapped_function",
 ]

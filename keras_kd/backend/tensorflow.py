@@ -197,7 +197,7 @@ class Trainer(keras.Model):
         Returns:
             Dict of metric results.
         """
-        x, y, sample_weight = self.with_teacher(self._own(data))
+        x, y, sample_weight = self.with_teacher(self._in_own_memory(data))
         variables = changing_variables(self.student)
         before = [tf.identity(variable.value) for variable in variables]
         with tf.GradientTape() as tape:
@@ -219,7 +219,7 @@ class Trainer(keras.Model):
         """One step of evaluation: the student alone, on the labels."""
         with self.evaluation():
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(
-                self._own(data)
+                self._in_own_memory(data)
             )
             y_pred = self(x, training=False)
             batch = self.settle(y, y_pred, sample_weight)
@@ -232,9 +232,9 @@ class Trainer(keras.Model):
 
     def predict_step(self, data):
         """The student's outputs."""
-        return super().predict_step(self._own(data))
+        return super().predict_step(self._in_own_memory(data))
 
-    def _own(self, data):
+    def _in_own_memory(self, data):
         """A batch in memory that a step may write to.
 
         Where nothing else needs a tensor, TensorFlow computes in its place. A
