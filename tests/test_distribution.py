@@ -395,11 +395,13 @@ def test_models_on_both_sides_of_a_scope_are_refused(inside, two_replicas):
 
     with scope("student"):
         student = mlp()
-    with (
-        scope("Distiller"),
-        refused("scope of one strategy", f"{inside} made in"),
-    ):
-        kd.Distiller(student, mlp(seed=5))
+    with scope("Distiller"):
+        refused(
+            lambda: kd.Distiller(student, mlp(seed=5)),
+            student,
+            "scope of one strategy",
+            f"{inside} made in",
+        )
 
 
 @pytest.mark.parametrize("metrics", [None, ["accuracy", "f1_score"]])
