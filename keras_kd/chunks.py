@@ -512,7 +512,7 @@ class _Pass:
         arguments = head.metric_arguments(settled, outputs)
         if arguments is not None:
             names = ("labels", "outputs", "weights", "mask")
-            values = (*arguments, get_keras_mask(arguments[1]))
+            values = (*arguments[:3], get_keras_mask(arguments[1]))
             others["metrics"] = {
                 name: value
                 for name, value in zip(names, values, strict=True)

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import threading
 import warnings
 import weakref
 
@@ -25,6 +26,7 @@ from keras_kd.backend.private import (
     flatten_layers,
     set_initial_epoch,
     set_loss_tracker,
+    update_compiled_metrics,
 )
 from keras_kd.batch import TEACHER_FINGERPRINT
 from keras_kd.head import EVALUATION, Head, PlainHead, number
@@ -143,7 +145,8 @@ class Distiller(backend.Trainer):
         ValueError: if they have different numbers of classes or tokenizers
             of different vocabularies, are one object or share variables that
             training changes, the student has a training step or a loss of
-            its own, or `logit_chunks` is not a number of chunks.
+            its own or was made in another scope of `tf.distribute`, or
+            `logit_chunks` is not a number of chunks.
 
     Example:
     ```python
@@ -185,6 +188,7 @@ class Distiller(backend.Trainer):
         # The student's policy decides on loss scaling; inputs are left to the
         # student's own layers to cast.
         super().__init__(name=name, dtype=student.dtype_policy, autocast=False)
+        distribution.check_scope(self, student)
         self.student = student
         self.save_teacher = save_teacher
         self.student_output = student_output
@@ -194,7 +198,9 @@ class Distiller(backend.Trainer):
         self._chunked = _Untracked(
             None if logit_chunks is None else chunks.ChunkedStep(self)
         )
-        self._evaluating = False
+        # A replica's thread may be in a step of evaluation while another one's
+        # is not.
+        self._thread = _Untracked(threading.local())
         self._class_weight = {}
         self._prepare = _Untracked({})
         self._compiled_with = _Untracked({})
@@ -261,8 +267,8 @@ class Distiller(backend.Trainer):
 
     @property
     def is_evaluating(self):
-        """Whether the student is evaluated now, not trained."""
-        return self._evaluating
+        """Whether the student is evaluated now in this thread, not trained."""
+        return getattr(self._thread.value, "is_evaluating", False)
 
     def __setattr__(self, name, value):
         if name == "student" and hasattr(self, "student"):
@@ -628,7 +634,7 @@ class Distiller(backend.Trainer):
             return metrics
         of_outputs = [head.tracker for head in self.heads]
         metrics = [*metrics, *(each for each in of_outputs if each is not None)]
-        if self._evaluating:
+        if self.is_evaluating:
             return metrics
         if any(head.is_without_labels for head in self.heads):
             of_labels = compiled_metrics(self)
@@ -805,7 +811,7 @@ class Distiller(backend.Trainer):
         """
         if isinstance(y, _Settled):
             return y
-        by_class = None if self._evaluating else self._class_weight
+        by_class = None if self.is_evaluating else self._class_weight
         by_chunks = self._runs_by_chunks
         return _Settled(
             (
@@ -839,8 +845,13 @@ class Distiller(backend.Trainer):
             A scalar; NaN for a batch that must not be trained on. Under a
             strategy, this replica's share of the sum over all.
         """
+        # First of all: replicas share the lists in which layers keep them, and
+        # take turns wherever one waits for the others.
+        of_layers = super().compute_loss() if training and self.losses else None
         settled = self.settle(y, y_pred, sample_weight)
-        bad_inputs = _bad_inputs(x)
+        for_all = {"inputs": _bad_inputs(x)}
+        if of_layers is not None:
+            for_all["layers"] = _not_finite(of_layers)
         total, updates = 0.0, []
         for index, head in enumerate(self.heads):
             part = settled[head.name]
@@ -853,7 +864,7 @@ class Distiller(backend.Trainer):
                     index, y_pred, part, values, training
                 )
                 loss = head.reduced(values, part)
-            updates.append((roles, {**counts, "inputs": bad_inputs}))
+            updates.append((roles, {**counts, **for_all}))
             if head.tracker is not None:
                 rows = ops.shape(keras.tree.flatten(y_pred)[0])[0]
                 head.tracker.update_state(loss, sample_weight=rows)
@@ -866,9 +877,10 @@ class Distiller(backend.Trainer):
             for name, value in counts.items()
             if name not in TOLD
         )
-        if training and self.losses:
-            # Keras's own sum of the layers' losses, scaled for distribution.
-            total = total + ops.cast(super().compute_loss(), total.dtype)
+        if of_layers is not None:
+            total = total + ops.cast(of_layers, total.dtype)
+        # So that all replicas agree whether to train on the batch.
+        invalid = invalid + _not_finite(total)
         is_invalid = distribution.sum_over_replicas(invalid) > 0
         return ops.where(is_invalid, float("nan"), total)
 
@@ -888,7 +900,7 @@ class Distiller(backend.Trainer):
         """
         head = self.heads[index]
         counts = head.counts(settled, training, self.teacher_number)
-        infinite = number(ops.logical_not(ops.isfinite(values)))
+        infinite = _not_finite(values)
         counts["student"], counts["teacher"] = ops.cond(
             infinite > 0,
             lambda: _origins(getattr(settled, "logits", None), infinite),
@@ -925,17 +937,18 @@ class Distiller(backend.Trainer):
         }
         found = {name: each for name, each in found.items() if each is not None}
         if any(head.is_without_labels for head in self.heads) and not (
-            self._evaluating
+            self.is_evaluating
         ):
             return self.get_metrics_result()
         if None in found:
-            return super().compute_metrics(x, *found[None])
-        labels, outputs, weights = (
-            {name: each[i] for name, each in found.items()} for i in range(3)
-        )
-        if all(weight is None for weight in weights.values()):
-            weights = None
-        return super().compute_metrics(x, labels, outputs, weights)
+            arguments = found[None]
+        else:
+            arguments = (
+                {name: each[i] for name, each in found.items()}
+                for i in range(4)
+            )
+        update_compiled_metrics(self, *arguments)
+        return self.get_metrics_result()
 
     def _check_outputs(self, y):
         """Before training on arrays that hold a teacher's outputs."""
@@ -1124,11 +1137,12 @@ class Distiller(backend.Trainer):
     @contextlib.contextmanager
     def evaluation(self):
         """A context in which the student is evaluated, not trained."""
-        before, self._evaluating = self._evaluating, True
+        before = self.is_evaluating
+        self._thread.value.is_evaluating = True
         try:
             yield
         finally:
-            self._evaluating = before
+            self._thread.value.is_evaluating = before
 
     def _scope(self):
         return distribution.scope(distribution.strategy_of(self))
@@ -1257,6 +1271,11 @@ def _zero():
     return ops.zeros((), dtype="float32")
 
 
+def _not_finite(values):
+    """How many values are infinite or NaN."""
+    return number(ops.logical_not(ops.isfinite(values)))
+
+
 def _bad_inputs(x):
     """How many inputs are not finite; not every layer passes a NaN on."""
     inputs = _floats(x)
@@ -1265,7 +1284,7 @@ def _bad_inputs(x):
         ops.isfinite(total),
         lambda: _zero(),
         lambda: sum(
-            (number(ops.logical_not(ops.isfinite(each))) for each in inputs),
+            map(_not_finite, inputs),
             _zero(),
         ),
     )

@@ -10,6 +10,8 @@ import itertools
 import keras
 from keras import ops
 
+from keras_kd.backend.private import made_in_strategy
+
 # Callbacks that write files from what every worker knows anyway.
 _CHIEF_ONLY = (keras.callbacks.CSVLogger, keras.callbacks.TensorBoard)
 
@@ -36,6 +38,31 @@ def scope(strategy):
         A context manager.
     """
     return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+
+def check_scope(distiller, student):
+    """Refuses models on both sides of a strategy's scope.
+
+    Args:
+        distiller: a `keras.Model`.
+        student: the `keras.Model` that is trained as a part of it.
+
+    Raises:
+        ValueError: if one of them was made in the scope of a strategy of
+            several replicas, and the other one outside of it.
+    """
+    if strategy_of(distiller) is None:
+        return
+    places = [made_in_strategy(model) for model in (distiller, student)]
+    replicas = max(map(num_replicas, map(strategy_of, (distiller, student))))
+    if replicas > 1 and places[0] != places[1]:
+        words = ["in" if inside else "outside" for inside in places]
+        raise ValueError(
+            "The student and its Distiller must be made in the scope of one "
+            f"strategy. Received: a student made {words[1]} the scope of a "
+            f"strategy and a Distiller made {words[0]} it. Make both under "
+            "`with strategy.scope():`."
+        )
 
 
 def num_replicas(strategy):

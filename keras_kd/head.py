@@ -329,28 +329,31 @@ class Head:
             y_pred: the student's outputs.
 
         Returns:
-            Labels, outputs and weights; `None` for data without labels.
+            Labels, outputs, weights, and 0 where there is no label, 1 elsewhere
+            (`None` if all have one); `None` for data without labels.
         """
         if settled.given_labels is None:
             self.is_without_labels = True
             return None
         outputs = self.student_reader.single(y_pred)
         mask = get_keras_mask(outputs)
+        kept, weights = None, settled.weights
         if settled.is_labelled is not None:
-            # What the metrics leave out; of several units, which they average,
-            # rows where any has no label.
+            # Of several units, which metrics average, rows where any has none.
             labelled = settled.is_labelled
             if len(labelled.shape) == len(outputs.shape):
                 labelled = ops.all(labelled, axis=-1)
             mask = labelled if mask is None else ops.logical_and(mask, labelled)
             outputs = ops.copy(outputs)
+            kept = ops.cast(labelled, "float32")
+            weights = kept if weights is None else _times(weights, kept)
         outputs = _in_full_precision(outputs)
         set_keras_mask(outputs, mask)
         kind = self.student_reader.kind_of(outputs)
         labels = _metric_labels(settled, outputs, kind)
         if not is_binary(kind):
             labels = self._in_first_form(labels, settled)
-        return labels, outputs, settled.weights
+        return labels, outputs, weights, kept
 
     def _in_first_form(self, labels, settled):
         """Labels in the form that the compiled metrics were built for."""
@@ -488,7 +491,14 @@ class PlainHead:
         del y_pred
         outputs = _in_full_precision(settled.outputs)
         set_keras_mask(outputs, get_keras_mask(settled.outputs))
-        return settled.labels, outputs, settled.sample_weight
+        return settled.labels, outputs, settled.sample_weight, None
+
+
+def _times(weights, kept):
+    """Weights of rows or of their units, 0 in rows that are not kept."""
+    if len(weights.shape) > len(kept.shape):
+        kept = ops.expand_dims(kept, -1)
+    return weights * kept
 
 
 def _of_each(values, others, outputs):

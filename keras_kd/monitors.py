@@ -103,7 +103,8 @@ class Monitors:
 
 # What `InvalidExamples` counts in a step, in this order: labels that are not
 # class ids and the largest of them, examples whose loss is not finite because
-# of the inputs, the student or the teacher, statistics of another temperature
+# of the inputs, the student or the teacher, losses of the student's layers that
+# are not finite, statistics of another temperature
 # or teacher, outputs other than those expected of student or teacher, and a
 # teacher's outputs in the data that are not valid, with what is wrong with the
 # first and where it is.
@@ -114,6 +115,7 @@ COUNTS = (
     "inputs",
     "student",
     "teacher",
+    "layers",
     "stale",
     "other_teacher",
     "student_output",
@@ -240,7 +242,8 @@ def _refuse(counts, distiller, head):
                 distiller.reader(role, head.name).refuse()
     output = "" if head.name is None else f"Output {head.name!r}: "
     others = ("inputs", "outputs", "teacher")
-    diverged = counts["student"] and not any(counts[name] for name in others)
+    of_student = counts["student"] or counts["layers"]
+    diverged = of_student and not any(counts[name] for name in others)
     raise (DivergedError if diverged else ValueError)(
         f"{output}{_message(counts, distiller, head)} The batch left the "
         "student as it was."
@@ -277,6 +280,14 @@ def _message(counts, distiller, head):
             f"{int(counts['student'])} examples of a batch, with finite "
             "inputs. Lower the learning rate, or clip gradients; check the "
             "student's weights and its dtype (float16 overflows at 65504)."
+        )
+    if counts["layers"]:
+        return (
+            "A loss of the student's own layers is not finite. Received: NaN "
+            f"or infinity from `add_loss` or a regularizer of student "
+            f"{distiller.student.name!r}, with finite inputs. Look for "
+            "divisions by zero and roots of negative numbers in it; lower the "
+            "learning rate, or clip gradients."
         )
     if counts["stale"]:
         return (

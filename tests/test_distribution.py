@@ -1,8 +1,11 @@
 """Two replicas under tf.distribute against one device; TensorFlow alone."""
 
+from contextlib import nullcontext
+
 import keras
 import numpy as np
 import pytest
+import reference
 import tensorflow as tf
 from models import (
     CLASSES,
@@ -12,6 +15,7 @@ from models import (
     data,
     fit,
     mlp,
+    outputs_of,
     uniform,
     weights_of,
 )
@@ -275,6 +279,129 @@ def test_a_nan_that_one_replica_sees_leaves_the_student_as_it_was(
         np.testing.assert_array_equal(now, then)
     fit(distiller, x, labels)
     assert_weights_differ(state(), before)
+
+
+class RootOfFirst(keras.layers.Layer):
+    """Adds the mean root of the first feature to the loss."""
+
+    def call(self, inputs):
+        self.add_loss(keras.ops.mean(keras.ops.sqrt(inputs[:, 0])))
+        return inputs
+
+
+def with_a_loss_of_its_own(strategy):
+    with strategy.scope():
+        inputs = keras.Input((FEATURES,))
+        logits = mlp(seed=1)(RootOfFirst()(inputs))
+        student = keras.Model(inputs, logits)
+        return compiled(student, mlp(seed=5), kd.KD(weight=0), **TRACED)
+
+
+def test_each_replica_adds_the_loss_of_its_own_layers(two_replicas):
+    x, labels, _ = data(8)
+    x[:, 0] = np.arange(8) ** 2
+    distiller = with_a_loss_of_its_own(two_replicas)
+    log_q = reference.log_softmax(outputs_of(distiller.student, x))
+    plain = -log_q[np.arange(8), labels].mean()
+    logs = fit(distiller, x, labels).history
+    # Roots of 0 to 3 on one replica, of 4 to 7 on the other.
+    np.testing.assert_allclose(logs["loss"], plain + 3.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("replicas, row", [(1, 2), (2, 2), (2, 6)])
+def test_a_layers_loss_that_is_not_finite_is_refused(
+    replicas, row, two_replicas
+):
+    x, labels, _ = data(8)
+    x[:, 0] = 1.0
+    x[row, 0] = -1.0
+    strategy = two_replicas if replicas == 2 else tf.distribute.get_strategy()
+    distiller = with_a_loss_of_its_own(strategy)
+    before = weights_of(distiller.student)
+    with pytest.raises(ValueError, match="loss of the student's own layers"):
+        fit(distiller, x, labels)
+    assert_same_weights(weights_of(distiller.student), before, 0)
+
+
+def aligned(array):
+    """A copy where TensorFlow takes an array as it is, without copying."""
+    room = np.empty(array.nbytes + 64, "uint8")
+    start = -room.ctypes.data % 64
+    copy = room[start : start + array.nbytes].view(array.dtype)
+    copy = copy.reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+@pytest.mark.parametrize("kind", ["generator", "py_dataset"])
+def test_data_made_in_python_are_read_once_and_left_alone(kind, two_replicas):
+    x, labels, _ = data(48)
+    x, labels = aligned(x), aligned(labels.astype("int64"))
+    given = x.copy(), labels.copy()
+    parts = [slice(start, start + 16) for start in (0, 16, 32)]
+
+    def generator():
+        for _ in range(2):
+            yield from ((x[part], labels[part]) for part in parts)
+
+    class Batches(keras.utils.PyDataset):
+        num_batches = len(parts)
+
+        def __getitem__(self, number):
+            return x[parts[number]], labels[parts[number]]
+
+    with two_replicas.scope():
+        inputs = keras.Input((FEATURES,))
+        # In place, if TensorFlow may.
+        student = keras.Model(inputs, mlp(seed=1)(keras.ops.relu(2 * inputs)))
+        distiller = compiled(
+            student, mlp(seed=5), kd.KD(), keras.optimizers.SGD(0.0), **TRACED
+        )
+    each = -reference.log_softmax(outputs_of(student, x))
+    expected = each[np.arange(48), labels].mean()
+    made = generator if kind == "generator" else Batches
+    result = distiller.evaluate(made(), steps=3, verbose=0)
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
+    logs = distiller.fit(
+        made(), steps_per_epoch=3, epochs=2, shuffle=False, verbose=0
+    ).history
+    np.testing.assert_allclose(logs["cross_entropy"], [expected] * 2, rtol=1e-5)
+    distiller.predict(x if kind == "generator" else Batches(), verbose=0)
+    for now, before in zip((x, labels), given, strict=True):
+        np.testing.assert_array_equal(now, before)
+
+
+def test_steps_of_evaluation_in_a_loop_of_ones_own(two_replicas):
+    """Replicas take turns while a step runs."""
+    x, labels, _ = data(8)
+    with two_replicas.scope():
+        distiller = compiled(mlp(seed=1), mlp(seed=5), kd.KD(), **TRACED)
+    batches = two_replicas.experimental_distribute_dataset(
+        tf.data.Dataset.from_tensor_slices((x, labels)).batch(8)
+    )
+    step = tf.function(
+        lambda batch: two_replicas.run(distiller.test_step, args=(batch,)),
+        autograph=False,
+    )
+    for batch in batches:
+        assert set(step(batch)) == {"loss"}
+    assert not distiller.is_evaluating
+
+
+@pytest.mark.parametrize("inside", ["student", "Distiller"])
+def test_models_on_both_sides_of_a_scope_are_refused(inside, two_replicas):
+    def scope(name):
+        return two_replicas.scope() if name == inside else nullcontext()
+
+    with scope("student"):
+        student = mlp()
+    with scope("Distiller"):
+        refused(
+            lambda: kd.Distiller(student, mlp(seed=5)),
+            student,
+            "scope of one strategy",
+            f"{inside} made in",
+        )
 
 
 @pytest.mark.parametrize("metrics", [None, ["accuracy", "f1_score"]])

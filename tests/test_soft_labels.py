@@ -18,7 +18,9 @@ from models import (
     FEATURES,
     assert_same_weights,
     data,
+    fit,
     mlp,
+    outputs_of,
     weights_of,
 )
 from test_distiller_correctness import get_loss
@@ -412,6 +414,36 @@ def test_logs_of_mixed_examples_are_means_over_the_labelled():
     )
     right = logits.argmax(-1) == ids
     assert logs["accuracy"][0] == pytest.approx(right[has].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_no_metric_counts_an_example_without_a_label(weighted):
+    """Nor those that are no means over examples, which read no mask."""
+    x, ids, weights = data(EXAMPLES)
+    shares = np.eye(CLASSES, dtype="float32")[ids]
+    shares[::3] = 0
+    student = mlp(seed=1)
+    kinds = {
+        "f1": lambda: keras.metrics.F1Score("macro", name="f1"),
+        "iou": lambda: keras.metrics.OneHotMeanIoU(CLASSES, name="iou"),
+        "best": lambda: keras.metrics.Precision(top_k=1, name="best"),
+    }
+    distiller = kd.Distiller(student, mlp(seed=5))
+    given = [make() for make in kinds.values()]
+    distiller.compile(
+        keras.optimizers.SGD(0.0),
+        kd.KD(),
+        **{"weighted_metrics" if weighted else "metrics": given},
+        **EAGERLY,
+    )
+    expected = outputs_of(student, x)
+    logs = fit(distiller, x, shares, weights).history
+    labelled = shares.any(axis=-1)
+    for name, make in kinds.items():
+        metric = make()
+        used = weights[labelled] if weighted else None
+        metric.update_state(shares[labelled], expected[labelled], used)
+        assert logs[name] == [pytest.approx(float(metric.result()), abs=1e-6)]
 
 
 @pytest.mark.parametrize(

@@ -264,6 +264,25 @@ def kept_logits(outputs):
     return getattr(outputs, "_keras_logits", None)
 
 
+def specs_of_replica(iterator):
+    """What one replica gets of each batch.
+
+    Args:
+        iterator: the `EpochIterator` that Keras makes under a strategy of
+            TensorFlow's.
+
+    Returns:
+        Structure of `tf.TypeSpec`s.
+    """
+
+    def of_first(spec):
+        is_of_each = type(spec).__name__ == "PerReplicaSpec"
+        return spec._component_specs[0] if is_of_each else spec
+
+    specs = iterator._distributed_dataset.element_spec
+    return keras.tree.map_structure(of_first, specs)
+
+
 def compiled_metrics(model):
     """The one that holds what a model is compiled with among its metrics.
 
@@ -274,6 +293,38 @@ def compiled_metrics(model):
         A `keras.metrics.Metric`, or `None`.
     """
     return model._compile_metrics
+
+
+def update_compiled_metrics(model, labels, outputs, weights, kept):
+    """Updates what a model is compiled with among its metrics.
+
+    Keras gives no weights to those that are not weighted, and not every kind
+    reads a mask.
+
+    Args:
+        model: a compiled `keras.Model`.
+        labels: a tensor, or a dict by output.
+        outputs: likewise.
+        weights: likewise, with `None` where there are none.
+        kept: likewise, 0 for what all metrics are to leave out, 1 for the rest.
+    """
+    metrics = model._compile_metrics
+    if metrics is None:
+        return
+    if not metrics.built:
+        metrics.build(labels, outputs)
+    labels, outputs, weights, kept = (
+        metrics._flatten_y(each) for each in (labels, outputs, weights, kept)
+    )
+    for kinds, used in (
+        (metrics._flat_metrics, kept),
+        (metrics._flat_weighted_metrics, weights),
+    ):
+        for each, y, y_pred, weight in zip(
+            kinds, labels, outputs, used, strict=True
+        ):
+            if each:
+                each.update_state(y, y_pred, weight)
 
 
 def values_of_examples(metric):
@@ -442,6 +493,12 @@ def check_keras(backend):
     for name in ("_fn", "_fn_kwargs"):
         if name not in metric.update_state.__code__.co_names:
             raise _refusal(f"MeanMetricWrapper.{name}")
+    if backend == "tensorflow":
+        from keras.src.backend.tensorflow.trainer import TFEpochIterator
+
+        names = TFEpochIterator.__init__.__code__.co_names
+        if "_distributed_dataset" not in names:
+            raise _refusal("TFEpochIterator._distributed_dataset")
 
 
 __all__ = [
@@ -476,7 +533,9 @@ __all__ = [
     "set_initial_epoch",
     "set_keras_mask",
     "set_loss_tracker",
+    "specs_of_replica",
     "symbolic_build",
+    "update_compiled_metrics",
     "values_of_examples",
     "wrapped_function",
 ]

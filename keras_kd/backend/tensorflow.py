@@ -197,7 +197,7 @@ class Trainer(keras.Model):
         Returns:
             Dict of metric results.
         """
-        x, y, sample_weight = self.with_teacher(data)
+        x, y, sample_weight = self.with_teacher(self._in_own_memory(data))
         variables = changing_variables(self.student)
         before = [tf.identity(variable.value) for variable in variables]
         with tf.GradientTape() as tape:
@@ -218,7 +218,9 @@ class Trainer(keras.Model):
     def test_step(self, data):
         """One step of evaluation: the student alone, on the labels."""
         with self.evaluation():
-            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(
+                self._in_own_memory(data)
+            )
             y_pred = self(x, training=False)
             batch = self.settle(y, y_pred, sample_weight)
             loss = self.compute_loss(x, batch, y_pred, training=False)
@@ -227,6 +229,22 @@ class Trainer(keras.Model):
             )
             logs = self.compute_metrics(x, batch, y_pred)
         return distribution.step_logs(logs, self.distribute_strategy)
+
+    def predict_step(self, data):
+        """The student's outputs."""
+        return super().predict_step(self._in_own_memory(data))
+
+    def _in_own_memory(self, data):
+        """A batch in memory that a step may write to.
+
+        Where nothing else needs a tensor, TensorFlow computes in its place. A
+        replica's part of a batch may lie in the very array that the user's
+        generator or `PyDataset` gave.
+        """
+        alone = distribution.num_replicas(self.distribute_strategy) == 1
+        if alone or self.jit_compile or is_on_gpu():
+            return data
+        return tf.nest.map_structure(_copy, data, expand_composites=True)
 
     def _apply(self, is_sound, gradients, variables, before):
         """Updates the student, or leaves it as it was before the step.
@@ -306,29 +324,57 @@ class Trainer(keras.Model):
             each is None or each.built for each in made
         ):
             return
-        if any(
-            not isinstance(spec, tf.TensorSpec) or spec.shape.rank is None
-            for spec in keras.tree.flatten(specs)
-        ):
-            return
-        batch = keras.tree.map_structure(
-            lambda spec: keras.KerasTensor(tuple(spec.shape), spec.dtype.name),
-            specs,
-        )
-        private.symbolic_build(self, batch)
+        batch = _batch_of(specs)
+        if batch is not None:
+            private.symbolic_build(self, batch)
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Learns the shapes of a batch from one replica's share of it.
+        """Learns the shapes of a batch without drawing one, if it can.
 
-        Keras averages the replicas' shares, and class ids become floats.
-        Without a strategy it draws no batch, which training would lack.
+        Under a strategy Keras draws one by a second iterator, which takes it
+        from a generator for good. It also averages the replicas' shares, so
+        that class ids become floats.
         """
         if iterator is not None and private.made_in_strategy(self):
-            local = self.distribute_strategy.experimental_local_results
-            for _, _, batches in iterator:
-                data_batch = keras.tree.map_structure(
-                    lambda value: local(value)[0], next(batches)
-                )
-                break
+            data_batch = _batch_of(private.specs_of_replica(iterator))
+            if data_batch is None:
+                data_batch = self._drawn_batch(iterator)
             iterator = None
         super()._maybe_symbolic_build(iterator, data_batch)
+
+    def _drawn_batch(self, iterator):
+        """A replica's share of a batch, of data whose shapes say too little."""
+        local = self.distribute_strategy.experimental_local_results
+        for _, _, batches in iterator:
+            return keras.tree.map_structure(
+                lambda value: local(value)[0], next(batches)
+            )
+
+
+def _copy(value):
+    """A copy of a tensor of numbers; other values as they are."""
+    numbers = tf.is_tensor(value) and (
+        value.dtype.is_floating or value.dtype.is_integer or value.dtype.is_bool
+    )
+    return tf.raw_ops.DeepCopy(x=value) if numbers else value
+
+
+def _batch_of(specs):
+    """A batch of symbolic tensors.
+
+    Args:
+        specs: structure of `tf.TypeSpec`s.
+
+    Returns:
+        The same of `keras.KerasTensor`s; `None` where a shape is not known, or
+        there is another kind of tensor.
+    """
+    if any(
+        not isinstance(spec, tf.TensorSpec) or spec.shape.rank is None
+        for spec in keras.tree.flatten(specs)
+    ):
+        return None
+    return keras.tree.map_structure(
+        lambda spec: keras.KerasTensor(tuple(spec.shape), spec.dtype.name),
+        specs,
+    )

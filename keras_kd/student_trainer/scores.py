@@ -82,7 +82,7 @@ def _totals(distiller, data, batch_size, function):
             if function is None:
                 found = head.losses(settled, training=False)
             else:
-                labels, outputs, _ = head.metric_arguments(settled, outputs)
+                labels, outputs, *_ = head.metric_arguments(settled, outputs)
                 found = function(labels, outputs)
             counted = ops.cast(settled.counted, "float32")
             if settled.weights is not None:
