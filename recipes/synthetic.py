@@ -656,7 +656,7 @@ def report(run, scores, options):
     draw(scores, deltas, run.folder / "gains.png")
     write_runs(run.tensorboard, scores, options)
     click.echo(f"{run.folder / 'gains.png'}")
-    click.echo(f"tensorboard --logdir {run.tensorboard}")
+    run.echo_tensorboard()
 
 
 def table_rows(scores, deltas):

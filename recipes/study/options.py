@@ -8,6 +8,7 @@ from keras_kd.attribution import make_loss
 from keras_kd.attribution.methods import SHUFFLED
 from keras_kd.cache import stores
 from study import methods, strategies
+from study.messages import option_name
 
 positive = click.IntRange(min=1)
 share = click.FloatRange(0, 1)
@@ -233,6 +234,84 @@ def settled(options, losses, labels, classes, arguments):
     small = views * labels * _bytes_a_label(made, classes) <= _LARGEST_CACHE
     cached = bool(needing) or (small and not mixing and not options["no_cache"])
     return {**options, "cached": cached}
+
+
+def given_options():
+    """Set of the names of the options that were given on the command line."""
+    context = click.get_current_context()
+    command_line = click.core.ParameterSource.COMMANDLINE
+    return {
+        name
+        for name in context.params
+        if context.get_parameter_source(name) == command_line
+    }
+
+
+def refuse_unused(options, given, uses):
+    """Refuses options that would do nothing: whoever gives one expects it to.
+
+    Args:
+        options: dict of a command's options.
+        given: set of names of those that were given.
+        uses: dict by option of (whether this run uses it; where none does, in
+            words after "does nothing").
+
+    Raises:
+        ValueError: naming the first that is not used.
+    """
+    for name, (is_used, where) in uses.items():
+        if name in given and not is_used:
+            option, value = option_name(name), options[name]
+            received = option if value is True else f"{option} {value}"
+            raise ValueError(
+                f"{option} does nothing {where}. Received: {received}. Leave "
+                "it out, or choose what uses it."
+            )
+
+
+def uses_of(options, names):
+    """What a study's options that only some runs use need.
+
+    Args:
+        options: dict, from `settled`.
+        names: out of `methods.METHODS`, of what is trained.
+
+    Returns:
+        A dict; see `refuse_unused`.
+    """
+    tunes = options["tune"]
+    many = options["attribute"] or tunes
+    bases = {methods.base_of(name) for name in names} - {methods.PLAIN}
+    made = [make_loss(name, methods.settings_of(name)) for name in names]
+    reads = tunes or any(loss.statistics for loss in made)
+    of_many = many, "without --attribute or --tune"
+    of_tune = tunes, "without --tune"
+    of_cache = reads and options["cached"], "without a teacher cache"
+    trained = not options["teacher"], "with --teacher"
+    keeping = bases & set(methods.KEEPING_K)
+    uses = {
+        "seeds": of_many,
+        "time_budget": of_many,
+        "student_budget": of_tune,
+        "sampler": of_tune,
+        "weight": (bases, "without a --loss other than plain"),
+        "temperature": (
+            bases - {methods.SMOOTHING},
+            "without a --loss that has one",
+        ),
+        "k": (keeping, f"without --loss {' or '.join(methods.KEEPING_K)}"),
+        "cache": (reads, "without a --loss that reads a teacher"),
+        "views": of_cache
+        if options.get("augment", True)
+        else (False, "with --no-augment"),
+        # A `keras_kd.StudentTrainer` computes all logits at once.
+        "logit_chunks": (not many, "with --attribute or --tune"),
+        **{n: trained for n in options if n.startswith("teacher_")},
+    }
+    if options.get("teacher_epochs") == 0:
+        where = "where --teacher-epochs is 0"
+        uses["teacher_learning_rate"] = False, where
+    return uses
 
 
 def _bytes_a_label(losses, classes):
