@@ -181,6 +181,10 @@ class VisionStudy(Study):
             kinds.SparseTopKCategoricalAccuracy(k=5, name="top5_accuracy"),
         ]
 
+    def guess(self):
+        """Accuracy of a class drawn at random."""
+        return 1 / self.classes
+
     def adapted_teacher(self, model):
         """A teacher of these images and classes, or an error."""
         networks.check_teacher(model, self.shape, self.classes)
