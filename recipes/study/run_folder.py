@@ -150,9 +150,10 @@ class RunFolder:
         Raises:
             ValueError: if that file has changed.
         """
-        path = self.model(name) if path is None else pathlib.Path(path)
+        own = path is None
+        path = self.model(name) if own else pathlib.Path(path)
         result = self.results.get(name)
-        if result is not None and self._is_kept(name, result, path):
+        if result is not None and self._is_kept(name, result, path, own):
             click.echo(f"{name}: done before, kept.")
         else:
             click.echo(f"\n{name}")
@@ -177,7 +178,7 @@ class RunFolder:
             return f"The same command resumes {name} after epoch {epochs}."
         return f"The same command resumes with {name}."
 
-    def _is_kept(self, name, result, path):
+    def _is_kept(self, name, result, path, own):
         """Whether the model of a result is there as it was written."""
         if not isinstance(result, dict):
             raise ValueError(
@@ -192,11 +193,13 @@ class RunFolder:
             click.echo(f"{name}: {path} was removed, so it is trained again.")
             return False
         if _sha256(path) != result["sha256"]:
+            again = "remove it to train it again"
+            remedy = again if own else "choose another --log-dir"
             raise ValueError(
                 f"{path} is not the model that {name}'s results are of: it is "
                 "damaged or was replaced. Received: "
                 f"{path.stat().st_size} bytes with another SHA-256. Put back a "
-                "copy of it, or remove it to train it again."
+                f"copy of it, or {remedy}."
             )
         return True
 
