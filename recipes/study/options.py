@@ -12,6 +12,9 @@ from study.messages import option_name
 
 positive = click.IntRange(min=1)
 share = click.FloatRange(0, 1)
+not_negative = click.FloatRange(0)
+# What Keras takes as one.
+random_seed = click.IntRange(0, 2**32 - 1)
 # The largest default cache, in bytes; above it, the teacher runs beside the
 # students unless --cache is given.
 _LARGEST_CACHE = 32 * 2**30
@@ -156,7 +159,7 @@ def shared_options(default_losses):
         click.option(
             "--mixed-precision", is_flag=True, help="Compute in float16."
         ),
-        click.option("--seed", type=int, default=0),
+        click.option("--seed", type=random_seed, default=0),
         click.option(
             "--probe-steps",
             type=positive,
@@ -304,6 +307,7 @@ def uses_of(options, names):
         "views": of_cache
         if options.get("augment", True)
         else (False, "with --no-augment"),
+        "drop_at": (_drops(options), "after the last epoch"),
         # A `keras_kd.StudentTrainer` computes all logits at once.
         "logit_chunks": (not many, "with --attribute or --tune"),
         **{n: trained for n in options if n.startswith("teacher_")},
@@ -312,6 +316,12 @@ def uses_of(options, names):
         where = "where --teacher-epochs is 0"
         uses["teacher_learning_rate"] = False, where
     return uses
+
+
+def _drops(options):
+    """Whether the rate of a model drops before its training ends."""
+    epochs = max(options["epochs"], options.get("teacher_epochs") or 0)
+    return any(after < epochs for after in options.get("drop_at") or ())
 
 
 def _bytes_a_label(losses, classes):

@@ -29,6 +29,7 @@ def tune(study, losses):
     """
     options = study.options
     study.check_one_process()
+    _check_evaluated(options)
     _check_budget(options, losses if attribution.are_named() else None)
     teacher = study.teacher()
     # What KD needs serves every loss, whatever its settings.
@@ -49,6 +50,16 @@ def tune(study, losses):
     tuning.to_tensorboard(study.run.tensorboard)
     attribution.save(tuning, study.run.folder, "tuning")
     study.run.echo_tensorboard()
+
+
+def _check_evaluated(options):
+    """Refuses students that are not evaluated, before a teacher is trained."""
+    if options["validate_every"] > options["epochs"]:
+        raise ValueError(
+            "--tune chooses by the validation scores of students. Received: "
+            f"--validate-every {options['validate_every']} of --epochs "
+            f"{options['epochs']}. Lower --validate-every."
+        )
 
 
 def _check_budget(options, names):

@@ -121,6 +121,13 @@ def test_a_budget_too_small_says_what_is_needed(
         (["--tune", "--no-cache"], "--tune with --no-cache"),
         (["--tune", "--mixup", 0.2], "--tune with --mixup"),
         (["--tune", "--probe-steps", 1], "Leave --tune out to measure"),
+        (
+            ["--tune", "--validate-every", 9, "--epochs", 8],
+            "--validate-every 9 of --epochs 8",
+        ),
+        (["--drop-at", 20], "--drop-at does nothing after the last epoch"),
+        (["--learning-rate", -1], "-1.0 is not in the range"),
+        (["--seed", -1], "-1 is not in the range"),
         (["--hold-out", 797], "0 training images"),
     ],
 )
