@@ -98,7 +98,9 @@ def test_a_probe_prints_how_long_the_run_would_take(tmp_path):
     arguments = "--dataset digits --probe-steps 5 --loss plain".split()
     arguments += "--teacher-depth 8 --epochs 20".split()
     output = finish(*arguments, "--log-dir", tmp_path / "run")
-    assert re.search(r"20 epochs of 12 steps would take [1-9]\d* s\.", output)
+    assert re.search(
+        r"20 epochs of 12 steps would take [1-9]\d* (s|min)\.", output
+    )
     found = results(tmp_path / "run")
     assert all(0 < r["projected_hours"] < 1 for r in found.values())
 
