@@ -33,7 +33,7 @@ import tensorflow as tf
 from data import batches, text
 from study import language_model, options, strategies
 from study.comparison import run_study
-from study.messages import errors_as_messages, first_line
+from study.messages import counted, errors_as_messages, first_line
 from study.methods import TEXT_ARGUMENTS
 from study.options import positive, share
 
@@ -128,7 +128,7 @@ def _read_chunks(context, parameter, value):
 @errors_as_messages()
 def main(losses, log_dir, **chosen):
     """Compares distillation losses on a causal language model of KerasHub."""
-    given = given_options(click.get_current_context())
+    given = options.given_options()
     check_options(chosen, given)
     chosen = with_preset_defaults(chosen, given)
     strategy = strategies.make_strategy(chosen["strategy"], chosen["replicas"])
@@ -153,16 +153,6 @@ def main(losses, log_dir, **chosen):
 
 
 # -- options -------------------------------------------------------------------
-
-
-def given_options(context):
-    """Names of the options on the command line, by click's context."""
-    command_line = click.core.ParameterSource.COMMANDLINE
-    return {
-        name
-        for name in context.params
-        if context.get_parameter_source(name) == command_line
-    }
 
 
 def check_options(options, given):
@@ -240,24 +230,27 @@ class WordTokenizer:
     Args:
         documents: `text.Documents`.
         size: at most this many words, `<unk>` among them.
+
+    Attributes:
+        words: list of the words by id.
     """
 
     pad_token_id = 0
 
     def __init__(self, documents, size):
         self._split = documents.split
-        self._words = text.make_vocabulary(documents.words()["train"], size)
-        (end,) = text.encode([text.EOS], self._words)
+        self.words = text.make_vocabulary(documents.words()["train"], size)
+        (end,) = text.encode([text.EOS], self.words)
         self.start_token_id = self.end_token_id = int(end)
 
     def vocabulary_size(self):
         """Number of words."""
-        return len(self._words)
+        return len(self.words)
 
     def __call__(self, documents):
         """Lists of word ids."""
         return [
-            text.encode(self._split(document), self._words).tolist()
+            text.encode(self._split(document), self.words).tolist()
             for document in documents
         ]
 
@@ -396,8 +389,9 @@ class Sequences:
 
     def __str__(self):
         return (
-            f"{int(self.weights.sum()):,} tokens to predict in {len(self):,} "
-            f"sequences, {1 - self.weights.mean():.0%} padding."
+            f"{counted(int(self.weights.sum()), 'token')} to predict in "
+            f"{counted(len(self), 'sequence')}, "
+            f"{1 - self.weights.mean():.0%} padding."
         )
 
     @property
@@ -513,12 +507,21 @@ class CausalLMStudy(language_model.LanguageModelStudy):
     def __init__(self, data, vocabulary, run, strategy, options):
         super().__init__(run, strategy, options)
         self.data = data
-        self.vocabulary = vocabulary
+        self._vocabulary = vocabulary
         self.train_size = len(data["train"])
 
     def classes(self):
         """Number of logits."""
-        return self.vocabulary.classes
+        return self._vocabulary.classes
+
+    def vocabulary(self):
+        """The words, or `None` with a preset."""
+        return getattr(self._vocabulary.tokenizer, "words", None)
+
+    def training_ids(self):
+        """What is predicted, without padding."""
+        sequences = self.data["train"]
+        return sequences.labels[sequences.weights > 0]
 
     def distiller_arguments(self):
         """By chunks where the vocabulary is large."""
@@ -588,8 +591,10 @@ class CausalLMStudy(language_model.LanguageModelStudy):
             max_sequence_length=self.options["sequence_length"],
         )
         # With it a saved model can generate text.
-        preprocessor = self.vocabulary.preprocessor
-        return keras_hub.models.GPT2CausalLM(backbone, preprocessor)
+        preprocessor = self._vocabulary.preprocessor
+        return keras_hub.models.GPT2CausalLM(
+            backbone, preprocessor, name=self.model_name(role)
+        )
 
 
 if __name__ == "__main__":

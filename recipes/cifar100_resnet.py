@@ -26,7 +26,7 @@ from data import images
 from study import methods, options, strategies, vision
 from study.comparison import run_study
 from study.messages import errors_as_messages
-from study.options import positive
+from study.options import not_negative, positive
 
 # Where the learning rate drops, as shares of all epochs: at 150, 180 and 210
 # of 240.
@@ -77,7 +77,7 @@ _DEFAULTS = {
     help="[default: 240, and 20 for the digits]",
 )
 @click.option("--batch-size", type=positive, default=64, help="Global.")
-@click.option("--learning-rate", type=float, default=0.05)
+@click.option("--learning-rate", type=not_negative, default=0.05)
 @click.option(
     "--drop-at",
     type=positive,

@@ -30,7 +30,7 @@ import tensorflow as tf
 from data import images
 from keras import layers, ops
 from study.messages import errors_as_messages
-from study.options import UserPath, log_dir
+from study.options import UserPath, given_options, log_dir, refuse_unused
 from study.run_folder import load_model, open_run
 
 import keras_kd as kd
@@ -642,7 +642,7 @@ def student_accuracy(kind, seed, data, teacher=None, temperature=1.0):
 @click.option("--data-dir", type=UserPath(), help="Where TFDS keeps CIFAR-100.")
 @click.option(
     "--teacher",
-    type=UserPath(),
+    type=UserPath(exists=True, dir_okay=False),
     help="A trained ResNet-56 from tools/import_cifar_teacher.py; adds the "
     f"kind {_CIFAR!r}.",
 )
@@ -650,6 +650,8 @@ def student_accuracy(kind, seed, data, teacher=None, temperature=1.0):
 def main(seeds, first_seed, kinds, cases, students, data_dir, teacher, log_dir):
     """Prints what `diagnose` says, case by case, kind by kind, seed by seed."""
     with errors_as_messages():
+        uses = {"data_dir": (teacher, "without --teacher")}
+        refuse_unused({"data_dir": data_dir}, given_options(), uses)
         chosen = {name: KINDS[name] for name in kinds if name != _CIFAR}
         if teacher is not None:
             chosen[_CIFAR] = resnet56(data_dir, teacher)
@@ -659,6 +661,7 @@ def main(seeds, first_seed, kinds, cases, students, data_dir, teacher, log_dir):
                 "--teacher. Make one with tools/import_cifar_teacher.py, or "
                 "choose another --kind."
             )
+        check_cases(cases, chosen)
         # Kinds, cases and seeds can be added to a folder.
         run = open_run("failures", {"students": students}, log_dir)
         names = [
@@ -679,12 +682,37 @@ def main(seeds, first_seed, kinds, cases, students, data_dir, teacher, log_dir):
                 students,
                 run.folder / f"{name}.json",
             )
-            run.train_once(name, make)
+            # Results are of this teacher alone.
+            run.train_once(name, make, teacher if kind == _CIFAR else None)
             results[case, kind, seed] = run.results[name]
             click.echo(f"  {_in_words(results[case, kind, seed])}")
         text = markdown_table(results, students) + "\n\n" + totals(results)
         click.echo("\n" + text)
         files.write_whole(run.folder / "table.md", text + "\n")
+
+
+def check_cases(cases, kinds):
+    """Refuses cases of which the user gave one that no kind has.
+
+    Args:
+        cases: names.
+        kinds: names.
+
+    Raises:
+        ValueError: naming them.
+    """
+    missing = [
+        name
+        for name in cases
+        if not any(_is_made_of(CASES[name], kind) for kind in kinds)
+    ]
+    if missing and "cases" in given_options():
+        of = ", ".join(CASES[missing[0]].kinds)
+        raise ValueError(
+            f"A case is made of kinds that can have it. Received: --case "
+            f"{missing[0]!r} with {', '.join(kinds)}. Choose --kind among "
+            f"{of}, or leave the case out."
+        )
 
 
 def _is_made_of(case, kind):

@@ -28,7 +28,7 @@ from data import batches, images
 from study import options, strategies, vision
 from study.comparison import run_study
 from study.messages import errors_as_messages
-from study.options import positive
+from study.options import not_negative, positive
 
 from keras_kd import distribution
 
@@ -60,7 +60,7 @@ _REFERENCE_BATCH = 256
 @click.option("--batch-size", type=positive, default=256, help="Global.")
 @click.option(
     "--learning-rate",
-    type=float,
+    type=not_negative,
     default=0.1,
     help="For a batch of 256; it is scaled with the batch.",
 )

@@ -176,12 +176,20 @@ class LSTMStudy(language_model.LanguageModelStudy):
             self.options[f"{role}_layers"],
             self.options[f"{role}_dropout"],
             self.input_shape,
-            name=role,
+            name=self.model_name(role),
         )
 
     def classes(self):
         """Number of words."""
         return len(self.corpus.vocabulary)
+
+    def vocabulary(self):
+        """The words."""
+        return self.corpus.vocabulary
+
+    def training_ids(self):
+        """The training text."""
+        return self.corpus.train
 
     def adapted_teacher(self, model):
         """A loaded model, for this run's vocabulary and batch size.

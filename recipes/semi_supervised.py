@@ -29,6 +29,7 @@ import keras_kd as kd
 from keras_kd.attribution import paired_interval
 
 UNLABELLED = -1
+CLASSES = 10
 _BATCH = 64
 
 
@@ -43,11 +44,6 @@ _BATCH = 64
 @errors_as_messages()
 def main(seeds, share, epochs):
     """Students of few labels, with and without a teacher."""
-    if not 0 < share < 1:
-        raise ValueError(
-            "--labels is the share of images that keep their label, above 0 "
-            f"and below 1. Received: {share}. Choose one such as 0.1."
-        )
     scores = {}
     with click.progressbar(range(seeds), label="seeds") as bar:
         for seed in bar:
@@ -60,6 +56,7 @@ def one_seed(seed, share, epochs):
     """Test accuracies of all students and teachers of one seed."""
     keras.utils.set_random_seed(seed)
     x, labels, test = digits(seed)
+    check_share(share, len(x))
     has_label = np.zeros(len(x), bool)
     few, _ = sklearn.model_selection.train_test_split(
         np.arange(len(x)), train_size=share, stratify=labels, random_state=seed
@@ -88,6 +85,24 @@ def one_seed(seed, share, epochs):
     everything = fit(same(start), x, labels, steps)
     results["plain, all labels"] = accuracy(everything, test)
     return results
+
+
+def check_share(share, images):
+    """Refuses a share with which a part has fewer images than classes.
+
+    Args:
+        share: of the images that keep their label.
+        images: how many there are.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if not CLASSES <= share * images <= images - CLASSES:
+        raise ValueError(
+            "--labels is the share of images that keep their label; each digit "
+            "must be among these and among the others. Received: --labels "
+            f"{share} of {images:,} images. Choose one such as 0.1."
+        )
 
 
 def digits(seed):

@@ -26,7 +26,7 @@ from data import synthetic as data
 from keras import ops
 from matplotlib import figure
 from study.messages import errors_as_messages
-from study.options import log_dir, positive
+from study.options import log_dir, not_negative, positive, random_seed
 from study.run_folder import load_model, open_run
 from study.table import print_table
 
@@ -123,7 +123,7 @@ def _sized(*flags, help, **kwargs):
     "times.",
 )
 @_sized("--seeds", type=click.IntRange(min=2), help="How many.")
-@click.option("--first-seed", type=int, default=0)
+@click.option("--first-seed", type=random_seed, default=0)
 @click.option("--classes", type=positive, default=20)
 @click.option("--superclasses", type=positive, default=5, help="Of equal size.")
 @_sized("--train-examples", type=positive, help="A seed.")
@@ -139,11 +139,11 @@ def _sized(*flags, help, **kwargs):
 @click.option("--teacher-epochs", type=positive, default=15)
 @_sized("--epochs", type=positive, help="Of the students.")
 @click.option("--batch-size", type=positive, default=200)
-@click.option("--teacher-learning-rate", type=float, default=0.003)
-@click.option("--learning-rate", type=float, default=0.01)
+@click.option("--teacher-learning-rate", type=not_negative, default=0.003)
+@click.option("--learning-rate", type=not_negative, default=0.01)
 @click.option(
     "--teacher-weight-decay",
-    type=float,
+    type=not_negative,
     default=0.4,
     help="Keeps the teachers from being sure of every training example.",
 )
@@ -656,7 +656,7 @@ def report(run, scores, options):
     draw(scores, deltas, run.folder / "gains.png")
     write_runs(run.tensorboard, scores, options)
     click.echo(f"{run.folder / 'gains.png'}")
-    click.echo(f"tensorboard --logdir {run.tensorboard}")
+    run.echo_tensorboard()
 
 
 def table_rows(scores, deltas):

@@ -71,7 +71,7 @@ class Documents:
     @property
     def checksums(self):
         """Dict by part of checksums, which tell text from other text."""
-        return {part: _checksum(getattr(self, part)) for part in PARTS}
+        return {part: checksum(getattr(self, part)) for part in PARTS}
 
     def words(self):
         """Dict by part of lists of words, `<eos>` after each document."""
@@ -108,8 +108,8 @@ class Corpus:
     def checksums(self):
         """Dict by part, and for the vocabulary, of checksums."""
         return {
-            "vocabulary": _checksum(self.vocabulary),
-            **{part: _checksum(getattr(self, part).tolist()) for part in PARTS},
+            "vocabulary": checksum(self.vocabulary),
+            **{part: checksum(getattr(self, part).tolist()) for part in PARTS},
         }
 
 
@@ -380,7 +380,8 @@ def _is_prose(words):
     return len(words) >= _SHORTEST_PARAGRAPH and letters >= 0.6 * len(words)
 
 
-def _checksum(values):
+def checksum(values):
+    """What tells one list of words or ids from another."""
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 

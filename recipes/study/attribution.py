@@ -10,6 +10,7 @@ import click
 
 import keras_kd as kd
 from study.methods import METHODS, PLAIN
+from study.options import given_options
 
 
 def attribute(study, names):
@@ -48,7 +49,7 @@ def attribute(study, names):
     click.echo(f"\n{attribution}\n")
     attribution.to_tensorboard(study.run.tensorboard)
     save(attribution, study.run.folder, "attribution")
-    click.echo(f"tensorboard --logdir {study.run.tensorboard}")
+    study.run.echo_tensorboard()
 
 
 def diagnose(study, trainer):
@@ -80,8 +81,7 @@ def methods_of(losses):
 
 def are_named():
     """Whether the user named the losses."""
-    source = click.get_current_context().get_parameter_source("losses")
-    return source is not click.core.ParameterSource.DEFAULT
+    return "losses" in given_options()
 
 
 def save(report, folder, name):

@@ -4,7 +4,7 @@ import click
 
 from keras_kd.attribution import write_hparams
 from study import attribution, options, tuning
-from study.run_folder import open_run
+from study.run_folder import folder_of, is_begun, open_run
 from study.table import print_table, result_rows
 
 
@@ -34,10 +34,25 @@ def run_study(
             of the study's losses; see `options.settled`.
     """
     chosen = options.settled(chosen, losses, **size)
-    run = open_run(recipe, options.run_config(chosen), log_dir, strategy)
+    config = options.run_config(chosen)
+    folder = folder_of(recipe, config, log_dir)
+    _refuse_unused(chosen, losses, config if is_begun(folder) else ())
+    run = open_run(recipe, config, log_dir, strategy)
     run.check_data(checksums or {})
     click.echo(f"{about} Run folder: {run.folder}")
     compare(make(run, strategy, chosen), losses)
+
+
+def _refuse_unused(chosen, losses, kept):
+    """Refuses options that do nothing, but for those that a run folder has.
+
+    A folder of an earlier version may have such; its command resumes.
+    """
+    names = losses
+    if chosen["attribute"] or chosen["tune"]:
+        names = attribution.methods_of(losses)
+    given = options.given_options() - set(kept)
+    options.refuse_unused(chosen, given, options.uses_of(chosen, names))
 
 
 def compare(study, losses):
@@ -70,7 +85,7 @@ def compare(study, losses):
     if study.run.writes:
         write_hparams(study.run.tensorboard, hparams(results, study))
     print_table(study.run.folder.name, result_rows(results, study.columns))
-    click.echo(f"tensorboard --logdir {study.run.tensorboard}")
+    study.run.echo_tensorboard()
 
 
 def hparams(results, study):

@@ -1,11 +1,22 @@
 """What the studies of language models share."""
 
+import pathlib
+import re
+
 import click
 import keras
 import keras_nlp
+import numpy as np
+from data import text
 
+from keras_kd import files
+from keras_kd.backend.private import flatten_layers
 from study.options import UserPath, with_options
 from study.study import Study
+
+# In a model's name, what its ids of words mean. Keras loads it without this
+# project, and ensembles keep it.
+_IN_NAME = re.compile("_words_([0-9a-f]{12})")
 
 text_options = with_options(
     [
@@ -75,6 +86,29 @@ class LanguageModelStudy(Study):
         """Number of words, or of other tokens."""
         raise NotImplementedError
 
+    def vocabulary(self):
+        """List of the words by id; `None` where a tokenizer knows them."""
+        raise NotImplementedError
+
+    def training_ids(self):
+        """Ids of the words to predict, as an array."""
+        raise NotImplementedError
+
+    def model_name(self, role):
+        """A name that tells what the ids of words mean."""
+        digest = self._digest()
+        return role if digest is None else f"{role}_words_{digest}"
+
+    def _digest(self):
+        words = self.vocabulary()
+        return None if words is None else text.checksum(words)[:12]
+
+    def guess(self):
+        """Perplexity of the training text's frequencies."""
+        counts = np.bincount(self.training_ids())
+        shares = counts[counts > 0] / counts.sum()
+        return float(np.exp(-(shares * np.log(shares)).sum()))
+
     def metrics(self):
         """Perplexity."""
         return [keras_nlp.metrics.Perplexity(from_logits=True)]
@@ -95,11 +129,57 @@ class LanguageModelStudy(Study):
     def adapted_teacher(self, model):
         """A loaded model, refused if it knows other words."""
         if model.output_shape[-1] != self.classes():
-            raise ValueError(
-                "The teacher must have been trained with this vocabulary. "
-                f"Received: a teacher of {model.output_shape[-1]} words for a "
-                f"text of {self.classes()}. Use the teacher's text, its limits "
-                "on the training text and --vocabulary, or leave --teacher "
-                "out."
+            raise _other_words(
+                f"a teacher of {model.output_shape[-1]} words for a text of "
+                f"{self.classes()}"
             )
+        path = self.options["teacher"]
+        if path is not None:
+            self._check_words(model, path)
         return model
+
+    def _check_words(self, model, path):
+        """Refuses a teacher to which ids mean other words, if it tells."""
+        known = known_vocabularies(model, path)
+        if not known and self.run.writes:
+            click.echo(
+                f"{path} does not tell which words its ids mean, as teachers "
+                "of earlier versions don't. They must be those of this text."
+            )
+        if known - {self._digest()}:
+            raise _other_words(
+                f"{path}, to which at least one of the {self.classes()} ids "
+                "means another word than in this text"
+            )
+
+
+def known_vocabularies(model, path):
+    """What is known of the vocabularies of a model, or of an ensemble's.
+
+    Args:
+        model: a `keras.Model`.
+        path: of its file. One of an earlier version has the vocabulary in
+            its run folder alone.
+
+    Returns:
+        Set of parts of checksums, `None` for a tokenizer of its own.
+    """
+    known = set()
+    for layer in flatten_layers(model):
+        known.update(_IN_NAME.findall(layer.name))
+        if getattr(layer, "preprocessor", None) is not None:
+            known.add(None)
+    if not known:
+        remedy = "Remove it, or move the teacher to another folder."
+        data = files.read_dict(pathlib.Path(path).parent / "data.json", remedy)
+        if data and "vocabulary" in data:
+            known.add(str(data["vocabulary"])[:12])
+    return known
+
+
+def _other_words(received):
+    return ValueError(
+        "The teacher must have been trained with this vocabulary. Received: "
+        f"{received}. Use the teacher's text, its limits on the training text "
+        "and --vocabulary, or leave --teacher out."
+    )

@@ -8,12 +8,24 @@ import click
 # What a TensorFlow error says that is one of the disk.
 _DISK = re.compile("No space left|Read-only file|Permission denied|quota", re.I)
 
+# Under which a click context keeps the `RunFolder` that a command uses.
+OPEN_RUN = "study.run_folder"
+
 
 @contextlib.contextmanager
 def errors_as_messages():
-    """Shows a refused option or file as one message, not as a traceback."""
+    """Shows a refused option or file as one message, not as a traceback.
+
+    Whoever interrupts a run is told that it can be resumed.
+    """
     try:
         yield
+    except KeyboardInterrupt:
+        context = click.get_current_context(silent=True)
+        run = context.meta.get(OPEN_RUN) if context else None
+        if run is not None:
+            click.echo(f"\n{run.resumption()}", err=True)
+        raise
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
@@ -31,6 +43,20 @@ def errors_as_messages():
         raise
 
 
+def option_name(name):
+    """An option as the user types it.
+
+    Args:
+        name: as the command takes it.
+
+    Returns:
+        A string; the name itself, if the command has no such option.
+    """
+    context = click.get_current_context(silent=True)
+    parameters = context.command.params if context else ()
+    return next((p.opts[0] for p in parameters if p.name == name), name)
+
+
 def _message(error):
     if "Received:" in str(error) or error.filename is None:
         return str(error)
@@ -39,6 +65,11 @@ def _message(error):
         f"{error.strerror}. Check the path, who may use it, and the space "
         "that is left."
     )
+
+
+def counted(count, noun):
+    """A number of things: "1 view", "2,000 views"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def first_line(error):

@@ -8,6 +8,10 @@ from keras_kd.attribution.methods import (
     base_of,
 )
 
+# Has no temperature.
+SMOOTHING = "label_smoothing"
+# Those that keep some of the classes.
+KEEPING_K = ("kd_topk", "kd_sampled")
 METHODS = (PLAIN, *kd.losses.NAMES, *LEVEL_SETTINGS, *CONTROLS)
 
 # The temperature and the weight of KD that the field uses on CIFAR-100 (Tian
@@ -73,8 +77,8 @@ def settings_of(name, arguments=None, weight=None, temperature=None, k=None):
     settings |= (arguments or {}).get(base, {})
     if weight is not None:
         settings["weight"] = weight
-    if temperature is not None and base != "label_smoothing":
+    if temperature is not None and base != SMOOTHING:
         settings["temperature"] = temperature
-    if k is not None and base in ("kd_topk", "kd_sampled"):
+    if k is not None and base in KEEPING_K:
         settings["k"] = k
     return settings

@@ -8,9 +8,13 @@ from keras_kd.attribution import make_loss
 from keras_kd.attribution.methods import SHUFFLED
 from keras_kd.cache import stores
 from study import methods, strategies
+from study.messages import option_name
 
 positive = click.IntRange(min=1)
 share = click.FloatRange(0, 1)
+not_negative = click.FloatRange(0)
+# What Keras takes as one.
+random_seed = click.IntRange(0, 2**32 - 1)
 # The largest default cache, in bytes; above it, the teacher runs beside the
 # students unless --cache is given.
 _LARGEST_CACHE = 32 * 2**30
@@ -155,7 +159,7 @@ def shared_options(default_losses):
         click.option(
             "--mixed-precision", is_flag=True, help="Compute in float16."
         ),
-        click.option("--seed", type=int, default=0),
+        click.option("--seed", type=random_seed, default=0),
         click.option(
             "--probe-steps",
             type=positive,
@@ -233,6 +237,91 @@ def settled(options, losses, labels, classes, arguments):
     small = views * labels * _bytes_a_label(made, classes) <= _LARGEST_CACHE
     cached = bool(needing) or (small and not mixing and not options["no_cache"])
     return {**options, "cached": cached}
+
+
+def given_options():
+    """Set of the names of the options that were given on the command line."""
+    context = click.get_current_context()
+    command_line = click.core.ParameterSource.COMMANDLINE
+    return {
+        name
+        for name in context.params
+        if context.get_parameter_source(name) == command_line
+    }
+
+
+def refuse_unused(options, given, uses):
+    """Refuses options that would do nothing: whoever gives one expects it to.
+
+    Args:
+        options: dict of a command's options.
+        given: set of names of those that were given.
+        uses: dict by option of (whether this run uses it; where none does, in
+            words after "does nothing").
+
+    Raises:
+        ValueError: naming the first that is not used.
+    """
+    for name, (is_used, where) in uses.items():
+        if name in given and not is_used:
+            option, value = option_name(name), options[name]
+            received = option if value is True else f"{option} {value}"
+            raise ValueError(
+                f"{option} does nothing {where}. Received: {received}. Leave "
+                "it out, or choose what uses it."
+            )
+
+
+def uses_of(options, names):
+    """What a study's options that only some runs use need.
+
+    Args:
+        options: dict, from `settled`.
+        names: out of `methods.METHODS`, of what is trained.
+
+    Returns:
+        A dict; see `refuse_unused`.
+    """
+    tunes = options["tune"]
+    many = options["attribute"] or tunes
+    bases = {methods.base_of(name) for name in names} - {methods.PLAIN}
+    made = [make_loss(name, methods.settings_of(name)) for name in names]
+    reads = tunes or any(loss.statistics for loss in made)
+    of_many = many, "without --attribute or --tune"
+    of_tune = tunes, "without --tune"
+    of_cache = reads and options["cached"], "without a teacher cache"
+    trained = not options["teacher"], "with --teacher"
+    keeping = bases & set(methods.KEEPING_K)
+    uses = {
+        "seeds": of_many,
+        "time_budget": of_many,
+        "student_budget": of_tune,
+        "sampler": of_tune,
+        "weight": (bases, "without a --loss other than plain"),
+        "temperature": (
+            bases - {methods.SMOOTHING},
+            "without a --loss that has one",
+        ),
+        "k": (keeping, f"without --loss {' or '.join(methods.KEEPING_K)}"),
+        "cache": (reads, "without a --loss that reads a teacher"),
+        "views": of_cache
+        if options.get("augment", True)
+        else (False, "with --no-augment"),
+        "drop_at": (_drops(options), "after the last epoch"),
+        # A `keras_kd.StudentTrainer` computes all logits at once.
+        "logit_chunks": (not many, "with --attribute or --tune"),
+        **{n: trained for n in options if n.startswith("teacher_")},
+    }
+    if options.get("teacher_epochs") == 0:
+        where = "where --teacher-epochs is 0"
+        uses["teacher_learning_rate"] = False, where
+    return uses
+
+
+def _drops(options):
+    """Whether the rate of a model drops before its training ends."""
+    epochs = max(options["epochs"], options.get("teacher_epochs") or 0)
+    return any(after < epochs for after in options.get("drop_at") or ())
 
 
 def _bytes_a_label(losses, classes):

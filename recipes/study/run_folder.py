@@ -3,13 +3,18 @@
 import hashlib
 import json
 import pathlib
+import shlex
 import zipfile
 
 import click
 import keras
 
 from keras_kd import callbacks, distribution, files
-from study.messages import first_line
+from study.messages import OPEN_RUN, first_line, option_name
+
+_CONFIG = "config.json"
+# In the configuration, but no option's name.
+_NAMES = {"cached": "teacher cache (--no-cache, --cache)"}
 
 
 class RunFolder:
@@ -35,16 +40,14 @@ class RunFolder:
     """
 
     def __init__(self, recipe, config, folder=None, strategy=None):
-        config = json.loads(json.dumps({"recipe": recipe, **config}))
-        if folder is None:
-            text = json.dumps(config, sort_keys=True)
-            digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-            folder = pathlib.Path("runs") / f"{recipe}-{digest}"
-        self.folder = pathlib.Path(files.user_path(folder, "--log-dir"))
+        config = _config(recipe, config)
+        self.folder = folder_of(recipe, config, folder)
         self.writes = strategy is None or distribution.is_chief(strategy)
-        about = self.folder, "config.json", config, "--log-dir"
-        self._lock = None
+        about = self.folder, _CONFIG, config, "--log-dir"
+        self._lock = self._training = None
+        _check_options(self.folder, config)
         if self.writes:
+            _make(self.folder)
             self._lock = files.claim_folder(*about)
             self._remove_unfinished()
         else:
@@ -105,6 +108,10 @@ class RunFolder:
         """Path of the TensorBoard logs."""
         return self.folder / "tensorboard"
 
+    def echo_tensorboard(self):
+        """Prints the command that shows them, as a shell takes it."""
+        click.echo(f"tensorboard --logdir {shlex.quote(str(self.tensorboard))}")
+
     def model(self, name):
         """Path of a model's file."""
         return self.folder / f"{name}.keras"
@@ -143,13 +150,16 @@ class RunFolder:
         Raises:
             ValueError: if that file has changed.
         """
-        path = self.model(name) if path is None else pathlib.Path(path)
+        own = path is None
+        path = self.model(name) if own else pathlib.Path(path)
         result = self.results.get(name)
-        if result is not None and self._is_kept(name, result, path):
+        if result is not None and self._is_kept(name, result, path, own):
             click.echo(f"{name}: done before, kept.")
         else:
             click.echo(f"\n{name}")
+            self._training = name
             result = train()
+            self._training = None
             if self.writes:
                 if path.exists():
                     result = {**result, "sha256": _sha256(path)}
@@ -158,7 +168,17 @@ class RunFolder:
         if self.writes:
             self.backup(name).delete()
 
-    def _is_kept(self, name, result, path):
+    def resumption(self):
+        """A sentence on what the same command does after an interruption."""
+        name = self._training
+        if name is None:
+            return "The same command resumes."
+        epochs = self.backup(name).epochs_done()
+        if epochs:
+            return f"The same command resumes {name} after epoch {epochs}."
+        return f"The same command resumes with {name}."
+
+    def _is_kept(self, name, result, path, own):
         """Whether the model of a result is there as it was written."""
         if not isinstance(result, dict):
             raise ValueError(
@@ -173,13 +193,73 @@ class RunFolder:
             click.echo(f"{name}: {path} was removed, so it is trained again.")
             return False
         if _sha256(path) != result["sha256"]:
+            again = "remove it to train it again"
+            remedy = again if own else "choose another --log-dir"
             raise ValueError(
                 f"{path} is not the model that {name}'s results are of: it is "
                 "damaged or was replaced. Received: "
                 f"{path.stat().st_size} bytes with another SHA-256. Put back a "
-                "copy of it, or remove it to train it again."
+                f"copy of it, or {remedy}."
             )
         return True
+
+
+def folder_of(recipe, config, folder=None):
+    """Path of a run folder; see `RunFolder`."""
+    if folder is None:
+        text = json.dumps(_config(recipe, config), sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        folder = pathlib.Path("runs") / f"{recipe}-{digest}"
+    return pathlib.Path(files.user_path(folder, "--log-dir"))
+
+
+def is_begun(folder):
+    """Whether a folder is a run's already."""
+    return (folder / _CONFIG).exists()
+
+
+def _config(recipe, config):
+    return json.loads(json.dumps({"recipe": recipe, **config}))
+
+
+def _check_options(folder, config):
+    """Refuses a folder of other options, which it calls as the user does."""
+    remedy = "Choose another --log-dir, or remove this folder."
+    before = files.read_dict(folder / _CONFIG, remedy)
+    if before is None:
+        return
+    differing = [
+        f"{_NAMES.get(key) or option_name(key)}: {_in_words(before.get(key))} "
+        f"there, {_in_words(config.get(key))} now"
+        for key in files.differing_keys(before, config)
+    ]
+    if differing:
+        raise ValueError(
+            f"{folder} holds another run. Received different options "
+            f"({'; '.join(differing)}). Choose another --log-dir, or leave it "
+            "out."
+        )
+
+
+def _in_words(value):
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def _make(folder):
+    """Makes the folder, where there is nothing yet."""
+    try:
+        if not folder.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"The run folder can't be made. Received: --log-dir {folder} "
+            f"({error.strerror}). Choose one below a folder that you may write "
+            "to."
+        ) from error
 
 
 def open_run(recipe, config, folder=None, strategy=None):
@@ -195,7 +275,9 @@ def open_run(recipe, config, folder=None, strategy=None):
         A `RunFolder`.
     """
     run = RunFolder(recipe, config, folder, strategy)
-    return click.get_current_context().with_resource(run)
+    context = click.get_current_context()
+    context.meta[OPEN_RUN] = run
+    return context.with_resource(run)
 
 
 class _Backup(callbacks.BackupAndRestore):

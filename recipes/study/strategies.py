@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from keras_kd import distribution
+from study.messages import counted
 
 KINDS = ("one", "mirrored", "multiworker")
 
@@ -91,7 +92,7 @@ def _mirrored(replicas):
     if replicas > len(gpus):
         raise ValueError(
             "There must be a GPU for each replica. Received: --replicas "
-            f"{replicas} with {len(gpus)} GPUs. Lower --replicas."
+            f"{replicas} with {counted(len(gpus), 'GPU')}. Lower --replicas."
         )
     return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(replicas)])
 

@@ -18,7 +18,9 @@ from keras_kd import distribution
 from keras_kd.attribution import make_loss
 from keras_kd.attribution.methods import SHUFFLED
 from keras_kd.student_trainer.data import dividing_steps
+from keras_kd.tuning.outcome import in_words
 from study import strategies
+from study.messages import counted
 from study.methods import METHODS, PLAIN, settings_of
 from study.run_folder import load_model
 
@@ -117,6 +119,10 @@ class Study:
         """Classes in the order in which TensorBoard shows them, or `None`."""
         return None
 
+    def guess(self):
+        """What who does not look at the inputs has as `score`."""
+        raise NotImplementedError
+
     def adapted_teacher(self, model):
         """A loaded teacher, made to fit the data or refused."""
         return model
@@ -151,6 +157,20 @@ class Study:
             lambda: self._scores(self._trainer("teacher", teacher)),
             self.options["teacher"],
         )
+        if self.run.writes:
+            self._warn_of_guessing(self.run.results["teacher"])
+
+    def _warn_of_guessing(self, result):
+        """Says so if a given teacher knows nothing of these data."""
+        score, guess = result[self.score], self.guess()
+        # Where classes are in another order some are right by chance.
+        if score < 2 * guess if self.higher_is_better else score > guess:
+            click.echo(
+                f"The teacher hardly knows more than a guess: {self.score} "
+                f"{score:.4g}, where a guess has {guess:.4g}. Its classes may "
+                "be others than here, or in another order, or its inputs in "
+                "another form; --attribute and --tune begin with a diagnosis."
+            )
 
     def cache(self, names, teacher):
         """The teacher cache, written unless it is there.
@@ -188,8 +208,9 @@ class Study:
         self.wait_for_chief()
         cache = kd.TeacherCache(path)
         click.echo(
-            f"Teacher cache: {cache.examples:,} examples, {cache.views} views, "
-            f"{cache.record_bytes} bytes each; the teacher gets "
+            f"Teacher cache: {counted(cache.examples, 'example')}, "
+            f"{counted(cache.views, 'view')}, "
+            f"{counted(cache.record_bytes, 'byte')} each; the teacher gets "
             f"{cache.teacher_accuracy:.2%} of their labels right."
         )
         self._cache_path = path
@@ -374,8 +395,8 @@ class Study:
         at_once = trainer.steps_per_execution
         if at_once < min(asked, steps):
             click.echo(
-                f"{at_once} steps in one call, not {asked}: calls must fill "
-                f"an epoch's {steps} steps exactly."
+                f"{counted(at_once, 'step')} in one call, not {asked}: calls "
+                f"must fill an epoch's {steps} steps exactly."
             )
         first_epoch = backup.epochs_done()
         if cache is None:
@@ -420,12 +441,12 @@ class Study:
     def _project(self, name, role, seconds):
         """Prints and returns how many hours all epochs would take."""
         epochs, steps = self.epochs(role), self.steps_per_epoch(role)
-        hours = seconds * epochs * steps / 3600
+        whole = seconds * epochs * steps
         click.echo(
-            f"{name}: {seconds:.3f} s a step; {epochs} epochs of {steps} steps "
-            f"would take {hours:.1f} hours."
+            f"{name}: {seconds:.3f} s a step; {counted(epochs, 'epoch')} of "
+            f"{counted(steps, 'step')} would take {in_words(whole)}."
         )
-        return hours
+        return whole / 3600
 
     def _scores(self, trainer):
         results = {"parameters": trainer.student.count_params()}

@@ -7,6 +7,8 @@ its defaults are then trained on fresh seeds and measured on the test data.
 import click
 
 import keras_kd as kd
+from keras_kd.tuning.outcome import DEFAULT_KD
+from keras_kd.tuning.spaces import BASELINES, SPACES
 from study import attribution
 from study.options import STUDENT_BUDGET
 
@@ -27,6 +29,8 @@ def tune(study, losses):
     """
     options = study.options
     study.check_one_process()
+    _check_evaluated(options)
+    _check_budget(options, losses if attribution.are_named() else None)
     teacher = study.teacher()
     # What KD needs serves every loss, whatever its settings.
     trainer = study.student_trainer(teacher, study.cache(("kd",), teacher))
@@ -45,15 +49,49 @@ def tune(study, losses):
     click.echo(f"\n{tuning}\n")
     tuning.to_tensorboard(study.run.tensorboard)
     attribution.save(tuning, study.run.folder, "tuning")
-    click.echo(f"tensorboard --logdir {study.run.tensorboard}")
+    study.run.echo_tensorboard()
+
+
+def _check_evaluated(options):
+    """Refuses students that are not evaluated, before a teacher is trained."""
+    if options["validate_every"] > options["epochs"]:
+        raise ValueError(
+            "--tune chooses by the validation scores of students. Received: "
+            f"--validate-every {options['validate_every']} of --epochs "
+            f"{options['epochs']}. Lower --validate-every."
+        )
+
+
+def _check_budget(options, names):
+    """Refuses too few students before the teacher is trained.
+
+    `keras_kd.tune` does so too, but needs the teacher, and knows no options.
+    """
+    if options["time_budget"] is not None:
+        return  # What students take in minutes is not known yet.
+    students = _students(options)
+    methods = {*BASELINES, *(SPACES if names is None else names)}
+    # Each once, and plain training with the winner's learning rate.
+    search = len({*BASELINES, DEFAULT_KD} & methods) + 1
+    final = options["seeds"] * min(len(methods), 3)
+    if students < search + final:
+        raise ValueError(
+            "The budget is too small to find anything. Received: "
+            f"--student-budget {students}, where the search needs {search} "
+            f"and --seeds {options['seeds']} need {final} more. Raise it to "
+            f"{search + final} at least, or lower --seeds."
+        )
 
 
 def _budget(options):
     """Arguments of `keras_kd.tune`."""
     if options["time_budget"] is not None:
         return {"seconds": 60 * options["time_budget"]}
-    students = options["student_budget"] or STUDENT_BUDGET
-    return {"epochs": students * options["epochs"]}
+    return {"epochs": _students(options) * options["epochs"]}
+
+
+def _students(options):
+    return options["student_budget"] or STUDENT_BUDGET
 
 
 def _sampler(options):

@@ -5,7 +5,13 @@ import keras
 import networks
 from data import images
 
-from study.options import UserPath, positive, share, with_options
+from study.options import (
+    UserPath,
+    not_negative,
+    positive,
+    share,
+    with_options,
+)
 from study.study import Study
 
 # --tune chooses by one training image in so many; or, where that is fewer than
@@ -45,7 +51,9 @@ def image_options(weight_decay, views):
                 "a quarter; else none]",
             ),
             click.option("--momentum", type=share, default=0.9),
-            click.option("--weight-decay", type=float, default=weight_decay),
+            click.option(
+                "--weight-decay", type=not_negative, default=weight_decay
+            ),
             click.option(
                 "--views",
                 type=positive,
@@ -180,6 +188,10 @@ class VisionStudy(Study):
             kinds.SparseCategoricalAccuracy(name="accuracy"),
             kinds.SparseTopKCategoricalAccuracy(k=5, name="top5_accuracy"),
         ]
+
+    def guess(self):
+        """Accuracy of a class drawn at random."""
+        return 1 / self.classes
 
     def adapted_teacher(self, model):
         """A teacher of these images and classes, or an error."""

@@ -16,11 +16,16 @@ from processes import losses, results
 import keras_kd as kd
 
 LENGTH = 8
-TINY = (
-    "--vocabulary 30 --teacher-layers 1 --teacher-hidden 8 --teacher-heads 2 "
-    "--student-hidden 4 --student-heads 2 --teacher-epochs 2 --epochs 2 "
+# With a teacher that is given; and with one that is trained.
+STUDENT = (
+    "--vocabulary 30 --student-hidden 4 --student-heads 2 --epochs 2 "
     f"--batch-size 16 --sequence-length {LENGTH}"
 ).split()
+TINY = [
+    *STUDENT,
+    *"--teacher-layers 1 --teacher-hidden 8 --teacher-heads 2".split(),
+    *("--teacher-epochs", "2"),
+]
 SENTENCES = {"train": 60, "valid": 11, "test": 13}
 
 load = functools.partial(keras.models.load_model, compile=False)
@@ -118,7 +123,7 @@ def test_interrupted_training_ends_where_an_uninterrupted_run_does(
     finished, text, tmp_path, interrupted
 ):
     teacher = finished[0] / "teacher.keras"
-    arguments = ["--data-dir", text, "--log-dir", tmp_path / "run", *TINY]
+    arguments = ["--data-dir", text, "--log-dir", tmp_path / "run", *STUDENT]
     arguments += ["--teacher", teacher, "--loss", "kd_pt", "--no-cache"]
     with interrupted(causal_lm.CausalLMStudy):
         assert processes.invoke(causal_lm, *arguments).exit_code != 0
@@ -381,6 +386,14 @@ def test_a_presets_tokenizer_reads_the_text(presets):
             "--vocabulary and --student-preset",
         ),
         (
+            [
+                *("--teacher-preset", "large", "--teacher-learning-rate", 1),
+                *("--sequence-length", LENGTH),
+            ],
+            "--teacher-learning-rate does nothing where --teacher-epochs is 0",
+        ),
+        (["--attribute", "--logit-chunks", 2], "--logit-chunks does nothing"),
+        (
             ["--teacher-preset", "large", "--sequence-length", LENGTH + 1],
             f"at most {LENGTH} tokens",
         ),
@@ -437,6 +450,7 @@ def test_presets_of_several_numbers_of_logits_are_refused(
     ("option", "message"),
     [
         (("--vocabulary", 10), "for a text of 10"),
+        (("--limit-train", 30), "means another word than in this text"),
         (("--sequence-length", LENGTH + 1), f"at most {LENGTH} tokens"),
     ],
 )
@@ -444,7 +458,7 @@ def test_a_teacher_that_does_not_fit_the_text_is_refused(
     finished, text, tmp_path, option, message
 ):
     teacher = finished[0] / "teacher.keras"
-    arguments = ["--data-dir", text, "--log-dir", tmp_path, *TINY, *option]
+    arguments = ["--data-dir", text, "--log-dir", tmp_path, *STUDENT, *option]
     assert message in refused(*arguments, "--teacher", teacher)
 
 
@@ -454,7 +468,7 @@ def test_a_teacher_of_other_inputs_is_refused(text, tmp_path):
     outputs = keras.layers.Embedding(classes, classes)(inputs)
     keras.Model(inputs, outputs).save(tmp_path / "teacher.keras")
     output = refused(
-        *("--data-dir", text, "--log-dir", tmp_path / "run", *TINY),
+        *("--data-dir", text, "--log-dir", tmp_path / "run", *STUDENT),
         *("--teacher", tmp_path / "teacher.keras"),
     )
     assert "takes something else" in output

@@ -1,6 +1,7 @@
 """The study of failures: its table, and that it resumes."""
 
 import failures
+import pytest
 from click.testing import CliRunner
 
 ONE = (
@@ -34,6 +35,41 @@ def test_a_trained_network_needs_its_file(tmp_path):
     assert refused.exit_code == 1
     assert "no --teacher" in refused.output
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--kind", "perceptron", "--case", "colour order"],
+            "--case 'colour order' with perceptron. Choose --kind among cnn",
+        ),
+        (["--data-dir", "."], "--data-dir does nothing without --teacher"),
+    ],
+)
+def test_options_that_do_nothing_are_refused(tmp_path, arguments, message):
+    refused = invoke(*arguments, "--log-dir", tmp_path / "run")
+    assert refused.exit_code == 1
+    assert message in refused.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_results_are_of_one_trained_network(tmp_path, monkeypatch):
+    """Another teacher's are not shown as this one's."""
+    said = {"said": [], "first": None, "right": True}
+    monkeypatch.setattr(failures, "resnet56", lambda *_: None)
+    monkeypatch.setattr(failures, "result_of", lambda *_: said)
+    teacher = tmp_path / "teacher.keras"
+    arguments = ["--kind", failures._CIFAR, "--case", "healthy"]
+    arguments += ["--seeds", "1", "--log-dir", tmp_path / "run"]
+    arguments += ["--teacher", teacher]
+    teacher.write_bytes(b"one")
+    for _ in range(2):
+        assert invoke(*arguments).exit_code == 0
+    teacher.write_bytes(b"other")
+    refused = invoke(*arguments)
+    assert "was replaced" in refused.output
+    assert "or choose another --log-dir" in refused.output
 
 
 def test_the_table_counts_by_case_and_kind():

@@ -126,7 +126,7 @@ def test_the_whole_recipe_with_all_options(
     ]
     output = finish(*arguments)
     # Half of the classes at four bytes, and the tail.
-    assert "48 examples, 2 views, 2004 bytes each" in output
+    assert "48 examples, 2 views, 2,004 bytes each" in output
     found = results(tmp_path / "run")
     assert set(found) == {"teacher", "student-plain", "student-kd_topk"}
     images, labels = validation_images(data_dir)

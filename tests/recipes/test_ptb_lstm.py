@@ -6,8 +6,10 @@ import pathlib
 import shutil
 import socket
 import subprocess
+import types
 
 import keras
+import networks
 import numpy as np
 import processes
 import ptb_lstm
@@ -15,15 +17,24 @@ import pytest
 import tensorflow as tf
 from data import text as text_data
 from processes import losses, results
-from study import options
+from study import language_model, options, run_folder
 from tensorboard.backend.event_processing import event_accumulator
 
+import keras_kd as kd
+
 RECIPE = "ptb_lstm.py"
-SMALL = (
-    "--vocabulary 60 --teacher-units 8 --student-units 4 --teacher-epochs 2 "
-    "--teacher-dropout 0 --epochs 2 --batch-size 8 --time-steps 10 "
-    "--learning-rate 3 --teacher-learning-rate 3"
+# With a teacher that is given; and with one that is trained.
+STUDENT = (
+    "--vocabulary 60 --student-units 4 --epochs 2 --batch-size 8 "
+    "--time-steps 10 --learning-rate 3"
 ).split()
+SMALL = (
+    STUDENT
+    + (
+        "--teacher-units 8 --teacher-epochs 2 --teacher-dropout 0 "
+        "--teacher-learning-rate 3"
+    ).split()
+)
 LOSSES = ("plain", "kd_pt", "kd")
 finish = functools.partial(processes.finish, ptb_lstm)
 refused = functools.partial(processes.refused, ptb_lstm)
@@ -120,7 +131,7 @@ def test_reported_perplexity_is_that_of_the_saved_model(finished, text):
 def test_steps_in_one_call_change_nothing(finished, text, tmp_path):
     teacher = finished[0] / "teacher.keras"
     output = finish(
-        *("--data-dir", text, "--log-dir", tmp_path / "run", *SMALL),
+        *("--data-dir", text, "--log-dir", tmp_path / "run", *STUDENT),
         *(*losses("kd"), "--teacher", teacher, "--steps-per-execution", 4),
     )
     segments = len(text_data.read_folder(text).words()["train"]) // 80
@@ -149,7 +160,7 @@ def test_another_text_in_the_same_folder_is_refused(finished, text, tmp_path):
     folder, arguments, _ = finished
     own = tmp_path / "text"
     shutil.copytree(text, own)
-    arguments = ["--data-dir", own, "--log-dir", tmp_path / "run", *SMALL]
+    arguments = ["--data-dir", own, "--log-dir", tmp_path / "run", *STUDENT]
     arguments += [*losses("plain"), "--teacher", folder / "teacher.keras"]
     finish(*arguments)
     before = results(tmp_path / "run")
@@ -165,7 +176,7 @@ def test_killed_and_run_again_ends_where_an_uninterrupted_run_does(
 ):
     """SIGKILL in the middle of the student's training."""
     teacher = finished[0] / "teacher.keras"
-    arguments = ["--data-dir", text, *SMALL, "--teacher", teacher]
+    arguments = ["--data-dir", text, *STUDENT, "--teacher", teacher]
     arguments += ["--epochs", 12, "--loss", "kd_pt", "--no-cache"]
     finish(*arguments, "--log-dir", tmp_path / "whole")
     backup = tmp_path / "run" / "unfinished" / "student-kd_pt" / "backup.npz"
@@ -190,7 +201,7 @@ def test_two_replicas_without_a_cache_give_the_perplexities_of_one_with(
 ):
     teacher = finished[0] / "teacher.keras"
     output = finish(
-        *("--data-dir", text, "--log-dir", tmp_path / "run", *SMALL),
+        *("--data-dir", text, "--log-dir", tmp_path / "run", *STUDENT),
         *("--teacher", teacher, "--no-cache", *mirrored),
         *losses("kd_pt"),
     )
@@ -247,7 +258,7 @@ def test_two_workers_give_the_perplexities_of_one(finished, text, tmp_path):
 def test_mixed_precision_adam_and_a_given_teacher(finished, text, tmp_path):
     teacher = finished[0] / "teacher.keras"
     finish(
-        *("--data-dir", text, "--log-dir", tmp_path / "run", *SMALL),
+        *("--data-dir", text, "--log-dir", tmp_path / "run", *STUDENT),
         *("--batch-size", 4, "--teacher", teacher, "--loss", "kd_topk"),
         *("--mixed-precision", "--optimizer", "adam", "--decay", "none"),
     )
@@ -258,6 +269,18 @@ def test_mixed_precision_adam_and_a_given_teacher(finished, text, tmp_path):
         expected, rel=0.05
     )
     assert np.isfinite(found["student-kd_topk"]["test_perplexity"])
+
+
+def study_of(monkeypatch, *arguments):
+    """What a command would train, without a run folder."""
+    studies = []
+
+    def keep(recipe, about, make, strategy, chosen, *_, **__):
+        studies.append(make(None, strategy, chosen))
+
+    monkeypatch.setattr(ptb_lstm, "run_study", keep)
+    finish(*arguments)
+    return studies[0]
 
 
 @pytest.mark.parametrize(
@@ -276,14 +299,7 @@ def test_rates_and_weights_are_those_of_the_optimizer(
     monkeypatch, text, given, rates, weight
 ):
     """Whatever the order of the options."""
-    studies = []
-
-    def keep(recipe, about, make, strategy, chosen, *_, **__):
-        studies.append(make(None, strategy, chosen))
-
-    monkeypatch.setattr(ptb_lstm, "run_study", keep)
-    finish("--data-dir", text, *given)
-    (study,) = studies
+    study = study_of(monkeypatch, "--data-dir", text, *given)
     names = ("learning_rate", "teacher_learning_rate", "clip_norm")
     assert tuple(study.options[name] for name in names) == rates
     for role, rate in zip(("student", "teacher"), rates, strict=False):
@@ -308,6 +324,23 @@ def test_rates_and_weights_are_those_of_the_optimizer(
         (["--temperature", "0"], "temperature"),
         (["--no-cache", "--cache", "c"], "--cache with"),
         (["--no-cache", "--attribute"], "--attribute with"),
+        (["--seeds", 5], "--seeds does nothing without --attribute or --tune"),
+        (["--time-budget", 3], "--time-budget does nothing without"),
+        (["--attribute", "--student-budget", 3], "nothing without --tune"),
+        (["--attribute", "--sampler", "random"], "nothing without --tune"),
+        (["--k", 3], "--k does nothing without --loss kd_topk or kd_sampled"),
+        (["--loss", "plain", "--weight", 0.5], "--weight does nothing"),
+        (
+            [*losses("plain", "label_smoothing"), "--temperature", 3],
+            "--temperature does nothing without a --loss that has one. "
+            "Received: --temperature 3.0",
+        ),
+        (["--loss", "plain", "--cache", "c"], "--cache does nothing"),
+        (
+            ["--teacher", __file__, "--teacher-units", 99],
+            "--teacher-units does nothing with --teacher. Received: "
+            "--teacher-units 99",
+        ),
         (
             ["--no-cache", "--loss", "kd_pt_shuffled"],
             "--loss kd_pt_shuffled needs the teacher cache",
@@ -327,17 +360,90 @@ def test_bad_options_are_refused_in_one_message(
 def test_a_teacher_of_other_words_is_refused(finished, text, tmp_path):
     teacher = finished[0] / "teacher.keras"
     message = refused(
-        *("--data-dir", text, "--log-dir", tmp_path / "run", *SMALL),
+        *("--data-dir", text, "--log-dir", tmp_path / "run", *STUDENT),
         *("--vocabulary", 20, "--teacher", teacher),
     )
     assert "a text of 20" in message
+
+
+def test_an_earlier_folder_with_options_that_do_nothing_resumes(
+    finished, tmp_path
+):
+    folder, arguments, _ = finished
+    own = tmp_path / "run"
+    shutil.copytree(folder, own)
+    config = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps({**config, "k": 3}))
+    arguments = [own if each == folder else each for each in arguments]
+    assert "student-kd: done before" in finish(*arguments, "--k", 3)
+    assert "--seeds does nothing" in refused(*arguments, "--k", 3, "--seeds", 5)
+
+
+def test_a_teacher_to_which_ids_mean_other_words_is_refused(
+    finished, text, tmp_path
+):
+    """As many words; and wherever the teacher's file is."""
+    teacher = tmp_path / "teacher.keras"
+    shutil.copy(finished[0] / "teacher.keras", teacher)
+    own = tmp_path / "text"
+    shutil.copytree(text, own)
+    path = own / "ptb.train.txt"
+    path.write_text(path.read_text().replace(" w1 ", " v1 "))
+    message = refused(
+        *("--data-dir", own, "--log-dir", tmp_path / "run", *STUDENT),
+        *("--teacher", teacher),
+    )
+    assert "at least one of the 48 ids means another word" in message
+
+
+def test_what_ids_mean_is_told_by_a_file_or_by_its_run_folder(tmp_path):
+    def known(model):
+        model.save(tmp_path / "teacher.keras")
+        loaded = run_folder.load_model(tmp_path / "teacher.keras")
+        return language_model.known_vocabularies(
+            loaded, tmp_path / "teacher.keras"
+        )
+
+    def model(name):
+        inputs = keras.Input((2,))
+        return keras.Model(inputs, keras.layers.Dense(3)(inputs), name=name)
+
+    digests = ["0" * 12, "1" * 12]
+    members = [model(f"teacher_words_{digest}") for digest in digests]
+    assert known(members[0]) == {digests[0]}
+    assert known(kd.ensemble(members)) == set(digests)
+    assert known(kd.ensemble([members[0], members[0]])) == {digests[0]}
+    assert known(model("teacher")) == set()
+    (tmp_path / "data.json").write_text(json.dumps({"vocabulary": "2" * 64}))
+    assert known(model("teacher")) == {"2" * 12}
+    assert known(members[0]) == {digests[0]}
+
+
+def test_a_teacher_that_may_know_other_words_is_named(
+    text, tmp_path, monkeypatch, capsys
+):
+    study = study_of(monkeypatch, "--data-dir", text)
+    words = len(study.corpus.vocabulary)
+    assert words / 2 < study.guess() < words
+    study.run = types.SimpleNamespace(writes=True)
+    study.options["teacher"] = tmp_path / "teacher.keras"
+    model = networks.lstm_language_model(words, 2, 1, 0.0, study.input_shape)
+    assert study.adapted_teacher(model) is model
+    said = capsys.readouterr().out
+    assert "teacher.keras does not tell which words its ids mean" in said
+    for perplexity, is_guessing in ((words / 2, False), (2 * words, True)):
+        study.run.results = {"teacher": {"test_perplexity": perplexity}}
+        study.run.train_once = lambda *_: None
+        study.evaluate_teacher(model)
+        said = capsys.readouterr().out
+        assert ("hardly knows more than a guess" in said) == is_guessing
 
 
 def test_a_cache_serves_other_runs_of_its_teacher_alone(
     finished, text, tmp_path
 ):
     cache, teacher = tmp_path / "cache", finished[0] / "teacher.keras"
-    arguments = ["--data-dir", text, *SMALL, "--cache", cache]
+    arguments = ["--data-dir", text, *STUDENT, "--cache", cache]
     arguments += ["--epochs", 1, "--loss", "kd_pt"]
     given = [*arguments, "--teacher", teacher]
     assert "Teacher cache" in finish(*given, "--log-dir", tmp_path / "run")

@@ -4,11 +4,13 @@ import errno
 import json
 import multiprocessing
 import os
+import shlex
 
 import click
 import keras
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from study import messages, options, run_folder
 
 from keras_kd import files
@@ -39,6 +41,70 @@ def test_a_folder_of_another_run_is_refused_with_what_differs(tmp_path):
     with pytest.raises(ValueError, match="seed: 1 there, 2 now") as caught:
         open_run(tmp_path, seed=2, units=5)
     assert "units" not in str(caught.value)
+
+
+def test_what_differs_is_called_as_the_user_does(tmp_path):
+    """And not by the configuration's own names."""
+
+    @click.command()
+    @click.option("--teacher-units")
+    @click.option("--delta", "deltas", multiple=True)
+    @click.option("--cache")
+    @click.option("--quick", is_flag=True)
+    def command(cache, **config):
+        with open_run(tmp_path, cached=cache is not None, **config):
+            pass
+
+    def said(*arguments):
+        result = CliRunner().invoke(command, arguments)
+        return str(result.exception)
+
+    assert said("--delta", "0.5") == "None"
+    assert "(--delta: ['0.5'] there, [] now)" in said()
+    assert (
+        "(teacher cache (--no-cache, --cache): no there, yes now; --quick: no "
+        "there, yes now; --teacher-units: none there, 3 now)"
+    ) in said("--delta", "0.5", *"--cache c --quick --teacher-units 3".split())
+
+
+def test_the_printed_command_is_one_of_a_shell(tmp_path, capsys):
+    with open_run(tmp_path / "run a") as run:
+        run.echo_tensorboard()
+    program, option, path = shlex.split(capsys.readouterr().out)
+    assert (program, option) == ("tensorboard", "--logdir")
+    assert path == str(tmp_path / "run a" / "tensorboard")
+
+
+def test_who_interrupts_a_run_is_told_where_it_resumes(tmp_path):
+    @click.command()
+    @click.option("--epochs", type=int)
+    @messages.errors_as_messages()
+    def command(epochs):
+        if epochs is None:
+            raise KeyboardInterrupt  # There is nothing to resume.
+        run = run_folder.open_run("study", {}, tmp_path)
+
+        def train():
+            if epochs:
+                model = tiny_model()
+                model.compile("sgd", "mse")
+                backup = run.backup("student")
+                backup.set_model(model)
+                backup.set_params({"epochs": 5})
+                backup.on_epoch_begin(epochs - 1)
+                backup.on_epoch_end(epochs - 1)
+            raise KeyboardInterrupt
+
+        run.train_once("student", train)
+
+    def said(*arguments):
+        result = CliRunner().invoke(command, arguments)
+        assert result.exit_code == 1
+        return result.output
+
+    assert "resumes" not in said()
+    assert "The same command resumes with student." in said("--epochs", "0")
+    assert "resumes student after epoch 2." in said("--epochs", "2")
 
 
 def test_other_data_are_refused(tmp_path):
@@ -279,7 +345,7 @@ def test_an_error_of_the_disk_is_one_message():
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="can't be written.*Received"):
+    with pytest.raises(OSError, match="can't be made.*file/run .Not a dir"):
         open_run(tmp_path / "file" / "run")
 
 

@@ -1,5 +1,6 @@
 """The study of images without labels, with few steps."""
 
+import pytest
 import semi_supervised
 from click.testing import CliRunner
 
@@ -22,7 +23,8 @@ def test_it_compares_students_with_and_without_a_teacher(monkeypatch):
         assert name in result.output
 
 
-def test_a_share_outside_of_0_to_1_is_refused():
-    result = CliRunner().invoke(semi_supervised.main, ["--labels", "1.5"])
+@pytest.mark.parametrize("share", ["1.5", "0", "nan", "0.001", "0.9999"])
+def test_a_share_without_some_of_the_digits_is_refused(share):
+    result = CliRunner().invoke(semi_supervised.main, ["--labels", share])
     assert result.exit_code == 1
-    assert "Received: 1.5" in result.output
+    assert f"Received: --labels {float(share)} of 1,347" in result.output

@@ -88,12 +88,26 @@ def test_random_search_keeps_its_own_trials(trained, monkeypatch):
     assert (folder / "tuning-random" / "tuning.journal").exists()
 
 
-def test_a_budget_too_small_says_what_is_needed(trained):
-    _, _, run = trained
-    with pytest.raises(
-        AssertionError, match="winner's .* 6 more: 30 epochs in all"
-    ):
-        run("--student-budget", 8)
+@pytest.mark.parametrize(
+    ("given", "search", "final"),
+    [((), 4, 6), (losses("kd"), 4, 6), (losses("plain"), 3, 4)],
+)
+def test_a_budget_too_small_says_what_is_needed(
+    text, tmp_path, given, search, final
+):
+    """Before the teacher is trained, and as much as `keras_kd.tune` wants."""
+    arguments = ["--tune", "--seeds", 2, *given, "--data-dir", text]
+    arguments += ["--log-dir", tmp_path / "run", "--student-budget"]
+    needed = search + final
+    message = processes.refused(ptb_lstm, *arguments, needed - 1)
+    assert f"the search needs {search} and --seeds 2 need {final} more" in (
+        message
+    )
+    methods = ["plain"] if "plain" in given else None
+    trainer = SurfaceTrainer(heights=FEW, epochs=3)
+    about = {"methods": methods, "fresh_seeds": 2, "learning_rate": (0.1, 1.0)}
+    with pytest.raises(ValueError, match=f"{3 * needed} epochs in all"):
+        kd.tune(trainer, epochs=3 * needed - 1, **about)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +121,13 @@ def test_a_budget_too_small_says_what_is_needed(trained):
         (["--tune", "--no-cache"], "--tune with --no-cache"),
         (["--tune", "--mixup", 0.2], "--tune with --mixup"),
         (["--tune", "--probe-steps", 1], "Leave --tune out to measure"),
+        (
+            ["--tune", "--validate-every", 9, "--epochs", 8],
+            "--validate-every 9 of --epochs 8",
+        ),
+        (["--drop-at", 20], "--drop-at does nothing after the last epoch"),
+        (["--learning-rate", -1], "-1.0 is not in the range"),
+        (["--seed", -1], "-1 is not in the range"),
         (["--hold-out", 797], "0 training images"),
     ],
 )
