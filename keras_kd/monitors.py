@@ -7,6 +7,7 @@ from keras import ops
 from keras_kd import distribution, precomputed
 from keras_kd.batch import NOT_WHOLE, UNLABELLED
 from keras_kd.metrics import GradientScale
+from keras_kd.reports.numbers import how_many
 
 # Which examples a histogram of gradient scales is about.
 GROUPS = ("all", "teacher_right", "teacher_wrong")
@@ -252,8 +253,8 @@ def _message(counts, distiller, head):
     if counts["inputs"]:
         return (
             "The inputs are not finite. Received: NaN or infinity in "
-            f"{int(counts['inputs'])} inputs of a batch. Look for missing "
-            "values and for divisions by zero in the preprocessing."
+            f"{how_many(counts['inputs'], 'value')} of a batch's inputs. Look "
+            "for missing values and for divisions by zero in the preprocessing."
         )
     if counts["outputs"]:
         return precomputed.fault_message(
@@ -266,22 +267,23 @@ def _message(counts, distiller, head):
         return (
             "What the teacher gives is not finite. Received: NaN or infinite "
             f"logits or statistics from {_teacher_name(distiller)} for "
-            f"{int(counts['teacher'])} examples of a batch. Check its weights, "
-            "its input's preprocessing and its dtype (float16 overflows at "
-            "65504)."
+            f"{how_many(counts['teacher'], 'example')} of a batch. Check "
+            "its weights, its input's preprocessing and its dtype (float16 "
+            "overflows at 65504)."
         )
     if counts["student"]:
         return (
             "The student's loss is not finite. Received: NaN or infinity from "
             f"student {distiller.student.name!r} for "
-            f"{int(counts['student'])} examples of a batch, with finite "
+            f"{how_many(counts['student'], 'example')} of a batch, with finite "
             "inputs. Lower the learning rate, or clip gradients; check the "
             "student's weights and its dtype (float16 overflows at 65504)."
         )
     if counts["stale"]:
         return (
             "Statistics of the teacher belong to a temperature. Received: "
-            f"{int(counts['stale'])} examples with statistics of another than "
+            f"{how_many(counts['stale'], 'example')} with statistics of "
+            "another than "
             f"the loss's {head.loss.tunables['temperature']:g}. Write the "
             "cache for a loss of this temperature; to change it while "
             "training, write it for `KD`, whose statistics serve every "
@@ -291,16 +293,16 @@ def _message(counts, distiller, head):
         return (
             "The Distiller's teacher is not the one whose statistics the data "
             f"carry. Received: {_teacher_name(distiller)} and "
-            f"{int(counts['other_teacher'])} examples with the statistics of "
-            "another. Pass the teacher that the cache was written with, or "
-            "none: Distiller(student)."
+            f"{how_many(counts['other_teacher'], 'example')} with the "
+            "statistics of another. Pass the teacher that the cache was "
+            "written with, or none: Distiller(student)."
         )
     if head.has_soft_labels:
         return (
             "Soft labels are shares of the classes, not negative and with a "
             "sum of 1 for each example. Received: "
-            f"{int(counts['labels'])} rows that are not, with sums of up to "
-            f"{counts['label']:g}. Normalise them, labels / labels.sum(-1); "
+            f"{how_many(counts['labels'], 'row')} unlike that, with sums of up "
+            f"to {counts['label']:g}. Normalise them, labels / labels.sum(-1); "
             "pass class ids as integers with one axis less; and say "
             "student_output='binary_logits' where each output is a sigmoid's."
             f"{_unlabelled_hint(head, counts['label'] == 0)}"
@@ -310,7 +312,8 @@ def _message(counts, distiller, head):
     label = "not a whole number" if label == NOT_WHOLE else f"label {label}"
     return (
         f"A label is not a class id of the student. Received: {label} among "
-        f"{int(counts['labels'])} labels outside [0, {head.num_classes}), "
+        f"{how_many(counts['labels'], 'label')} outside [0, "
+        f"{head.num_classes}), "
         "ignore_class="
         f"{head.loss.ignore_class}. Check the labels' encoding, or the "
         f"units of the student's last layer.{hint}"
