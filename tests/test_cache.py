@@ -89,6 +89,26 @@ def test_losses_that_need_no_teacher_need_no_cache(name, tmp_path):
         write(tmp_path / "cache", batches(), mlp(12, seed=5), LOSSES[name]())
 
 
+def test_losses_by_name(tmp_path):
+    """As the losses themselves; a class of one, and none, are refused."""
+    teacher, dataset = mlp(12, seed=5), batches(14)
+    expected = write(tmp_path / "one", dataset, teacher, kd.KDPt())
+    cache = write(tmp_path / "other", dataset, teacher, ["kd_pt"])
+    for key, values in expected[:].items():
+        np.testing.assert_array_equal(cache[:][key], values)
+        found = cache.statistics(range(14), "kd_pt")
+        np.testing.assert_array_equal(found[key], values)
+    cache.check(losses="kd_pt")
+    with pytest.raises(ValueError, match="KD needs"):
+        cache.attach(dataset, "kd")
+    with pytest.raises(ValueError, match=r"Call it: KDPt\(\)"):
+        write(tmp_path / "third", dataset, teacher, kd.KDPt)
+    with pytest.raises(ValueError, match=r"no losses.*kd\.KD\(\)"):
+        write(tmp_path / "third", dataset, teacher, ())
+    with pytest.raises(TypeError, match="`path` .* _BatchDataset"):
+        write(dataset, tmp_path / "third", teacher, "kd_pt")
+
+
 @pytest.mark.parametrize("name", NEEDY)
 def test_training_from_the_cache_is_training_online(name, tmp_path):
     teacher, dataset = mlp(12, seed=5), batches(14)
