@@ -942,6 +942,10 @@ def test_bad_models_are_refused():
     x, labels, _ = data(20)
     refused(TypeError, "teacher", teacher=lambda x: x)
     refused(TypeError, "student", student=3)
+    with pytest.raises(
+        TypeError, match=r"shape \(20,\).*\(teacher, \(x, y\)\)"
+    ):
+        kd.diagnose(mlp(), x, labels)
     refused(ValueError, "5 classes", "with 7", student=mlp(classes=5))
     refused(ValueError, "at least 2", teacher=mlp(classes=1))
     refused(ValueError, "1 class ", student=mlp(classes=1))
