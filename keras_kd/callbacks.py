@@ -48,8 +48,8 @@ class LossSchedule(keras.callbacks.Callback):
             if not callable(schedule):
                 raise TypeError(
                     "A schedule is a function of the epoch. Received: "
-                    f"{name}={schedule!r}. Give a value that stays the same "
-                    "to the loss itself."
+                    f"{name}={schedule!r}. What stays the same is given to "
+                    f"the loss itself, as in KD({name}={schedule!r})."
                 )
         self.output = output
         self.schedules = schedules
