@@ -168,8 +168,10 @@ class GradientScale(keras.metrics.Metric):
         )
 
     def result(self):
-        """The mean of w, 0 before the first example."""
-        return ops.divide_no_nan(ops.sum(self.sums), ops.sum(self.histogram))
+        """The mean of w, NaN before the first example that has one."""
+        count = ops.sum(self.histogram)
+        mean = ops.divide_no_nan(ops.sum(self.sums), count)
+        return ops.where(count > 0, mean, float("nan"))
 
     def snapshot(self):
         """What was counted so far, to be given to `summary` later.

@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd import distribution, precomputed
-from keras_kd.batch import NOT_WHOLE, UNLABELLED
+from keras_kd.batch import EVALUATION, NOT_WHOLE, UNLABELLED
 from keras_kd.metrics import GradientScale
 from keras_kd.reports.numbers import how_many
 
@@ -32,6 +32,17 @@ class LossTracker(keras.metrics.Mean):
         )
 
 
+class MeanOfCounted(keras.metrics.Mean):
+    """A mean that is NaN where nothing was counted, not 0.
+
+    A cross-entropy of 0 would look perfect, where no example has a label.
+    """
+
+    def result(self):
+        """The mean."""
+        return ops.where(self.count > 0, super().result(), float("nan"))
+
+
 class Monitors:
     """Means of the loss's parts, and gradient scales.
 
@@ -45,7 +56,7 @@ class Monitors:
     def __init__(self, loss, gradient_scale=None, prefix=""):
         names = ("cross_entropy", *loss.term_names)
         self.parts = {
-            name: keras.metrics.Mean(name=f"{prefix}{name}") for name in names
+            name: MeanOfCounted(name=f"{prefix}{name}") for name in names
         }
         self.scales = {}
         if gradient_scale is not None:
@@ -54,6 +65,11 @@ class Monitors:
                 suffix = "" if group == "all" else f"_{group}"
                 config["name"] = f"{prefix}gradient_scale{suffix}"
                 self.scales[group] = GradientScale.from_config(config)
+
+    @property
+    def of_labels(self):
+        """List of the metrics that only examples with a label count in."""
+        return [self.parts["cross_entropy"], *self.scales.values()]
 
     @property
     def metrics(self):
@@ -325,6 +341,8 @@ def _unlabelled_hint(head, is_marked):
     reader = head.label_reader
     if reader is None or not is_marked:
         return ""
+    if reader == EVALUATION:
+        return f" {reader} reads every label; leave out what has none."
     return (
         f" {reader} reads the label of every example; KD and other losses "
         "that read none train on examples without a label."
