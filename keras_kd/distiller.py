@@ -93,7 +93,9 @@ class Distiller(backend.Trainer):
 
     The training logs hold, besides the loss and your metrics, the
     cross-entropy on the labels, each distillation term before its weight, and
-    the mean gradient scale. `gradient_scales` holds the histograms.
+    the mean gradient scale. `gradient_scales` holds the histograms. Of data
+    without labels they hold only what reads none; a mean over labelled examples
+    is NaN in an epoch that has none.
 
     Args:
         student: a `keras.Model` with one output, [..., classes], or several

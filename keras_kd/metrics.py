@@ -169,9 +169,7 @@ class GradientScale(keras.metrics.Metric):
 
     def result(self):
         """The mean of w, NaN before the first example that has one."""
-        count = ops.sum(self.histogram)
-        mean = ops.divide_no_nan(ops.sum(self.sums), count)
-        return ops.where(count > 0, mean, float("nan"))
+        return ops.sum(self.sums) / ops.sum(self.histogram)
 
     def snapshot(self):
         """What was counted so far, to be given to `summary` later.
