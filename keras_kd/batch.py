@@ -22,6 +22,8 @@ STATISTICS_TEMPERATURE = "statistics_temperature"
 TEACHER_FINGERPRINT = "teacher_fingerprint"
 # The class id of an example without a label, as in scikit-learn.
 UNLABELLED = -1
+# What reads labels where the loss does not.
+EVALUATION = "Evaluation, validation included,"
 # Stands for a label that is not a whole number.
 NOT_WHOLE = -(2**31)
 
@@ -216,13 +218,15 @@ def settle(
     )
 
 
-def lack_labels(x, y, output=None):
+def lack_labels(x, y, output=None, unnamed=None):
     """Whether data are known to have no labels, before they are read.
 
     Args:
         x: what `keras.Model.fit` takes as x.
         y: what it takes as y.
         output: name of the output whose labels they are, of several.
+        unnamed: optional function that takes the labels of a student's only
+            output from the dict that they may be in by its name.
 
     Returns:
         A boolean, false where only reading the data would tell.
@@ -236,6 +240,8 @@ def lack_labels(x, y, output=None):
         if not isinstance(y, dict):
             return False
         y = y.get(output)
+    elif unnamed is not None:
+        y = unnamed(y)
     return LABELS not in as_dict(y)
 
 
@@ -255,10 +261,11 @@ def refuse_missing_labels(label_reader, y=None):
         ValueError: always.
     """
     beside = f", with {sorted(y)} in place of them" if y else ""
+    other = ", or train with a loss that reads none, such as KD"
     raise ValueError(
         f"{label_reader} reads the label of every example. Received: data "
-        f"without labels{beside}. Pass (x, labels), or train with a loss that "
-        "reads none, such as KD."
+        f"without labels{beside}. Pass (x, labels)"
+        f"{'' if label_reader == EVALUATION else other}."
     )
 
 

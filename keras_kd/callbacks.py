@@ -27,6 +27,8 @@ class LossSchedule(keras.callbacks.Callback):
             (integer from 0) to its value.
 
     Raises:
+        TypeError: if a schedule is not a function, or has no name; or at the
+            start of training, if it is not that of a Distiller.
         ValueError: at the start of training, if the loss has no such number,
             or no output was named of several; or when a value is out of range.
 
@@ -36,21 +38,54 @@ class LossSchedule(keras.callbacks.Callback):
 
     def __init__(self, output=None, **schedules):
         super().__init__()
+        if callable(output):
+            raise TypeError(
+                "A schedule has the name of the number that it changes. "
+                f"Received: {output!r} without a name. Name it, as in "
+                "LossSchedule(weight=lambda epoch: 0.9 * 0.8**epoch)."
+            )
+        for name, schedule in schedules.items():
+            if not callable(schedule):
+                raise TypeError(
+                    "A schedule is a function of the epoch. Received: "
+                    f"{name}={schedule!r}. What stays the same is given to "
+                    f"the loss itself, as in KD({name}={schedule!r})."
+                )
         self.output = output
         self.schedules = schedules
 
+    def set_model(self, model):
+        """Takes the Distiller whose loss is changed."""
+        _check_distiller(self, model)
+        super().set_model(model)
+
     def on_epoch_begin(self, epoch, logs=None):
         """Sets the values of this epoch."""
-        losses = {head.name: head.loss for head in self.model.heads}
+        self._loss().assign(
+            **{name: f(epoch) for name, f in self.schedules.items()}
+        )
+
+    def _loss(self):
+        """The loss of the output."""
+        losses = {head.name: head.loss for head in self.model.distilled_heads}
         if self.output not in losses:
             raise ValueError(
-                "LossSchedule changes the loss of one output. Received: "
-                f"output={self.output!r} for a student with the outputs "
-                f"{list(losses)}. Name one, as in "
+                "LossSchedule changes the distillation loss of one output. "
+                f"Received: output={self.output!r} for a student of which "
+                f"these are distilled: {list(losses)}. Name one, as in "
                 "LossSchedule(output=..., weight=...)."
             )
-        losses[self.output].assign(
-            **{name: f(epoch) for name, f in self.schedules.items()}
+        return losses[self.output]
+
+
+def _check_distiller(callback, model):
+    """Refuses a model that is not distilled."""
+    if not hasattr(model, "distilled_heads"):
+        name = type(callback).__name__
+        raise TypeError(
+            f"{name} is a callback for a keras_kd.Distiller. Received: "
+            f"model {model.name!r} of class {type(model).__name__}. Train it "
+            f"in Distiller(student, teacher), or leave {name} out."
         )
 
 
@@ -82,7 +117,9 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
             written whatever `update_freq` is.
 
     Raises:
-        ValueError: if `histogram_steps` is below 1, or `log_dir` is empty.
+        TypeError: at the start of training, if it is not that of a Distiller.
+        ValueError: if `histogram_steps` is below 1, `log_dir` is empty, or
+            `similarity_classes` are not classes.
 
     Example:
     >>> distiller.fit(train, callbacks=[kd.callbacks.KDTensorBoard("logs")])
@@ -106,6 +143,7 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
                 "at the end of each epoch."
             )
         self.histogram_steps = histogram_steps
+        _check_classes(similarity_classes)
         self.similarity_classes = similarity_classes
         self._written = {}
         self._windows = 0
@@ -121,12 +159,21 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
 
     def set_model(self, model):
         """Opens the event files, on the chief alone of several workers."""
+        _check_distiller(self, model)
         self._silent_writer = None
         if not distribution.is_chief(distribution.strategy_of(model)):
             import tensorflow as tf
 
             self._silent_writer = tf.summary.create_noop_writer()
         super().set_model(model)
+
+    def on_train_begin(self, logs=None):
+        """Looks whether there are such classes."""
+        super().on_train_begin(logs)
+        for head in self.model.distilled_heads:
+            similarity = getattr(head.loss, "class_similarity", None)
+            if similarity is not None:
+                _check_classes(self.similarity_classes, len(similarity.weights))
 
     def on_epoch_begin(self, epoch, logs=None):
         """Starts counting again from 0, as the metrics do."""
@@ -220,6 +267,27 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
         image = similarity_image(similarity.weights[classes], student[classes])
         name = f"{output}class_similarity"
         self.summary.image(name, image[None], step=epoch)
+
+
+def _check_classes(classes, num_classes=None):
+    """Refuses `similarity_classes` that are none."""
+    if isinstance(classes, int):
+        are_classes, received = classes >= 1, classes
+    else:
+        outside = [
+            each
+            for each in classes
+            if each < 0 or num_classes is not None and each >= num_classes
+        ]
+        are_classes = len(classes) > 0 and not outside
+        received = outside or classes
+    if not are_classes:
+        of = "" if num_classes is None else f" of {num_classes} classes"
+        raise ValueError(
+            "`similarity_classes` are class ids, or how many of the first "
+            f"classes to show. Received: {received}{of}. Give a list such as "
+            "[0, 1, 2], or a number of at least 1."
+        )
 
 
 def similarity_image(teacher_weights, student_weights):

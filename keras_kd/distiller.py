@@ -28,8 +28,8 @@ from keras_kd.backend.private import (
     set_loss_tracker,
     update_compiled_metrics,
 )
-from keras_kd.batch import TEACHER_FINGERPRINT
-from keras_kd.head import EVALUATION, Head, PlainHead, number
+from keras_kd.batch import EVALUATION, TEACHER_FINGERPRINT
+from keras_kd.head import Head, PlainHead, number
 from keras_kd.logits import (
     LogitReader,
     check_model,
@@ -95,7 +95,9 @@ class Distiller(backend.Trainer):
 
     The training logs hold, besides the loss and your metrics, the
     cross-entropy on the labels, each distillation term before its weight, and
-    the mean gradient scale. `gradient_scales` holds the histograms.
+    the mean gradient scale. `gradient_scales` holds the histograms. Of data
+    without labels they hold only what reads none; a mean over labelled examples
+    is NaN in an epoch that has none.
 
     Args:
         student: a `keras.Model` with one output, [..., classes], or several
@@ -636,19 +638,25 @@ class Distiller(backend.Trainer):
         metrics = [*metrics, *(each for each in of_outputs if each is not None)]
         if self.is_evaluating:
             return metrics
-        if any(head.is_without_labels for head in self.heads):
+        if self._is_without_labels:
             of_labels = compiled_metrics(self)
             metrics = [m for m in metrics if m is not of_labels]
         parts = [head.monitors.metrics for head in self.distilled_heads]
         return [*metrics, *(metric for each in parts for metric in each)]
 
     def get_metrics_result(self):
-        """Current metrics; of the gradient scales, the mean over all."""
+        """Current metrics; of the gradient scales, the mean over all.
+
+        Of an output whose data have no labels, nothing that reads them.
+        """
         results = super().get_metrics_result()
         for head in self.distilled_heads:
-            for group, metric in head.monitors.scales.items():
-                if group != "all":
-                    results.pop(metric.name, None)
+            monitors = head.monitors
+            unseen = [m for g, m in monitors.scales.items() if g != "all"]
+            if head.is_without_labels:
+                unseen += monitors.of_labels
+            for metric in unseen:
+                results.pop(metric.name, None)
         return results
 
     # -- one step ------------------------------------------------------------
@@ -931,14 +939,15 @@ class Distiller(backend.Trainer):
         if self._runs_by_chunks:
             return self.get_metrics_result()
         settled = self.settle(y, y_pred, sample_weight)
+        was_known = self._is_without_labels
         found = {
             head.name: head.metric_arguments(settled[head.name], y_pred)
             for head in self.heads
         }
         found = {name: each for name, each in found.items() if each is not None}
-        if any(head.is_without_labels for head in self.heads) and not (
-            self.is_evaluating
-        ):
+        if self._is_without_labels and not self.is_evaluating:
+            if not was_known:
+                self._warn_of_metrics()
             return self.get_metrics_result()
         if None in found:
             arguments = found[None]
@@ -956,7 +965,9 @@ class Distiller(backend.Trainer):
         if not isinstance(y, dict) or not known:
             return
         for head, part in self._parts(y):
-            if isinstance(part, dict):
+            # Logits may be of more classes than the student's; the step reads
+            # those that it has.
+            if precomputed.carried(part) not in (None, batch.TEACHER_LOGITS):
                 width = self._width(None, head.name)
                 precomputed.check_outputs(part, width)
 
@@ -1053,22 +1064,44 @@ class Distiller(backend.Trainer):
         self, x, y, validation_data=None, validation_split=0.0, **_
     ):
         """Looks whether there are labels where they are needed."""
+        was_known = self._is_without_labels
+
+        def lack(x, y, head):
+            return batch.lack_labels(x, y, head.name, self._of_only_output)
+
         for head in self.distilled_heads:
             before = head.is_without_labels
-            head.is_without_labels = batch.lack_labels(x, y, head.name)
+            head.is_without_labels = lack(x, y, head)
             if before and not head.is_without_labels:
                 # A step that was compiled without metrics can't make them.
                 self.train_function = None
             if head.is_without_labels and head.label_reader is not None:
                 batch.refuse_missing_labels(head.label_reader)
             if isinstance(validation_data, (list, tuple)):
-                unlabelled = len(validation_data) < 2 or batch.lack_labels(
-                    *validation_data[:2], head.name
+                unlabelled = len(validation_data) < 2 or lack(
+                    *validation_data[:2], head
                 )
             else:
-                unlabelled = batch.lack_labels(validation_data, None, head.name)
+                unlabelled = lack(validation_data, None, head)
             if unlabelled or (validation_split and head.is_without_labels):
                 batch.refuse_missing_labels(EVALUATION)
+        if self._is_without_labels and not was_known:
+            self._warn_of_metrics()
+
+    @property
+    def _is_without_labels(self):
+        """Whether the data that are trained on lack an output's labels."""
+        return any(head.is_without_labels for head in self.heads)
+
+    def _warn_of_metrics(self):
+        """Says that metrics of labels are not in the logs."""
+        if self.has_metrics:
+            warnings.warn(
+                "Metrics compare the student with labels. Received: data to "
+                "train on that have no labels. The metrics are left out of the "
+                "logs; pass validation data with labels to have them of those.",
+                stacklevel=4,
+            )
 
     def _note_class_weight(self, class_weight):
         """Takes the class weights of the training that begins."""

@@ -42,7 +42,7 @@ def ensemble(teachers, weights=None, member_output=None, name=None):
         A functional `keras.Model` with outputs [..., classes] in float32.
 
     Raises:
-        TypeError: if a member is not a `keras.Model`.
+        TypeError: if members are not a list, or not of `keras.Model`s.
         ValueError: for fewer than two members, members with different inputs
             or classes or several outputs, weights that don't fit, or a member
             whose graph doesn't tell what it gives.
@@ -54,7 +54,7 @@ def ensemble(teachers, weights=None, member_output=None, name=None):
     Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural
     Network" (arXiv 1503.02531), section 5.
     """
-    members = list(teachers)
+    members = _members(teachers, weights)
     if len(members) < 2:
         raise ValueError(
             "An ensemble has at least two members. Received: "
@@ -76,6 +76,23 @@ def ensemble(teachers, weights=None, member_output=None, name=None):
     # Changes nothing, and says in the graph what the outputs are.
     logs = keras.layers.Activation("log_softmax", dtype="float32")(mean)
     return keras.Model(inputs, logs, name=name or "ensemble")
+
+
+def _members(teachers, weights):
+    """The models as a list; a model alone, or one as `weights`, is refused."""
+    given = [each for each in (teachers, weights) if _is_model(each)]
+    if given:
+        names = ", ".join(repr(each.name) for each in given)
+        raise TypeError(
+            "The members of an ensemble are one list of models. Received: "
+            f"{names} without a list. Pass a list, as in "
+            "ensemble([first, second])."
+        )
+    return list(teachers)
+
+
+def _is_model(value):
+    return isinstance(value, keras.Model)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")

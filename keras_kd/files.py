@@ -13,6 +13,24 @@ import tempfile
 UNFINISHED = ".unfinished"
 
 
+def path_text(path, argument="path"):
+    """A path as a string.
+
+    Args:
+        path: string or `os.PathLike`.
+        argument: what the user calls it, for the message.
+
+    Raises:
+        TypeError: if it is something else.
+    """
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise TypeError(
+            f"`{argument}` must name a file or a folder. Received: an object "
+            f"of type {type(path).__name__}. Pass a path such as 'runs/first'."
+        )
+    return os.fspath(path)
+
+
 def user_path(path, argument="path"):
     """A path as the user meant it.
 
@@ -24,9 +42,10 @@ def user_path(path, argument="path"):
         A string.
 
     Raises:
+        TypeError: if it is not a path.
         ValueError: if it is empty.
     """
-    path = os.path.expanduser(os.fspath(path))
+    path = os.path.expanduser(path_text(path, argument))
     if not path.strip():
         raise ValueError(
             f"`{argument}` must name a file or a folder. Received: an empty "

@@ -36,8 +36,6 @@ from keras_kd.monitors import LossTracker, Monitors
 # In y, the teacher's outputs, where their values must tell what they are.
 _TEACHER_OUTPUTS = "teacher_outputs"
 _HALF = ("float16", "bfloat16")
-# What reads labels where the loss does not.
-EVALUATION = "Evaluation, validation included,"
 
 
 class Head:
@@ -87,7 +85,7 @@ class Head:
     def label_reader(self):
         """What reads the label of every example now, or `None`."""
         if self._distiller.is_evaluating:
-            return EVALUATION
+            return batch.EVALUATION
         return self.loss.label_reader
 
     # -- what the teacher gives ----------------------------------------------

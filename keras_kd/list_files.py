@@ -58,7 +58,7 @@ def read_top_log_probabilities(
     >>> distiller.compile("adam", kd.KDTopK(k=32, temperature=1.0))
     >>> distiller.fit(x, {"labels": labels, **lists})
     """
-    path = files.user_path(os.fspath(path))
+    path = files.user_path(path)
     suffix = os.path.splitext(path)[1].lower()
     if suffix in _PARQUET and ids is not None:
         columns = _read_parquet(path, (ids, log_probabilities))

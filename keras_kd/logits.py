@@ -16,6 +16,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd.backend import private
+from keras_kd.reports.numbers import how_many
 
 _BINARY = ("binary_logits", "binary_probabilities")
 KINDS = ("logits", "probabilities", "log_probabilities", *_BINARY)
@@ -609,8 +610,8 @@ def class_count_message(student_classes, teacher_classes):
     if 1 in (student_classes, teacher_classes):
         return (
             "Student and teacher must have the same outputs. Received: a "
-            f"student with {student_classes} class{_plural(student_classes)} "
-            f"and a teacher with {teacher_classes}. Give both one unit, whose "
+            f"student with {how_many(student_classes, 'class')} and a teacher "
+            f"with {teacher_classes}. Give both one unit, whose "
             "sigmoid of z is the softmax of (0, z), or both two."
         )
     return (
@@ -621,10 +622,6 @@ def class_count_message(student_classes, teacher_classes):
         "`shared_classes` if the first classes are the same, as in padded "
         "vocabularies."
     )
-
-
-def _plural(count):
-    return "" if count == 1 else "es"
 
 
 def _class_count(model, output):

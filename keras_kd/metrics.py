@@ -29,20 +29,38 @@ def bin_index(values, low=LOW, high=HIGH, bins=BINS):
     return ops.cast(ops.floor(ops.clip(position, 0.0, bins - 1.0)), "int32")
 
 
-def median(histogram, edges):
+def median(histogram, edges, sums=None):
     """The median of what a histogram counts, to within a bin.
+
+    The values of a bin are taken to be even about their mean, as far to either
+    side as the bin reaches. So it is exact of values that are all the same,
+    such as a w of 1, which lies on an edge.
 
     Args:
         histogram: [bins] NumPy array of counts.
         edges: [bins + 1] NumPy array.
+        sums: optional [bins] NumPy array, the sums of the values of each bin;
+            by default their mean is the middle of the bin.
 
     Returns:
-        A float, 0 if nothing was counted.
+        A float within the edges, 0 if nothing was counted.
     """
-    if not histogram.sum():
+    seen = histogram > 0
+    if not seen.any():
         return 0.0
-    below = np.concatenate([[0], np.cumsum(histogram)]) / histogram.sum()
-    return float(np.interp(0.5, below, edges))
+    counts, low, high = histogram[seen], edges[:-1][seen], edges[1:][seen]
+    means = (low + high) / 2
+    if sums is not None:
+        means = np.clip(sums[seen] / counts, low, high)
+    reach = np.minimum(means - low, high - means)
+    below = np.cumsum(counts)
+    half = below[-1] / 2
+    # Between two bins if half of the values lie in either direction.
+    places = []
+    for at in (np.argmax(below >= half), np.argmax(below > half)):
+        share = 1 - (below[at] - half) / counts[at]
+        places.append(means[at] + (2 * share - 1) * reach[at])
+    return float(np.mean(places))
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -93,8 +111,10 @@ class GradientScale(keras.metrics.Metric):
         self.histogram = self.add_variable(
             (self.bins,), "zeros", name="histogram"
         )
-        # Sum of w, numbers of w < 0, of undefined w and of no label.
-        self.totals = self.add_variable((4,), "zeros", name="totals")
+        # Sum of w by bin, which makes the median exact where w is constant.
+        self.sums = self.add_variable((self.bins,), "zeros", name="sums")
+        # Numbers of w < 0, of undefined w and of no label.
+        self.totals = self.add_variable((3,), "zeros", name="totals")
 
     @property
     def edges(self):
@@ -129,10 +149,12 @@ class GradientScale(keras.metrics.Metric):
         self.histogram.assign_add(
             ops.segment_sum(number, index, num_segments=self.bins)
         )
+        self.sums.assign_add(
+            ops.segment_sum(values * number, index, num_segments=self.bins)
+        )
         self.totals.assign_add(
             ops.stack(
                 [
-                    ops.sum(values * number),
                     ops.sum(ops.cast(values < 0, self.dtype) * number),
                     ops.sum(
                         ops.cast(
@@ -146,19 +168,19 @@ class GradientScale(keras.metrics.Metric):
         )
 
     def result(self):
-        """The mean of w, 0 before the first example."""
-        return ops.divide_no_nan(self.totals[0], ops.sum(self.histogram))
+        """The mean of w, NaN before the first example that has one."""
+        return ops.sum(self.sums) / ops.sum(self.histogram)
 
     def snapshot(self):
         """What was counted so far, to be given to `summary` later.
 
         Returns:
-            [bins + 4] NumPy array.
+            [2 * bins + 3] NumPy array.
         """
         return np.concatenate(
             [
-                ops.convert_to_numpy(self.histogram),
-                ops.convert_to_numpy(self.totals),
+                ops.convert_to_numpy(variable)
+                for variable in (self.histogram, self.sums, self.totals)
             ]
         )
 
@@ -170,21 +192,22 @@ class GradientScale(keras.metrics.Metric):
 
         Returns:
             A dict: "count" (examples with a defined w), "mean", "median"
-            (to within a bin; unlike the mean it is not moved by the huge
-            values of examples of which the student is nearly sure),
+            (to within a bin, and exact of values that are all the same; unlike
+            the mean it is not moved by the huge values of examples of which
+            the student is nearly sure),
             "reversed_share" (share of them with w < 0), "undefined_share"
             (share of labelled examples left out because q_t is 1),
             "unlabelled" (number of examples without a label), "histogram"
             ([bins] NumPy array) and "edges" ([bins + 1]).
         """
         counts = self.snapshot() if since is None else self.snapshot() - since
-        histogram = counts[: self.bins]
-        total, reversed_, undefined, unlabelled = counts[self.bins :]
+        histogram, sums, totals = np.split(counts, [self.bins, 2 * self.bins])
+        reversed_, undefined, unlabelled = totals
         count = float(histogram.sum())
         return {
             "count": count,
-            "mean": float(total / max(count, 1)),
-            "median": median(histogram, self.edges),
+            "mean": float(sums.sum() / max(count, 1)),
+            "median": median(histogram, self.edges, sums),
             "reversed_share": float(reversed_ / max(count, 1)),
             "undefined_share": float(undefined / max(count + undefined, 1)),
             "unlabelled": float(unlabelled),

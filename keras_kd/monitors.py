@@ -5,8 +5,9 @@ import numpy as np
 from keras import ops
 
 from keras_kd import distribution, precomputed
-from keras_kd.batch import NOT_WHOLE, UNLABELLED
+from keras_kd.batch import EVALUATION, NOT_WHOLE, UNLABELLED
 from keras_kd.metrics import GradientScale
+from keras_kd.reports.numbers import how_many
 
 # Which examples a histogram of gradient scales is about.
 GROUPS = ("all", "teacher_right", "teacher_wrong")
@@ -31,6 +32,17 @@ class LossTracker(keras.metrics.Mean):
         )
 
 
+class MeanOfCounted(keras.metrics.Mean):
+    """A mean that is NaN where nothing was counted, not 0.
+
+    A cross-entropy of 0 would look perfect, where no example has a label.
+    """
+
+    def result(self):
+        """The mean."""
+        return self.total / self.count
+
+
 class Monitors:
     """Means of the loss's parts, and gradient scales.
 
@@ -44,7 +56,7 @@ class Monitors:
     def __init__(self, loss, gradient_scale=None, prefix=""):
         names = ("cross_entropy", *loss.term_names)
         self.parts = {
-            name: keras.metrics.Mean(name=f"{prefix}{name}") for name in names
+            name: MeanOfCounted(name=f"{prefix}{name}") for name in names
         }
         self.scales = {}
         if gradient_scale is not None:
@@ -53,6 +65,11 @@ class Monitors:
                 suffix = "" if group == "all" else f"_{group}"
                 config["name"] = f"{prefix}gradient_scale{suffix}"
                 self.scales[group] = GradientScale.from_config(config)
+
+    @property
+    def of_labels(self):
+        """List of the metrics that only examples with a label count in."""
+        return [self.parts["cross_entropy"], *self.scales.values()]
 
     @property
     def metrics(self):
@@ -255,8 +272,8 @@ def _message(counts, distiller, head):
     if counts["inputs"]:
         return (
             "The inputs are not finite. Received: NaN or infinity in "
-            f"{int(counts['inputs'])} inputs of a batch. Look for missing "
-            "values and for divisions by zero in the preprocessing."
+            f"{how_many(counts['inputs'], 'value')} of a batch's inputs. Look "
+            "for missing values and for divisions by zero in the preprocessing."
         )
     if counts["outputs"]:
         return precomputed.fault_message(
@@ -269,15 +286,15 @@ def _message(counts, distiller, head):
         return (
             "What the teacher gives is not finite. Received: NaN or infinite "
             f"logits or statistics from {_teacher_name(distiller)} for "
-            f"{int(counts['teacher'])} examples of a batch. Check its weights, "
-            "its input's preprocessing and its dtype (float16 overflows at "
-            "65504)."
+            f"{how_many(counts['teacher'], 'example')} of a batch. Check "
+            "its weights, its input's preprocessing and its dtype (float16 "
+            "overflows at 65504)."
         )
     if counts["student"]:
         return (
             "The student's loss is not finite. Received: NaN or infinity from "
             f"student {distiller.student.name!r} for "
-            f"{int(counts['student'])} examples of a batch, with finite "
+            f"{how_many(counts['student'], 'example')} of a batch, with finite "
             "inputs. Lower the learning rate, or clip gradients; check the "
             "student's weights and its dtype (float16 overflows at 65504)."
         )
@@ -292,7 +309,8 @@ def _message(counts, distiller, head):
     if counts["stale"]:
         return (
             "Statistics of the teacher belong to a temperature. Received: "
-            f"{int(counts['stale'])} examples with statistics of another than "
+            f"{how_many(counts['stale'], 'example')} with statistics of "
+            "another than "
             f"the loss's {head.loss.tunables['temperature']:g}. Write the "
             "cache for a loss of this temperature; to change it while "
             "training, write it for `KD`, whose statistics serve every "
@@ -302,16 +320,16 @@ def _message(counts, distiller, head):
         return (
             "The Distiller's teacher is not the one whose statistics the data "
             f"carry. Received: {_teacher_name(distiller)} and "
-            f"{int(counts['other_teacher'])} examples with the statistics of "
-            "another. Pass the teacher that the cache was written with, or "
-            "none: Distiller(student)."
+            f"{how_many(counts['other_teacher'], 'example')} with the "
+            "statistics of another. Pass the teacher that the cache was "
+            "written with, or none: Distiller(student)."
         )
     if head.has_soft_labels:
         return (
             "Soft labels are shares of the classes, not negative and with a "
             "sum of 1 for each example. Received: "
-            f"{int(counts['labels'])} rows that are not, with sums of up to "
-            f"{counts['label']:g}. Normalise them, labels / labels.sum(-1); "
+            f"{how_many(counts['labels'], 'row')} unlike that, with sums of up "
+            f"to {counts['label']:g}. Normalise them, labels / labels.sum(-1); "
             "pass class ids as integers with one axis less; and say "
             "student_output='binary_logits' where each output is a sigmoid's."
             f"{_unlabelled_hint(head, counts['label'] == 0)}"
@@ -321,7 +339,8 @@ def _message(counts, distiller, head):
     label = "not a whole number" if label == NOT_WHOLE else f"label {label}"
     return (
         f"A label is not a class id of the student. Received: {label} among "
-        f"{int(counts['labels'])} labels outside [0, {head.num_classes}), "
+        f"{how_many(counts['labels'], 'label')} outside [0, "
+        f"{head.num_classes}), "
         "ignore_class="
         f"{head.loss.ignore_class}. Check the labels' encoding, or the "
         f"units of the student's last layer.{hint}"
@@ -333,6 +352,8 @@ def _unlabelled_hint(head, is_marked):
     reader = head.label_reader
     if reader is None or not is_marked:
         return ""
+    if reader == EVALUATION:
+        return f" {reader} reads every label; leave out what has none."
     return (
         f" {reader} reads the label of every example; KD and other losses "
         "that read none train on examples without a label."

@@ -32,6 +32,7 @@ from keras_kd.batch import (
     TEACHER_RIGHT,
     class_ids,
 )
+from keras_kd.reports.numbers import how_many
 
 TEACHER_LOG_PROBABILITIES = "teacher_log_probabilities"
 TOP_LOG_PROBABILITIES = "top_log_probabilities"
@@ -60,6 +61,7 @@ _LOG_0, _ABSENT = -1e30, -2e30
 # Smallest mass whose logarithm is taken in float32, and that logarithm.
 _TINY, _LOG_TINY = 1e-37, -85.2
 
+_NOT_FINITE = "a logit that is NaN or infinite"
 # What can be wrong with a row, by number; 0 is nothing.
 FAULTS = (
     "",
@@ -69,6 +71,7 @@ FAULTS = (
     "an id outside of the classes",
     "an id twice",
     "no class at all",
+    _NOT_FINITE,
 )
 _EMPTY = 6
 
@@ -386,8 +389,9 @@ def check_outputs(y, num_classes, first=0, counted=None):
     names the row, of arrays of any size.
 
     Args:
-        y: dict of arrays, with one of "teacher_log_probabilities" ([...,
-            classes]), or "top_log_probabilities" and "top_ids" ([..., n]).
+        y: dict of arrays, with one of "teacher_logits" or
+            "teacher_log_probabilities" ([..., classes]), or
+            "top_log_probabilities" and "top_ids" ([..., n]).
         num_classes: integer, of the student.
         first: integer, position of the first row, for the message.
         counted: optional [...] booleans, which rows or tokens count; others
@@ -396,18 +400,30 @@ def check_outputs(y, num_classes, first=0, counted=None):
             refuses it where it counts.
 
     Raises:
-        ValueError: for log-probabilities above 0 or whose probabilities sum
-            to more than 1, ids outside of the classes or twice in a row, and
-            outputs of another number of classes, naming the first row.
+        ValueError: for logits that are NaN or infinite, log-probabilities
+            above 0 or whose probabilities sum to more than 1, ids outside of
+            the classes or twice in a row, and outputs of another number of
+            classes, naming the first row; or if there are no outputs.
 
     Example:
     >>> kd.check_outputs({"labels": labels, **lists}, num_classes=50_000)
     """
     kind = carried(y)
-    if kind in (None, TEACHER_LOGITS):
-        return
+    if kind is None:
+        found = f"a dict with {sorted(y)}" if isinstance(y, dict) else "no dict"
+        raise ValueError(
+            "A teacher's outputs come in a dict, under names of their own. "
+            f'Received: {found}. Pass y with "{TEACHER_LOGITS}", '
+            f'"{TEACHER_LOG_PROBABILITIES}", or "{TOP_LOG_PROBABILITIES}" and '
+            f'"{TOP_IDS}".'
+        )
     values = np.asarray(y[kind])
-    if kind == TEACHER_LOG_PROBABILITIES:
+    wanted = "log-probabilities (natural logarithms)"
+    if kind == TEACHER_LOGITS:
+        wanted = "logits"
+        check_size(values.shape[-1], num_classes)
+        fault = _fault_of_logits(values)
+    elif kind == TEACHER_LOG_PROBABILITIES:
         check_size(values.shape[-1], num_classes)
         fault = _fault_of_all(values.astype("float64"))
     else:
@@ -428,13 +444,14 @@ def check_outputs(y, num_classes, first=0, counted=None):
         return
     place = np.unravel_index(int((fault != 0).argmax()), fault.shape)
     named = [f"row {first + place[0]}", *(f"token {p}" for p in place[1:])]
+    each = "row" if fault.ndim == 1 else "token"
     raise ValueError(
-        "A teacher's outputs in the data must be log-probabilities (natural "
-        f"logarithms) of the student's {num_classes} classes, each once. "
+        f"A teacher's outputs in the data must be {wanted} of the student's "
+        f"{num_classes} classes, each once. "
         f"Received: {FAULTS[fault[place]]} in {', '.join(named)}: "
-        f"{_row_of(y, kind, place)} ({np.count_nonzero(fault)} rows or tokens "
-        "in all). Check what wrote them, and that its vocabulary is the "
-        "student's."
+        f"{_row_of(y, kind, place)} "
+        f"({how_many(np.count_nonzero(fault), each)} in all). Check what wrote "
+        "them, and that its vocabulary is the student's."
     )
 
 
@@ -528,6 +545,12 @@ def _row_of(y, kind, place):
 def _few(texts, limit=8):
     more = ", ..." if len(texts) > limit else ""
     return ", ".join(texts[:limit]) + more
+
+
+def _fault_of_logits(logits):
+    """[...] integers: what is wrong with logits; -inf rules a class out."""
+    sound = np.isfinite(logits.max(axis=-1))
+    return np.where(sound, 0, FAULTS.index(_NOT_FINITE))
 
 
 def _fault_of_all(log_p):

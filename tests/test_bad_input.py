@@ -101,6 +101,22 @@ def test_data_without_labels():
     refused(lambda: fit(distiller, data()[0], None), student, "labels")
 
 
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda d, x, y: d.evaluate(x, verbose=0),
+        lambda d, x, y: d.evaluate(x, np.full_like(y, -1), verbose=0),
+        lambda d, x, y: d.fit(x, validation_data=x, verbose=0),
+        lambda d, x, y: d.fit(x, y, validation_data=(x,), verbose=0),
+    ],
+)
+def test_evaluation_without_labels_is_not_sent_to_another_loss(run):
+    distiller = compiled(mlp(), mlp(), kd.KD(), run_eagerly=True)
+    with pytest.raises(ValueError, match="Evaluation, .*label") as caught:
+        run(distiller, *data()[:2])
+    assert "KD" not in str(caught.value)
+
+
 def bad_labels():
     labels = data()[1]
     labels[5] = 77

@@ -89,6 +89,25 @@ def test_losses_that_need_no_teacher_need_no_cache(name, tmp_path):
         write(tmp_path / "cache", batches(), mlp(12, seed=5), LOSSES[name]())
 
 
+def test_losses_by_name(tmp_path):
+    """As the losses themselves; a class of one, and none, are refused."""
+    teacher, dataset = mlp(12, seed=5), batches(14)
+    cache = write(tmp_path / "cache", dataset, teacher, ["kd_pt"])
+    expected = cache.statistics(range(14), kd.KDPt())
+    found = cache.statistics(range(14), "kd_pt")
+    np.testing.assert_equal(found, expected)
+    cache.check(losses="kd_pt")
+    cache.check(losses=kd.KDPt())
+    with pytest.raises(ValueError, match="KD needs"):
+        cache.attach(dataset, "kd")
+    with pytest.raises(ValueError, match=r"Call it: KDPt\(\)"):
+        write(tmp_path / "third", dataset, teacher, kd.KDPt)
+    with pytest.raises(ValueError, match=r"no losses.*kd\.KD\(\)"):
+        write(tmp_path / "third", dataset, teacher, ())
+    with pytest.raises(TypeError, match="`path` .* _BatchDataset"):
+        write(dataset, tmp_path / "third", teacher, "kd_pt")
+
+
 @pytest.mark.parametrize("name", NEEDY)
 def test_training_from_the_cache_is_training_online(name, tmp_path):
     teacher, dataset = mlp(12, seed=5), batches(14)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from models import CLASSES, data, fit, mlp
+from models import CLASSES, assert_same_weights, data, fit, mlp
 from tensorboard.backend.event_processing import plugin_event_accumulator
 
 import keras_kd as kd
@@ -201,6 +201,42 @@ def test_a_student_without_a_logit_layer_warns_and_trains_on(tmp_path):
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="0"):
         kd.callbacks.KDTensorBoard(histogram_steps=0)
+    for classes in (0, -3, [], [0, -1]):
+        with pytest.raises(ValueError, match="how many of the first classes"):
+            kd.callbacks.KDTensorBoard(similarity_classes=classes)
+    with pytest.raises(TypeError, match=r"weight=0.5\. .*the loss itself"):
+        kd.callbacks.LossSchedule(weight=0.5)
+    with pytest.raises(TypeError, match="without a name"):
+        kd.callbacks.LossSchedule(lambda epoch: 0.5)
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        kd.callbacks.KDTensorBoard("logs"),
+        kd.callbacks.LossSchedule(weight=lambda epoch: 0.5),
+    ],
+)
+def test_a_plain_model_is_refused_before_it_trains(callback):
+    x, labels, _ = data()
+    model = mlp()
+    before = model.get_weights()
+    model.compile("sgd", "mse")
+    with pytest.raises(TypeError, match="for a keras_kd.Distiller"):
+        fit(model, x, labels, callbacks=[callback])
+    assert_same_weights(model.get_weights(), before, 0)
+
+
+def test_classes_that_are_not_there_are_refused_before_training(tmp_path):
+    x, labels, _ = data()
+    student = mlp()
+    before = student.get_weights()
+    distiller = kd.Distiller(student, mlp(seed=5))
+    distiller.compile("sgd", kd.KDSim())
+    board = kd.callbacks.KDTensorBoard(tmp_path, similarity_classes=[0, 9])
+    with pytest.raises(ValueError, match=r"Received: \[9\] of 7 classes"):
+        fit(distiller, x, labels, callbacks=[board])
+    assert_same_weights(student.get_weights(), before, 0)
 
 
 @pytest.mark.parametrize(

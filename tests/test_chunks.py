@@ -603,7 +603,7 @@ def test_a_bad_label_leaves_the_student_as_it_was():
     labels[1, 2] = WORDS
     distiller = make(3, kd.KD)
     before = distiller.student.get_weights()
-    with pytest.raises(ValueError, match=f"label {WORDS} among 1 labels"):
+    with pytest.raises(ValueError, match=f"label {WORDS} among 1 label"):
         train(distiller, data=(x, labels, weights))
     assert_same_weights(before, distiller.student.get_weights(), 0)
 

@@ -123,12 +123,14 @@ def check_scales(numbers, w, case):
     close(numbers["deviation"], w.std(), 1e-3)
     # One definition of the bins: those of a training run's histogram.
     assert numbers["edges"] == list(kd.metrics.GradientScale().edges)
-    width = numbers["edges"][1] - numbers["edges"][0]
-    assert abs(numbers["median"] - np.median(w)) < width
     close(numbers["reversed_share"], (w < 0).mean())
     close(numbers["switched_off_share"], (np.abs(w) < 0.1).mean())
     expected, _ = np.histogram(np.clip(w, -2.999, 4.999), numbers["edges"])
     assert np.abs(np.array(numbers["histogram"]) - expected).sum() <= 2
+    sums, edges = np.histogram(w, numbers["edges"], weights=w)
+    expected = kd.metrics.median(expected, edges, sums)
+    assert abs(expected - np.median(w)) < edges[1] - edges[0]
+    close(numbers["median"], expected, 1e-4)
     for c in range(CLASSES):
         of_class = case.labels == c
         close(numbers["by_class"]["mean"][c], w[of_class].mean(), 1e-3)
@@ -940,6 +942,10 @@ def test_bad_models_are_refused():
     x, labels, _ = data(20)
     refused(TypeError, "teacher", teacher=lambda x: x)
     refused(TypeError, "student", student=3)
+    with pytest.raises(
+        TypeError, match=r"shape \(20,\).*\(teacher, \(x, y\)\)"
+    ):
+        kd.diagnose(mlp(), x, labels)
     refused(ValueError, "5 classes", "with 7", student=mlp(classes=5))
     refused(ValueError, "at least 2", teacher=mlp(classes=1))
     refused(ValueError, "1 class ", student=mlp(classes=1))

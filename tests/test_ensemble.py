@@ -233,6 +233,12 @@ def sigmoids():
     ("make", "error", "message"),
     [
         (lambda: kd.ensemble([mlp()]), ValueError, "at least two .* 1"),
+        (lambda: kd.ensemble(mlp(name="a")), TypeError, "'a' .*Pass a list"),
+        (
+            lambda: kd.ensemble(mlp(name="a"), mlp(name="b")),
+            TypeError,
+            "'a', 'b' .*Pass a list",
+        ),
         (lambda: kd.ensemble([mlp(), "b"]), TypeError, "member must .* 'str'"),
         (
             lambda: kd.ensemble([mlp(), mlp(classes=4)]),

@@ -493,11 +493,30 @@ def test_compiled_function_reads_changed_values():
         (lambda: kd.losses.get("kd_ptt"), "kd_ptt"),
         (lambda: kd.KD().assign(alpha=1), "alpha"),
         (lambda: kd.KD().assign(weight=2), "weight=2"),
+        (lambda: kd.KD(temperature="3"), "`temperature` of KD .*='3'"),
+        (lambda: kd.KD(weight=None), "`weight` of KD .*None"),
+        (lambda: kd.DKD(alpha="1"), "`alpha` of DKD .*='1'"),
+        (lambda: kd.losses.get(kd.KD), r"class KD\. Call it: KD\(\)"),
     ],
 )
 def test_bad_arguments_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "unknown", "others"),
+    [
+        (kd.KD, "KD", "from_logits", "weight, temperature, temp"),
+        (kd.KD, "KD", "alpha", "weight, temperature, temp"),
+        (kd.DKD, "DKD", "gamma", "alpha, beta, weight, temp"),
+        (kd.KDPtSim, "KDPtSim", "weight", "pt_weight, sim_weight, temp"),
+    ],
+)
+def test_arguments_that_a_loss_does_not_have(make, name, unknown, others):
+    expected = f"{name} has no such .*{unknown}=0.5. Choose among {others}"
+    with pytest.raises(TypeError, match=expected):
+        make(**{unknown: 0.5})
 
 
 def test_a_refused_change_changes_nothing():

@@ -85,6 +85,38 @@ def test_histogram_mean_and_shares_are_numpys():
     np.testing.assert_allclose(metric.result(), counted.mean(), rtol=1e-4)
 
 
+@pytest.mark.parametrize("value", [1, 0.5, 0, -1, 0.999999, 0.97, 5, -3])
+def test_the_median_of_one_value_is_that_value(value):
+    metric = GradientScale()
+    metric.update_state(np.full(7, value, "float32"))
+    assert metric.summary()["median"] == pytest.approx(value, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1] * 6 + [0.3, 0.4, 2, 3],
+        [0] * 3 + [1] * 3,
+        [0.999999, 1.000001],
+        [1] * 4 + [9, 70],
+        np.random.default_rng(0).normal(0.9, 0.3, 1000),
+        [50, 60, 70],
+    ],
+)
+def test_the_median_is_numpys_to_within_a_bin(values):
+    metric = GradientScale()
+    values = np.array(values, "float32")
+    metric.update_state(values)
+    expected = np.median(np.clip(values, -3, 5))
+    assert metric.summary()["median"] == pytest.approx(expected, abs=0.02)
+
+
+def test_the_median_of_a_histogram_alone_takes_the_middle_of_a_bin():
+    edges = np.array([0.0, 1.0, 2.0, 3.0])
+    median = kd.metrics.median(np.array([1, 0, 3]), edges)
+    assert median == pytest.approx(2 + 1 / 3)
+
+
 def test_since_a_snapshot_counts_only_what_came_after():
     metric = GradientScale()
     metric.update_state(np.array([0.5, 2.5], "float32"))
@@ -102,7 +134,7 @@ def test_reset_and_config():
     metric.update_state(np.array([0.5, 1.5], "float32"))
     metric.reset_state()
     assert metric.summary()["count"] == 0
-    assert metric.result() == 0
+    assert np.isnan(metric.result())
     again = GradientScale.from_config(metric.get_config())
     np.testing.assert_allclose(again.edges, metric.edges)
 

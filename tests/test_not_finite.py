@@ -50,7 +50,9 @@ def test_inputs(how):
     distiller = compiled(normalised_student(), mlp(), **how)
     for value in (np.nan, np.inf):
         x[3, 1] = value
-        assert_refused_and_kept(distiller, x, labels, "inputs", "in 1 inputs")
+        assert_refused_and_kept(
+            distiller, x, labels, "in 1 value of a batch's inputs"
+        )
 
 
 def test_inputs_in_mixed_precision():

@@ -315,6 +315,30 @@ def test_lists_that_are_not_valid_are_refused_with_the_row(
             )
 
 
+def test_logits_that_are_not_valid_are_refused_with_the_row(given):
+    _, labels, log_p = given
+    # Of a class that the teacher rules out.
+    sound = np.where(np.arange(CLASSES) == 3, -np.inf, 5 + log_p)
+    kd.check_outputs({"labels": labels, "teacher_logits": sound}, CLASSES)
+    for value in (np.nan, np.inf):
+        logits = sound.copy()
+        logits[13, 2] = value
+        message = f"NaN or infinite in row 13: .*{value}.* .1 row in all"
+        with pytest.raises(ValueError, match=message):
+            kd.check_outputs({"teacher_logits": logits}, CLASSES)
+    with pytest.raises(ValueError, match="6 numbers a row for 7 classes"):
+        kd.check_outputs({"teacher_logits": sound[:, :6]}, CLASSES)
+
+
+def test_where_there_are_no_outputs_nothing_is_found_sound(given):
+    _, labels, log_p = given
+    misspelt = {"labels": labels, "teacher_log_probs": log_p}
+    with pytest.raises(ValueError, match="dict with .*'teacher_log_probs'"):
+        kd.check_outputs(misspelt, CLASSES)
+    with pytest.raises(ValueError, match="no dict"):
+        kd.check_outputs(labels, CLASSES)
+
+
 def test_full_outputs_that_are_not_valid_are_refused(given):
     x, labels, log_p = given
     distiller = kd.Distiller(mlp())

@@ -373,13 +373,19 @@ def test_a_data_set_without_labels(name, form):
         distiller = kd.Distiller(student, mlp(seed=9))
         distiller.compile(keras.optimizers.SGD(0.1), loss)
         batches = tf.data.Dataset.from_tensor_slices(x).batch(10)
-        distiller.fit(batches, epochs=2, verbose=0)
+        logs = distiller.fit(batches, epochs=2, verbose=0).history
     else:
-        distiller, _ = trained(student, loss, labels, data)
+        distiller, logs = trained(student, loss, labels, data)
     assert_same(student, trained_on_labels_of_no_weight(name))
     summary = distiller.gradient_scales["all"].summary()
     assert summary["unlabelled"] == EXAMPLES
     assert summary["count"] == 0
+    # Known to have no labels, or found to have none: not a perfect 0.
+    for key in ("cross_entropy", "gradient_scale"):
+        if labels is None:
+            assert key not in logs
+        else:
+            assert np.isnan(logs[key]).all()
 
 
 @label_free_loss

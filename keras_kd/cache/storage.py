@@ -62,11 +62,12 @@ class Folder:
             memory://).
 
     Raises:
+        TypeError: if it is not a path.
         ValueError: if the path is empty or its scheme unknown.
     """
 
     def __init__(self, path):
-        self.path = os.fspath(path)
+        self.path = files.path_text(path)
         if "://" not in self.path:
             self.path = files.user_path(self.path)
             spec = {"driver": "file", "path": f"{os.path.abspath(self.path)}/"}

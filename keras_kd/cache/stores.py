@@ -41,15 +41,21 @@ def plan(losses, classes, dtype=COMPACT):
         List of `Store`s.
 
     Raises:
-        ValueError: if no loss needs anything per example.
+        ValueError: if there is no loss, or none needs anything per example.
     """
+    if not losses:
+        raise ValueError(
+            "A cache keeps what losses need from the teacher per example. "
+            "Received: no losses. Give those to train with, as in "
+            "TeacherCache.write(path, dataset, teacher, kd.KD())."
+        )
     wanted = [make_store(loss, classes, dtype) for loss in losses]
     wanted = [store for store in wanted if store is not None]
     if not wanted:
         raise ValueError(
             "A cache keeps what losses need from the teacher per example. "
-            f"Received: {[type(loss).__name__ for loss in losses]}, which "
-            "need nothing. Train with them without a cache."
+            f"Received: {', '.join(type(loss).__name__ for loss in losses)}, "
+            "which need nothing. Train with them without a cache."
         )
     logits = [store for store in wanted if isinstance(store, LogitsStore)]
     if logits:

@@ -9,7 +9,6 @@ attributes of the array group say what is kept, of which teacher and data.
 import dataclasses
 import hashlib
 
-import keras
 import numpy as np
 
 from keras_kd import data as any_data
@@ -24,6 +23,8 @@ from keras_kd.cache.teacher_pass import TeacherPass
 from keras_kd.data_errors import raised_plainly
 from keras_kd.distribution import shard_by_example
 from keras_kd.logits import LogitReader
+from keras_kd.losses.names import get as get_loss
+from keras_kd.losses.names import get_all as get_losses
 
 
 class TeacherCache:
@@ -152,7 +153,7 @@ class TeacherCache:
             teacher: a `keras.Model`; under its strategy, if it was made in
                 the scope of one. A stateful one starts from the state zero.
                 `None` where the data carry its outputs.
-            losses: a `DistillationLoss` or a list of them.
+            losses: a `DistillationLoss` or its name, or a list of them.
             augment: optional function of (x, seed) to the teacher's and the
                 student's input, made of stateless random ops; x is one
                 example, seed two int64.
@@ -196,7 +197,7 @@ class TeacherCache:
         """
         folder = Folder(path)
         begun = read_manifest(folder)
-        losses = keras.tree.flatten(losses)
+        losses = get_losses(losses)
         if teacher is not None:
             dataset = preprocessing.labelled(teacher, dataset)
         plan = writer.plan(
@@ -239,14 +240,14 @@ class TeacherCache:
             dataset: optional, as given to `write`; its size and its first
                 batch are compared. All others are when they are trained on.
             teacher: optional `keras.Model`.
-            losses: a `DistillationLoss` or a list of them.
+            losses: a `DistillationLoss` or its name, or a list of them.
             augment: optional, as given to `write`.
 
         Raises:
             ValueError: naming every difference.
         """
         self._take_augment(augment)
-        differences = self._loss_differences(keras.tree.flatten(losses))
+        differences = self._loss_differences(get_losses(losses))
         if teacher is not None:
             differences += self._manifest.differences(
                 dataclasses.replace(
@@ -376,8 +377,8 @@ class TeacherCache:
                 the same examples in the same order; a `tf.data.Dataset` then
                 of examples, or of batches of the cache's size where it was
                 written of batches.
-            loss: the `DistillationLoss` to train with; may be left out where
-                the cache keeps the statistics of one.
+            loss: the `DistillationLoss` to train with, or its name; may be
+                left out where the cache keeps the statistics of one.
             epoch: integer; which view, `epoch % views`. Of arrays, which can
                 be passed over again and again, that of the first pass.
             augment: as given to `write`, where the cache was opened again.
@@ -637,7 +638,7 @@ class TeacherCache:
         self.check(dataset, augment=augment)
         manifest = self._manifest
         computable = verification.computable_stores(
-            manifest, keras.tree.flatten(losses)
+            manifest, get_losses(losses)
         )
         teacher_pass = TeacherPass(
             teacher,
@@ -732,6 +733,7 @@ class TeacherCache:
         """The store that serves a loss, and what it wants of it."""
         kept = self._manifest
         if loss is not None:
+            loss = get_loss(loss)
             _refuse(self.path, self._loss_differences([loss]))
             wanted = stores.make_store(loss, kept.classes)
             for store in self._stores:

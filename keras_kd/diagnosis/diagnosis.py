@@ -211,7 +211,7 @@ def diagnose(
     teacher_reader = LogitReader(teacher, teacher_output, "teacher")
     student_reader = None
     if student is not None:
-        check_model("student", student)
+        _check_student(student)
         student_reader = LogitReader(student, student_output)
     dataset = preprocessing.dataset_of(teacher, dataset, student)
     data = _data(dataset, batch_size)
@@ -284,6 +284,17 @@ def diagnose(
         )
     numbers = measures.plain(numbers)
     return Diagnosis(numbers, find(numbers))
+
+
+def _check_student(student):
+    """Refuses what is not a model, such as labels after inputs."""
+    if hasattr(student, "shape"):
+        raise TypeError(
+            "`diagnose` takes inputs and labels as one argument. Received: an "
+            f"array of shape {tuple(student.shape)} as the student. Pass "
+            "(x, y), as in diagnose(teacher, (x, y))."
+        )
+    check_model("student", student)
 
 
 def _data(dataset, batch_size):

@@ -105,7 +105,9 @@ def gradient_scale_numbers(totals):
     by_class = totals["scale_by_class"]
     return {
         "mean": mean,
-        "median": metrics.median(histogram, metrics.bin_edges()),
+        "median": metrics.median(
+            histogram, metrics.bin_edges(), totals["scale_sums"]
+        ),
         "deviation": np.sqrt(max(totals["scale_squared"] / n - mean**2, 0)),
         "reversed_share": reversed_.sum() / n,
         "switched_off_share": off.sum() / n,

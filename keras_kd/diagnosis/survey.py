@@ -437,6 +437,9 @@ class Survey:
             "scale_undefined": ops.sum(keep * as_number(undefined)),
             "scale_squared": ops.sum(scale**2),
             "scale_histogram": ops.reshape(cells, shape),
+            "scale_sums": _sum_by(
+                metrics.bin_index(scale), scale, metrics.BINS
+            ),
             "scale_by_difficulty": ops.stack(
                 [
                     _sum_by(difficulty, value, DIFFICULTY_BINS)

@@ -101,17 +101,55 @@ def _fixed_arguments(loss_class):
     Those of this package: how an attribute of a user's own class is used is
     the user's to know.
     """
-    arguments = {
-        name
+    arguments = _arguments(
+        each
         for each in loss_class.__mro__
         if each.__module__.startswith(__package__)
-        for name in inspect.signature(each.__init__).parameters
-    }
+    )
     return {
         name
-        for name in arguments - {"self", "kwargs"}
+        for name in arguments
         if not isinstance(getattr(loss_class, name, None), Tunable)
     }
+
+
+def _arguments(classes):
+    """Names of the arguments of classes' constructors, in order."""
+    names = dict.fromkeys(
+        name
+        for each in classes
+        for name in inspect.signature(each.__init__).parameters
+    )
+    return [name for name in names if name not in ("self", "args", "kwargs")]
+
+
+def refuse_arguments(loss_class, unknown):
+    """Raises for arguments that a loss does not have.
+
+    Args:
+        loss_class: the class of the loss.
+        unknown: dict of what was given by name.
+
+    Raises:
+        TypeError: always.
+    """
+    classes = loss_class.__mro__
+    losses = [each for each in classes if issubclass(each, DistillationLoss)]
+    known = [name for name in _arguments(losses) if name not in unknown]
+    given = ", ".join(f"{name}={value!r}" for name, value in unknown.items())
+    raise TypeError(
+        f"{loss_class.__name__} has no such argument. Received: {given}. "
+        f"Choose among {', '.join(known)}."
+    )
+
+
+def _is_number(value):
+    """Whether a value is one number; a text is none, whatever it says."""
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return not isinstance(value, (str, bytes))
 
 
 class DistillationLoss(keras.losses.Loss, abc.ABC):
@@ -141,10 +179,13 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
         reduction: as in `keras.losses.Loss`.
         name: optional name.
         dtype: `"float32"` (default) or `"float64"`.
+        **kwargs: none; refused by name.
 
     Raises:
+        TypeError: for an argument that the loss does not have.
         ValueError: for a weight outside [0, 1], weights that sum to more
-            than 1, a temperature not above 0, or another dtype.
+            than 1, a temperature not above 0, one of these that is not a
+            number, or another dtype.
 
     Example:
     A loss that keeps nothing but the teacher's favourite class:
@@ -198,7 +239,10 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
         reduction="sum_over_batch_size",
         name=None,
         dtype=None,
+        **kwargs,
     ):
+        if kwargs:
+            refuse_arguments(type(self), kwargs)
         dtype = "float32" if dtype is None else dtype
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         if self.dtype not in ("float32", "float64"):
@@ -375,6 +419,12 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
 
     def _check_tunables(self, values):
         name = type(self).__name__
+        for key, value in values.items():
+            if not _is_number(value):
+                raise ValueError(
+                    f"`{key}` of {name} must be a number. Received: "
+                    f"{key}={value!r}. Pass it as a float."
+                )
         weights = {key: values[key] for key in self._weight_names}
         for key, value in weights.items():
             if not 0 <= value <= 1:

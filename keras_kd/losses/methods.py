@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd.batch import are_soft
-from keras_kd.losses.base import DistillationLoss, Tunable
+from keras_kd.losses.base import DistillationLoss, Tunable, refuse_arguments
 from keras_kd.losses.targets import (
     DenseTarget,
     LabelTarget,
@@ -300,6 +300,8 @@ class KDPtSim(_ClassRelationLoss):
         table_bytes=DEFAULT_TABLE_BYTES,
         **kwargs,
     ):
+        if "weight" in kwargs:
+            refuse_arguments(type(self), {"weight": kwargs["weight"]})
         super().__init__(
             weight={"pt_weight": pt_weight, "sim_weight": sim_weight},
             temperature=temperature,

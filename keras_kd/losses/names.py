@@ -1,5 +1,9 @@
 """The losses by name."""
 
+import inspect
+
+import keras
+
 from keras_kd.losses.base import DistillationLoss
 from keras_kd.losses.decoupled import DKD
 from keras_kd.losses.methods import (
@@ -40,13 +44,18 @@ def get(identifier, **kwargs):
         A `DistillationLoss`.
 
     Raises:
-        ValueError: if there is no loss of that name.
+        ValueError: if there is no loss of that name, or for the class of one.
 
     Example:
     >>> loss = kd.losses.get("kd_topk", k=25)
     """
     if isinstance(identifier, DistillationLoss):
         return identifier
+    if inspect.isclass(identifier) and issubclass(identifier, DistillationLoss):
+        raise ValueError(
+            "A distillation loss is an instance of its class. Received: the "
+            f"class {identifier.__name__}. Call it: {identifier.__name__}()."
+        )
     if not isinstance(identifier, str) or identifier not in _BY_NAME:
         raise ValueError(
             "A distillation loss is a `keras_kd.losses.DistillationLoss` or "
@@ -54,3 +63,18 @@ def get(identifier, **kwargs):
             f"{', '.join(NAMES)}. For plain training fit the student itself."
         )
     return _BY_NAME[identifier](**kwargs)
+
+
+def get_all(identifiers):
+    """Several losses by name.
+
+    Args:
+        identifiers: as `get` takes them, one or nested at will.
+
+    Returns:
+        List of `DistillationLoss`es.
+
+    Raises:
+        ValueError: as `get` does.
+    """
+    return [get(each) for each in keras.tree.flatten(identifiers)]

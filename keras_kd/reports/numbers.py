@@ -1,4 +1,4 @@
-"""How the numbers of a report are written: as many digits as they deserve."""
+"""How numbers are written: as many digits as they deserve."""
 
 import dataclasses
 import math
@@ -6,6 +6,17 @@ import math
 # Of a mean without an interval; of a number that is no larger, in digits.
 _DIGITS = 3
 _MOST_PLACES = 8
+
+
+def how_many(count, noun):
+    """A number of things, such as "1 class" or "2 classes".
+
+    Args:
+        count: whole number.
+        noun: string, the word for one of them, of which the plural is regular.
+    """
+    ending = "es" if noun.endswith("s") else "s"
+    return f"{int(count)} {noun}{'' if count == 1 else ending}"
 
 
 @dataclasses.dataclass(frozen=True)
