@@ -26,7 +26,7 @@ from keras_kd.backend.private import (
     set_initial_epoch,
     set_loss_tracker,
 )
-from keras_kd.batch import TEACHER_FINGERPRINT
+from keras_kd.batch import TEACHER_FINGERPRINT, UNKNOWN_TEACHER
 from keras_kd.head import EVALUATION, Head, PlainHead, number
 from keras_kd.logits import (
     LogitReader,
@@ -198,7 +198,8 @@ class Distiller(backend.Trainer):
         self._class_weight = {}
         self._prepare = _Untracked({})
         self._compiled_with = _Untracked({})
-        self.teacher_number = None
+        self._teacher_number = _Untracked(None)
+        self._is_teacher_noted = False
         # Out of Keras's tracking, which ends when a model is built: a
         # Distiller can be compiled again with a loss of other terms.
         self._heads = _Untracked([])
@@ -283,7 +284,7 @@ class Distiller(backend.Trainer):
         # Past Keras, which would track it: it would be trained, its
         # regularisation would join the loss and `trainable` would reach it.
         object.__setattr__(self, name, value)
-        self.teacher_number = None
+        self._is_teacher_noted = False
         for head in self.distilled_heads:
             head.forget_teacher()
         if self.compiled:
@@ -395,6 +396,11 @@ class Distiller(backend.Trainer):
             ]
             optimizer = keras.optimizers.get(optimizer)
             self._invalid_examples = _Untracked(InvalidExamples(len(heads)))
+            # As "int", which on TensorFlow a GPU's memory can hold.
+            self._teacher_number.value = keras.Variable(
+                UNKNOWN_TEACHER, dtype="int", trainable=False
+            )
+            self._is_teacher_noted = False
         loss = found if by_output else found[None]
         arguments = {
             "optimizer": optimizer,
@@ -947,23 +953,43 @@ class Distiller(backend.Trainer):
                 width = self._width(None, head.name)
                 precomputed.check_outputs(part, width)
 
-    def _note_teacher_of(self, x, y=None):
-        """Before training on data that say whose statistics they carry."""
-        spec = getattr(x, "element_spec", None)
-        y = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else y
+    @property
+    def teacher_number(self):
+        """Variable, the number of the teacher's fingerprint.
+
+        A step compares it with that of the statistics which the data carry;
+        `UNKNOWN_TEACHER` without a teacher. `None` before `compile`.
+        """
+        return self._teacher_number.value
+
+    def note_teacher_of(self, data, values=contextlib.nullcontext):
+        """Before a step whose data may say whose statistics they carry.
+
+        The teacher's number costs a pass over its weights, so it is worked out
+        once in a training, at the first batch that has such statistics.
+
+        Args:
+            data: a batch as the step gets it, or the specs of one.
+            values: function that gives a context in which the variables have
+                their values.
+        """
+        if self._is_teacher_noted or self._evaluating:
+            return
+        _, y, _ = keras.utils.unpack_x_y_sample_weight(data)
         if _names_a_teacher(y):
-            self._note_teacher()
+            with values():
+                self._note_teacher()
 
     def _note_teacher(self):
         """Works out the number of the teacher as it is now."""
-        if self.teacher is None:
-            return
-        number = fingerprint.teacher_number(
-            fingerprint.teacher_fingerprint(self.teacher)
-        )
-        if number != self.teacher_number:
-            self.teacher_number = number
-            self.train_function = None
+        self._is_teacher_noted = True
+        number = UNKNOWN_TEACHER
+        if self.teacher is not None:
+            number = fingerprint.teacher_number(
+                fingerprint.teacher_fingerprint(self.teacher)
+            )
+        with self._scope():
+            self.teacher_number.assign(number)
 
     # -- running -------------------------------------------------------------
 
@@ -1002,7 +1028,7 @@ class Distiller(backend.Trainer):
             given = prepare.fit_arguments(given)
         self._build_student(given["x"])
         self._note_labels(**{"y": None, **given})
-        self._note_teacher_of(given["x"], given.get("y"))
+        self._is_teacher_noted = False
         self._check_outputs(given.get("y"))
         self._note_class_weight(class_weight)
         strategy = distribution.strategy_of(self)
@@ -1025,8 +1051,10 @@ class Distiller(backend.Trainer):
         return_dict=False,
     ):
         """Trains on one batch; arguments as in `keras.Model.train_on_batch`."""
-        if _names_a_teacher(y) and self.teacher_number is None:
-            self._note_teacher()
+        # Its weights may have changed since the last batch.
+        self._is_teacher_noted = False
+        if self.compiled:
+            self.note_teacher_of((x, y))
         self._note_labels(x, y)
         self._note_class_weight(class_weight)
         prepare = self._preprocessing(with_teacher=True)
@@ -1246,10 +1274,10 @@ def _is_distillation(loss):
 
 
 def _names_a_teacher(y):
-    """Whether labels come with the fingerprint of a teacher."""
-    if not isinstance(y, dict):
-        return False
-    return TEACHER_FINGERPRINT in y or any(map(_names_a_teacher, y.values()))
+    """Whether labels, of any output, come with a teacher's fingerprint."""
+    if isinstance(y, dict):
+        return TEACHER_FINGERPRINT in y or _names_a_teacher(list(y.values()))
+    return isinstance(y, (list, tuple)) and any(map(_names_a_teacher, y))
 
 
 def _zero():

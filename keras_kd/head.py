@@ -21,6 +21,7 @@ from keras_kd.batch import (
     TEACHER_FINGERPRINT,
     TEACHER_LOGITS,
     TEACHER_RIGHT,
+    UNKNOWN_TEACHER,
 )
 from keras_kd.logits import (
     class_count_message,
@@ -270,7 +271,7 @@ class Head:
         Args:
             settled: a `keras_kd.batch.Batch`.
             training: whether it is trained on.
-            teacher_number: of the teacher's fingerprint, or `None`.
+            teacher_number: of the teacher's fingerprint, a scalar.
 
         Returns:
             A dict of scalars.
@@ -295,7 +296,7 @@ class Head:
 
         Args:
             y: dict of labels and what comes beside them.
-            teacher_number: of the teacher's fingerprint, or `None`.
+            teacher_number: of the teacher's fingerprint, a scalar.
 
         Returns:
             A dict of scalars.
@@ -318,6 +319,8 @@ class Head:
         kept = y.get(STATISTICS_TEMPERATURE)
         if kept is None:
             return ops.zeros((1,), dtype="bool")
+        # Of `train_on_batch` it may be NumPy's.
+        kept = ops.convert_to_tensor(kept)
         wanted = ops.cast(self.loss.temperature, kept.dtype)
         return ops.abs(kept - wanted) > 1e-4 * wanted
 
@@ -516,9 +519,12 @@ def _in_full_precision(outputs):
 def _of_other_teacher(y, teacher_number):
     """Booleans: whether statistics are not those of this teacher."""
     kept = y.get(TEACHER_FINGERPRINT)
-    if kept is None or teacher_number is None:
+    if kept is None:
         return ops.zeros((1,), dtype="bool")
-    return ops.not_equal(kept, teacher_number)
+    wanted = ops.convert_to_tensor(teacher_number)
+    differ = ops.not_equal(ops.cast(kept, wanted.dtype), wanted)
+    is_known = ops.not_equal(wanted, UNKNOWN_TEACHER)
+    return ops.logical_and(differ, is_known)
 
 
 def _worst_label(settled):
