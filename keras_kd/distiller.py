@@ -1121,7 +1121,10 @@ class Distiller(backend.Trainer):
         if prepare.is_needed:
             given = prepare.arguments(given, given.get("batch_size"))
         strategy = distribution.strategy_of(self)
-        with distribution.lost_worker_as_message(strategy):
+        with (
+            distribution.lost_worker_as_message(strategy),
+            data_errors.raised_plainly(),
+        ):
             return super().predict(**given)
 
     def predict_on_batch(self, x):
