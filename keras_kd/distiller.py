@@ -29,6 +29,7 @@ from keras_kd.backend.private import (
 from keras_kd.batch import TEACHER_FINGERPRINT, UNKNOWN_TEACHER
 from keras_kd.head import EVALUATION, Head, PlainHead, number
 from keras_kd.logits import (
+    CarriedLogits,
     LogitReader,
     check_model,
     model_of_output,
@@ -230,14 +231,28 @@ class Distiller(backend.Trainer):
         Returns:
             A `LogitReader`; `None` of a teacher that is not there.
         """
-        model, kind = getattr(self, role), getattr(self, f"{role}_output")
+        model, kind = getattr(self, role), self._kind_of(role, output)
         if model is None and kind is None:
             return None
-        if isinstance(kind, dict):
-            kind = kind.get(output)
         shared = self._num_shared(output)
         reader = LogitReader(model, kind, role, output, shared)
         return None if model is None else reader
+
+    def reader_of_carried(self, output=None):
+        """What reads the teacher's logits where data carry them.
+
+        Args:
+            output: name of the output; `None` for the only one.
+
+        Returns:
+            A `CarriedLogits`.
+        """
+        return CarriedLogits(self._kind_of("teacher", output), output)
+
+    def _kind_of(self, role, output):
+        """What a model is said to give, or `None`."""
+        kind = getattr(self, f"{role}_output")
+        return kind.get(output) if isinstance(kind, dict) else kind
 
     def _shared_of(self, output):
         """What `shared_classes` says of an output."""

@@ -73,6 +73,8 @@ class Head:
     def forget_teacher(self):
         """Makes room for another teacher."""
         self._teacher_classes = self._teacher_kind = None
+        # Whether it is the data that give its outputs.
+        self._is_carried = False
 
     @property
     def student_reader(self):
@@ -81,8 +83,17 @@ class Head:
 
     @property
     def teacher_reader(self):
-        """The `LogitReader` of the teacher's, or `None`."""
+        """The `LogitReader` of the teacher's, or `None`.
+
+        Where the data carry its logits, what reads those.
+        """
+        if self._is_carried:
+            return self._distiller.reader_of_carried(self.name)
         return self._distiller.reader("teacher", self.name)
+
+    def reader(self, role):
+        """The `LogitReader` of the outputs of "student" or "teacher"."""
+        return getattr(self, f"{role}_reader")
 
     @property
     def label_reader(self):
@@ -143,7 +154,15 @@ class Head:
         carried = TEACHER_LOGITS in y and self.loss.statistics
         if not (carried or self.missing_statistics(y)):
             return y
+        self._is_carried = bool(carried)
         if carried:
+            # What was written by a cache, or as logarithms, is known.
+            if (
+                TEACHER_FINGERPRINT not in y
+                and precomputed.OUTPUT_FAULT not in y
+            ):
+                given = ops.convert_to_tensor(y[TEACHER_LOGITS])
+                y = {**y, _TEACHER_OUTPUTS: given}
             shared = self.student_reader.num_classes
             logits = first_classes(y[TEACHER_LOGITS], shared)
             # What a cache keeps is of two classes already.

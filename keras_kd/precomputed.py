@@ -32,6 +32,8 @@ from keras_kd.batch import (
     TEACHER_RIGHT,
     class_ids,
 )
+from keras_kd.data import as_numpy
+from keras_kd.logits import CARRIED_MESSAGE, are_all_distributions
 
 TEACHER_LOG_PROBABILITIES = "teacher_log_probabilities"
 TOP_LOG_PROBABILITIES = "top_log_probabilities"
@@ -71,6 +73,8 @@ FAULTS = (
     "no class at all",
 )
 _EMPTY = 6
+# That many tell whether all are probabilities.
+_FIRST_ROWS = 1024
 
 
 def carried(y):
@@ -386,8 +390,9 @@ def check_outputs(y, num_classes, first=0, counted=None):
     names the row, of arrays of any size.
 
     Args:
-        y: dict of arrays, with one of "teacher_log_probabilities" ([...,
-            classes]), or "top_log_probabilities" and "top_ids" ([..., n]).
+        y: dict of arrays, with one of "teacher_log_probabilities" or
+            "teacher_logits" ([..., classes]), or "top_log_probabilities" and
+            "top_ids" ([..., n]).
         num_classes: integer, of the student.
         first: integer, position of the first row, for the message.
         counted: optional [...] booleans, which rows or tokens count; others
@@ -398,12 +403,15 @@ def check_outputs(y, num_classes, first=0, counted=None):
     Raises:
         ValueError: for log-probabilities above 0 or whose probabilities sum
             to more than 1, ids outside of the classes or twice in a row, and
-            outputs of another number of classes, naming the first row.
+            outputs of another number of classes, naming the first row; for
+            logits of which all of the first rows are probabilities.
 
     Example:
     >>> kd.check_outputs({"labels": labels, **lists}, num_classes=50_000)
     """
     kind = carried(y)
+    if kind == TEACHER_LOGITS:
+        _check_logits(y[kind], counted)
     if kind in (None, TEACHER_LOGITS):
         return
     values = np.asarray(y[kind])
@@ -436,6 +444,16 @@ def check_outputs(y, num_classes, first=0, counted=None):
         "in all). Check what wrote them, and that its vocabulary is the "
         "student's."
     )
+
+
+def _check_logits(values, counted=None):
+    """Refuses probabilities in the place of logits, by the first rows."""
+    values = as_numpy(values[:_FIRST_ROWS])
+    if counted is not None:
+        values = values[counted[:_FIRST_ROWS]]
+    # That of a single unit would be 1.
+    if values.shape[-1] > 1 and bool(are_all_distributions(values)):
+        raise ValueError(CARRIED_MESSAGE)
 
 
 def count_faults(fault, counted, weights=None):
