@@ -20,6 +20,8 @@ TEACHER_LOGITS = "teacher_logits"
 TEACHER_RIGHT = "teacher_right"
 STATISTICS_TEMPERATURE = "statistics_temperature"
 TEACHER_FINGERPRINT = "teacher_fingerprint"
+# Stands for such a number where there is no teacher.
+UNKNOWN_TEACHER = -1
 # The class id of an example without a label, as in scikit-learn.
 UNLABELLED = -1
 # What reads labels where the loss does not.

@@ -642,7 +642,7 @@ class _Pass:
         for role in ("student", "teacher"):
             # Logits show that they are by a single row of them.
             name = f"{role}_output"
-            reader = self._distiller.reader(role, self._head.name)
+            reader = self._head.reader(role)
             least = 1.0
             if reader is not None and reader.kind == "logits":
                 # A replica may have been given nothing.

@@ -1,7 +1,8 @@
-"""Errors found inside a `tf.data` pipeline, raised as they are.
+"""Errors in data that a backend finds, raised as a user understands them.
 
 TensorFlow turns an exception of a pipeline's Python function into an error of
-its own, the text in the middle of a traceback.
+its own, the text in the middle of a traceback. JAX speaks of shardings where a
+batch can't be shared by the devices.
 """
 
 import contextlib
@@ -12,6 +13,10 @@ _LENGTH = re.compile(
     r"Input dataset was expected to contain (\d+) elements? but contained "
     r"(at least|only) (\d+) element"
 )
+_UNEVEN = re.compile(
+    r"spec=P\('batch'.*array axis 0 is partitioned (\d+) times, but the "
+    r"dimension size is (\d+)"
+)
 
 
 class DataError(ValueError):
@@ -20,7 +25,7 @@ class DataError(ValueError):
 
 @contextlib.contextmanager
 def raised_plainly():
-    """Raises a `DataError` of a pipeline in place of TensorFlow's error.
+    """Raises a `DataError` in place of the backend's error.
 
     Raises:
         DataError: if the error raised inside comes from one.
@@ -37,7 +42,7 @@ def raised_plainly():
         message = _message(str(error))
         if message is None:
             raise
-        # TensorFlow's traceback names operations, none of them the user's.
+        # The backend's traceback names operations, none of them the user's.
         raise DataError(message) from None
 
 
@@ -45,6 +50,9 @@ def _message(text):
     found = _RAISED.search(text)
     if found:
         return found.group(1)
+    found = _UNEVEN.search(text)
+    if found:
+        return _uneven(*found.groups())
     found = _LENGTH.search(text)
     if found is None:
         return None
@@ -53,4 +61,14 @@ def _message(text):
         f"The data set must have the {wanted} elements that the teacher cache "
         f"was written with. Received: {more_or_less} {received}. Pass the data "
         "set that `write` was given, or write another cache."
+    )
+
+
+def _uneven(devices, examples):
+    """What to say of a batch that JAX's devices can't share."""
+    return (
+        f"Each batch is shared evenly by the {devices} devices of the "
+        f"distribution. Received: a batch of {examples} examples. Use a batch "
+        "size that the number of devices divides, and leave out a last batch "
+        "that is smaller, as with dataset.batch(size, drop_remainder=True)."
     )

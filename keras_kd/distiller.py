@@ -28,9 +28,10 @@ from keras_kd.backend.private import (
     set_loss_tracker,
     update_compiled_metrics,
 )
-from keras_kd.batch import EVALUATION, TEACHER_FINGERPRINT
+from keras_kd.batch import EVALUATION, TEACHER_FINGERPRINT, UNKNOWN_TEACHER
 from keras_kd.head import Head, PlainHead, number
 from keras_kd.logits import (
+    CarriedLogits,
     LogitReader,
     check_model,
     model_of_output,
@@ -206,7 +207,8 @@ class Distiller(backend.Trainer):
         self._class_weight = {}
         self._prepare = _Untracked({})
         self._compiled_with = _Untracked({})
-        self.teacher_number = None
+        self._teacher_number = _Untracked(None)
+        self._is_teacher_noted = False
         # Out of Keras's tracking, which ends when a model is built: a
         # Distiller can be compiled again with a loss of other terms.
         self._heads = _Untracked([])
@@ -237,14 +239,28 @@ class Distiller(backend.Trainer):
         Returns:
             A `LogitReader`; `None` of a teacher that is not there.
         """
-        model, kind = getattr(self, role), getattr(self, f"{role}_output")
+        model, kind = getattr(self, role), self._kind_of(role, output)
         if model is None and kind is None:
             return None
-        if isinstance(kind, dict):
-            kind = kind.get(output)
         shared = self._num_shared(output)
         reader = LogitReader(model, kind, role, output, shared)
         return None if model is None else reader
+
+    def reader_of_carried(self, output=None):
+        """What reads the teacher's logits where data carry them.
+
+        Args:
+            output: name of the output; `None` for the only one.
+
+        Returns:
+            A `CarriedLogits`.
+        """
+        return CarriedLogits(self._kind_of("teacher", output), output)
+
+    def _kind_of(self, role, output):
+        """What a model is said to give, or `None`."""
+        kind = getattr(self, f"{role}_output")
+        return kind.get(output) if isinstance(kind, dict) else kind
 
     def _shared_of(self, output):
         """What `shared_classes` says of an output."""
@@ -291,7 +307,7 @@ class Distiller(backend.Trainer):
         # Past Keras, which would track it: it would be trained, its
         # regularisation would join the loss and `trainable` would reach it.
         object.__setattr__(self, name, value)
-        self.teacher_number = None
+        self._is_teacher_noted = False
         for head in self.distilled_heads:
             head.forget_teacher()
         if self.compiled:
@@ -403,6 +419,11 @@ class Distiller(backend.Trainer):
             ]
             optimizer = keras.optimizers.get(optimizer)
             self._invalid_examples = _Untracked(InvalidExamples(len(heads)))
+            # As "int", which on TensorFlow a GPU's memory can hold.
+            self._teacher_number.value = keras.Variable(
+                UNKNOWN_TEACHER, dtype="int", trainable=False
+            )
+            self._is_teacher_noted = False
         loss = found if by_output else found[None]
         arguments = {
             "optimizer": optimizer,
@@ -971,23 +992,43 @@ class Distiller(backend.Trainer):
                 width = self._width(None, head.name)
                 precomputed.check_outputs(part, width)
 
-    def _note_teacher_of(self, x, y=None):
-        """Before training on data that say whose statistics they carry."""
-        spec = getattr(x, "element_spec", None)
-        y = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else y
+    @property
+    def teacher_number(self):
+        """Variable, the number of the teacher's fingerprint.
+
+        A step compares it with that of the statistics which the data carry;
+        `UNKNOWN_TEACHER` without a teacher. `None` before `compile`.
+        """
+        return self._teacher_number.value
+
+    def note_teacher_of(self, data, values=contextlib.nullcontext):
+        """Before a step whose data may say whose statistics they carry.
+
+        The teacher's number costs a pass over its weights, so it is worked out
+        once in a training, at the first batch that has such statistics.
+
+        Args:
+            data: a batch as the step gets it, or the specs of one.
+            values: function that gives a context in which the variables have
+                their values.
+        """
+        if self._is_teacher_noted or self.is_evaluating:
+            return
+        _, y, _ = keras.utils.unpack_x_y_sample_weight(data)
         if _names_a_teacher(y):
-            self._note_teacher()
+            with values():
+                self._note_teacher()
 
     def _note_teacher(self):
         """Works out the number of the teacher as it is now."""
-        if self.teacher is None:
-            return
-        number = fingerprint.teacher_number(
-            fingerprint.teacher_fingerprint(self.teacher)
-        )
-        if number != self.teacher_number:
-            self.teacher_number = number
-            self.train_function = None
+        self._is_teacher_noted = True
+        number = UNKNOWN_TEACHER
+        if self.teacher is not None:
+            number = fingerprint.teacher_number(
+                fingerprint.teacher_fingerprint(self.teacher)
+            )
+        with self._scope():
+            self.teacher_number.assign(number)
 
     # -- running -------------------------------------------------------------
 
@@ -1026,7 +1067,7 @@ class Distiller(backend.Trainer):
             given = prepare.fit_arguments(given)
         self._build_student(given["x"])
         self._note_labels(**{"y": None, **given})
-        self._note_teacher_of(given["x"], given.get("y"))
+        self._is_teacher_noted = False
         self._check_outputs(given.get("y"))
         self._note_class_weight(class_weight)
         strategy = distribution.strategy_of(self)
@@ -1049,8 +1090,10 @@ class Distiller(backend.Trainer):
         return_dict=False,
     ):
         """Trains on one batch; arguments as in `keras.Model.train_on_batch`."""
-        if _names_a_teacher(y) and self.teacher_number is None:
-            self._note_teacher()
+        # Its weights may have changed since the last batch.
+        self._is_teacher_noted = False
+        if self.compiled:
+            self.note_teacher_of((x, y))
         self._note_labels(x, y)
         self._note_class_weight(class_weight)
         prepare = self._preprocessing(with_teacher=True)
@@ -1139,7 +1182,10 @@ class Distiller(backend.Trainer):
         if prepare.is_needed:
             given = prepare.arguments(given, given.get("batch_size"))
         strategy = distribution.strategy_of(self)
-        with distribution.lost_worker_as_message(strategy):
+        with (
+            distribution.lost_worker_as_message(strategy),
+            data_errors.raised_plainly(),
+        ):
             return super().predict(**given)
 
     def predict_on_batch(self, x):
@@ -1293,10 +1339,10 @@ def _is_distillation(loss):
 
 
 def _names_a_teacher(y):
-    """Whether labels come with the fingerprint of a teacher."""
-    if not isinstance(y, dict):
-        return False
-    return TEACHER_FINGERPRINT in y or any(map(_names_a_teacher, y.values()))
+    """Whether labels, of any output, come with a teacher's fingerprint."""
+    if isinstance(y, dict):
+        return TEACHER_FINGERPRINT in y or _names_a_teacher(list(y.values()))
+    return isinstance(y, (list, tuple)) and any(map(_names_a_teacher, y))
 
 
 def _zero():

@@ -21,6 +21,7 @@ from keras_kd.batch import (
     TEACHER_FINGERPRINT,
     TEACHER_LOGITS,
     TEACHER_RIGHT,
+    UNKNOWN_TEACHER,
 )
 from keras_kd.logits import (
     class_count_message,
@@ -70,6 +71,8 @@ class Head:
     def forget_teacher(self):
         """Makes room for another teacher."""
         self._teacher_classes = self._teacher_kind = None
+        # Whether it is the data that give its outputs.
+        self._is_carried = False
 
     @property
     def student_reader(self):
@@ -78,8 +81,17 @@ class Head:
 
     @property
     def teacher_reader(self):
-        """The `LogitReader` of the teacher's, or `None`."""
+        """The `LogitReader` of the teacher's, or `None`.
+
+        Where the data carry its logits, what reads those.
+        """
+        if self._is_carried:
+            return self._distiller.reader_of_carried(self.name)
         return self._distiller.reader("teacher", self.name)
+
+    def reader(self, role):
+        """The `LogitReader` of the outputs of "student" or "teacher"."""
+        return getattr(self, f"{role}_reader")
 
     @property
     def label_reader(self):
@@ -140,7 +152,15 @@ class Head:
         carried = TEACHER_LOGITS in y and self.loss.statistics
         if not (carried or self.missing_statistics(y)):
             return y
+        self._is_carried = bool(carried)
         if carried:
+            # What was written by a cache, or as logarithms, is known.
+            if (
+                TEACHER_FINGERPRINT not in y
+                and precomputed.OUTPUT_FAULT not in y
+            ):
+                given = ops.convert_to_tensor(y[TEACHER_LOGITS])
+                y = {**y, _TEACHER_OUTPUTS: given}
             shared = self.student_reader.num_classes
             logits = first_classes(y[TEACHER_LOGITS], shared)
             # What a cache keeps is of two classes already.
@@ -268,7 +288,7 @@ class Head:
         Args:
             settled: a `keras_kd.batch.Batch`.
             training: whether it is trained on.
-            teacher_number: of the teacher's fingerprint, or `None`.
+            teacher_number: of the teacher's fingerprint, a scalar.
 
         Returns:
             A dict of scalars.
@@ -293,7 +313,7 @@ class Head:
 
         Args:
             y: dict of labels and what comes beside them.
-            teacher_number: of the teacher's fingerprint, or `None`.
+            teacher_number: of the teacher's fingerprint, a scalar.
 
         Returns:
             A dict of scalars.
@@ -316,6 +336,8 @@ class Head:
         kept = y.get(STATISTICS_TEMPERATURE)
         if kept is None:
             return ops.zeros((1,), dtype="bool")
+        # Of `train_on_batch` it may be NumPy's.
+        kept = ops.convert_to_tensor(kept)
         wanted = ops.cast(self.loss.temperature, kept.dtype)
         return ops.abs(kept - wanted) > 1e-4 * wanted
 
@@ -524,9 +546,12 @@ def _in_full_precision(outputs):
 def _of_other_teacher(y, teacher_number):
     """Booleans: whether statistics are not those of this teacher."""
     kept = y.get(TEACHER_FINGERPRINT)
-    if kept is None or teacher_number is None:
+    if kept is None:
         return ops.zeros((1,), dtype="bool")
-    return ops.not_equal(kept, teacher_number)
+    wanted = ops.convert_to_tensor(teacher_number)
+    differ = ops.not_equal(ops.cast(kept, wanted.dtype), wanted)
+    is_known = ops.not_equal(wanted, UNKNOWN_TEACHER)
+    return ops.logical_and(differ, is_known)
 
 
 def _worst_label(settled):

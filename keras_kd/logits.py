@@ -52,6 +52,15 @@ _CONTRADICTIONS = {
         "'binary_logits'",
     ),
 }
+# What to say of probabilities in the place of a teacher's logits in the data.
+CARRIED_MESSAGE = (
+    'The "teacher_logits" in the data must be logits. Received: a first batch '
+    "of values between 0 and 1, as of a softmax or a sigmoid. Give the logits; "
+    "or, of classes, the logarithms of the probabilities as "
+    '"teacher_log_probabilities". Logits that do lie there, and do not sum to '
+    "1, need Distiller(teacher_output='logits'), or 'binary_logits' of a "
+    "sigmoid's."
+)
 
 
 class LogitReader:
@@ -226,18 +235,13 @@ class LogitReader:
             return inside if self.declared is None else ops.zeros((), "bool")
         if kind == "log_probabilities" and not kept:
             values = ops.exp(outputs)
-        distributions = are_distributions(values)
-        # Masked steps may be zeros, and NaN says nothing of what was meant.
-        zeros = ops.all(ops.equal(values, 0), axis=-1)
-        finite = ops.isfinite(ops.sum(ops.cast(values, "float32"), axis=-1))
-        silent = ops.logical_or(zeros, ops.logical_not(finite))
-        fits = ops.all(ops.logical_or(distributions, silent))
         if kind == "logits" and not kept:
-            are = ops.logical_and(fits, ops.any(distributions))
+            are = are_all_distributions(values)
             if self.declared is None:
                 are = ops.logical_or(are, _are_sigmoids(values))
             return are
-        return ops.logical_not(fits)
+        told = ops.logical_or(are_distributions(values), _say_nothing(values))
+        return ops.logical_not(ops.all(told))
 
     def refuse(self):
         """Raises for outputs that contradict what the model is taken to give.
@@ -270,6 +274,33 @@ class LogitReader:
         if self.declared in ("logits", "log_probabilities", "binary_logits"):
             return None
         return private.kept_logits(outputs)
+
+
+class CarriedLogits(LogitReader):
+    """Reads a teacher's logits that come with the data.
+
+    Args:
+        kind: what the teacher is said to give, or `None`.
+        output: name of the output that they are of; `None` for the only one.
+    """
+
+    def __init__(self, kind=None, output=None):
+        # Of a teacher of probabilities the data have their logarithms.
+        kind = kind if kind in ("logits", "binary_logits") else None
+        super().__init__(None, kind, "teacher", output)
+
+    def kind_of(self, outputs):
+        """As of a model's; a single unit is a sigmoid's."""
+        is_single = self.single(outputs).shape[-1] == 1
+        return "binary_logits" if is_single else self.kind
+
+    def refuse(self):
+        """Raises for values that are not logits.
+
+        Raises:
+            ValueError: with what to give instead.
+        """
+        raise ValueError(CARRIED_MESSAGE)
 
 
 def output_names(model, outputs=None):
@@ -413,6 +444,27 @@ def are_distributions(values):
     total = ops.sum(ops.cast(values, "float32"), axis=-1)
     sums_to_1 = ops.abs(total - 1.0) <= tolerance
     return ops.logical_and(ops.min(values, axis=-1) >= 0, sums_to_1)
+
+
+def are_all_distributions(values):
+    """Whether all vectors that say anything are probabilities of classes.
+
+    Args:
+        values: [..., classes].
+
+    Returns:
+        A boolean scalar tensor, false if none says anything.
+    """
+    distributions = are_distributions(values)
+    told = ops.logical_or(distributions, _say_nothing(values))
+    return ops.logical_and(ops.all(told), ops.any(distributions))
+
+
+def _say_nothing(values):
+    """[...] booleans: masked steps may be zeros, and NaN could be anything."""
+    zeros = ops.all(ops.equal(values, 0), axis=-1)
+    finite = ops.isfinite(ops.sum(ops.cast(values, "float32"), axis=-1))
+    return ops.logical_or(zeros, ops.logical_not(finite))
 
 
 def graph_kind(model, output=None):

@@ -256,7 +256,7 @@ def _refuse(counts, distiller, head):
     if not any(counts[name] for name in ("inputs", "student", "teacher")):
         for role in _ROLES:
             if counts[f"{role}_output"]:
-                distiller.reader(role, head.name).refuse()
+                head.reader(role).refuse()
     output = "" if head.name is None else f"Output {head.name!r}: "
     others = ("inputs", "outputs", "teacher")
     of_student = counts["student"] or counts["layers"]

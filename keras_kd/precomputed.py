@@ -32,6 +32,8 @@ from keras_kd.batch import (
     TEACHER_RIGHT,
     class_ids,
 )
+from keras_kd.data import as_numpy
+from keras_kd.logits import CARRIED_MESSAGE, are_all_distributions
 from keras_kd.reports.numbers import how_many
 
 TEACHER_LOG_PROBABILITIES = "teacher_log_probabilities"
@@ -74,6 +76,8 @@ FAULTS = (
     _NOT_FINITE,
 )
 _EMPTY = 6
+# That many tell whether all are probabilities.
+_FIRST_ROWS = 1024
 
 
 def carried(y):
@@ -400,10 +404,11 @@ def check_outputs(y, num_classes, first=0, counted=None):
             refuses it where it counts.
 
     Raises:
-        ValueError: for logits that are NaN or infinite, log-probabilities
-            above 0 or whose probabilities sum to more than 1, ids outside of
-            the classes or twice in a row, and outputs of another number of
-            classes, naming the first row; or if there are no outputs.
+        ValueError: for logits that are NaN or infinite, or of which all of
+            the first rows are probabilities; log-probabilities above 0 or
+            whose probabilities sum to more than 1; ids outside of the classes
+            or twice in a row; and outputs of another number of classes,
+            naming the first row; or if there are no outputs.
 
     Example:
     >>> kd.check_outputs({"labels": labels, **lists}, num_classes=50_000)
@@ -417,6 +422,8 @@ def check_outputs(y, num_classes, first=0, counted=None):
             f'"{TEACHER_LOG_PROBABILITIES}", or "{TOP_LOG_PROBABILITIES}" and '
             f'"{TOP_IDS}".'
         )
+    if kind == TEACHER_LOGITS:
+        _check_logits(y[kind], counted)
     values = np.asarray(y[kind])
     wanted = "log-probabilities (natural logarithms)"
     if kind == TEACHER_LOGITS:
@@ -453,6 +460,16 @@ def check_outputs(y, num_classes, first=0, counted=None):
         f"({how_many(np.count_nonzero(fault), each)} in all). Check what wrote "
         "them, and that its vocabulary is the student's."
     )
+
+
+def _check_logits(values, counted=None):
+    """Refuses probabilities in the place of logits, by the first rows."""
+    values = as_numpy(values[:_FIRST_ROWS])
+    if counted is not None:
+        values = values[counted[:_FIRST_ROWS]]
+    # That of a single unit would be 1.
+    if values.shape[-1] > 1 and bool(are_all_distributions(values)):
+        raise ValueError(CARRIED_MESSAGE)
 
 
 def count_faults(fault, counted, weights=None):

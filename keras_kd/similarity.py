@@ -1,11 +1,18 @@
 """Class similarity: what a logit layer knows of the relations of classes."""
 
+import contextlib
+import re
+
 import keras
 import numpy as np
 import scipy.optimize
 from keras import ops
 
-from keras_kd.backend.private import made_by
+from keras_kd.backend.private import (
+    BaseConv,
+    is_reversible_embedding,
+    made_by,
+)
 from keras_kd.batch import are_soft
 from keras_kd.softmax import label_softmax
 
@@ -14,6 +21,12 @@ DEFAULT_TABLE_BYTES = 512 * 2**20
 
 # Rows worked on at a time; also enough of them to place alpha.
 _BLOCK_ROWS = 512
+# Those whose kernel is [..., classes, features].
+_TRANSPOSED_CONVOLUTIONS = (
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+)
 # An alpha is searched for between these.
 _ALPHAS = (1e-3, 1e3)
 
@@ -31,7 +44,8 @@ def logit_weights(model, layer=None):
         [classes, features] float32 NumPy array.
 
     Raises:
-        ValueError: if no logit layer is found, or it has no weights yet.
+        ValueError: if no logit layer is found, it has no weights yet, or it is
+            not known which of them are of which class.
 
     Example:
     >>> rows = logit_weights(teacher)
@@ -163,10 +177,8 @@ def _unwrap(layer):
 
 
 def _is_logit_layer(layer):
-    # A reversible embedding is Keras's or KerasHub's; both have this flag.
-    return isinstance(layer, keras.layers.Dense) or hasattr(
-        layer, "tie_weights"
-    )
+    is_dense = isinstance(layer, keras.layers.Dense)
+    return is_dense or is_reversible_embedding(layer)
 
 
 def _layer_by_name(model, name):
@@ -183,20 +195,103 @@ def _layer_by_name(model, name):
 
 
 def _rows(layer):
-    if hasattr(layer, "tie_weights") and not layer.tie_weights:
+    """[classes, features], what a layer multiplies its input by."""
+    # In float8 a layer keeps the weights that it had.
+    if getattr(layer, "quantization_mode", None) not in (None, "float8"):
+        return _rows_of_quantized(layer)
+    if is_reversible_embedding(layer) and not layer.tie_weights:
         # The reverse matrix of an untied embedding is [features, classes].
         return _to_numpy(layer.reverse_embeddings).T
     if hasattr(layer, "embeddings"):
         return _to_numpy(layer.embeddings)
-    if hasattr(layer, "kernel"):
-        kernel = _to_numpy(layer.kernel)
-        return kernel.reshape(-1, kernel.shape[-1]).T
-    raise ValueError(
-        f"Layer {layer.name!r} has no kernel or embeddings to read class "
-        f"relations from. Received: {type(layer).__name__}, built: "
-        f"{layer.built}. Call the model once to build it, name another layer, "
-        "or pass the [classes, features] matrix."
+    axis = _class_axis(layer)
+    if axis is None or not hasattr(layer, "kernel"):
+        raise _not_read(layer)
+    kernel = np.moveaxis(_to_numpy(layer.kernel), axis, 0)
+    return kernel.reshape(len(kernel), -1)
+
+
+def _not_read(layer):
+    """The error for a layer whose rows can't be told."""
+    equation = getattr(layer, "equation", None)
+    mode = getattr(layer, "quantization_mode", None)
+    return ValueError(
+        "Class relations are read from the kernel of a Dense, an EinsumDense "
+        "or a convolution that gives classes on its last axis, or from "
+        f"embeddings. Received: layer {layer.name!r}, {type(layer).__name__}"
+        f"{f' of {equation!r}' if equation else ''}"
+        f"{f' in {mode}' if mode else ''}, built: {layer.built}. Call the "
+        "model once to build it, name another layer, or pass the [classes, "
+        "features] matrix."
     )
+
+
+def _class_axis(layer):
+    """Which axis of a layer's kernel is the classes', or `None`."""
+    if isinstance(layer, _TRANSPOSED_CONVOLUTIONS):
+        return -2
+    if isinstance(layer, (keras.layers.Dense, BaseConv)):
+        return -1
+    if isinstance(layer, keras.layers.EinsumDense):
+        _, kernel, output = _subscripts(layer)
+        return kernel.index(output[-1]) if output[-1] in kernel else None
+    return None
+
+
+def _subscripts(layer):
+    """Those of the input, the kernel and the output of an `EinsumDense`."""
+    return re.split(",|->", layer.equation)
+
+
+def _rows_of_quantized(layer):
+    """The rows that a quantized layer computes with.
+
+    Weights are packed in several ways, with scales of their own for groups of
+    them. The layer, which reads them all, gives its matrix for the identity.
+    """
+    if is_reversible_embedding(layer):
+        shape, arguments = (layer.output_dim,), {"reverse": True}
+    elif isinstance(layer, keras.layers.Embedding):
+        return _to_numpy(layer(np.arange(layer.input_dim, dtype="int32")))
+    else:
+        shape, arguments = _input_shape(layer), {}
+    features = shape[-1]
+    unit = np.eye(features, dtype="float32").reshape(features, *shape)
+    with _as_product(layer):
+        products = _to_numpy(layer(unit, **arguments))
+        bias = _to_numpy(layer(np.zeros_like(unit[:1]), **arguments))
+    return (products - bias).reshape(features, -1).T
+
+
+def _input_shape(layer):
+    """Shape of one example of a quantized layer, the other axes of size 1."""
+    if isinstance(layer, keras.layers.Dense):
+        return (layer.input_spec.axes[-1],)
+    if not isinstance(layer, keras.layers.EinsumDense):
+        raise _not_read(layer)
+    given, kernel, output = _subscripts(layer)
+    made, contracted = output[-1], given[-1]
+    if sorted(kernel) != sorted({made, contracted}) or contracted in output:
+        raise _not_read(layer)
+    shape = getattr(layer, "original_kernel_shape", None) or layer.kernel.shape
+    others = (1,) * (layer.input_spec.ndim - 2)
+    return (*others, shape[kernel.index(contracted)])
+
+
+@contextlib.contextmanager
+def _as_product(layer):
+    """A context in which a layer leaves out what follows its product."""
+    names = ("activation", "logit_soft_cap")
+    kept = {
+        name: getattr(layer, name) for name in names if hasattr(layer, name)
+    }
+    try:
+        for name in kept:
+            setattr(layer, name, None)
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(layer, name, value)
 
 
 def _to_numpy(variable):

@@ -12,6 +12,7 @@ from models import (
     CLASSES,
     EAGERLY,
     assert_same_weights,
+    assert_weights_differ,
     data,
     mlp,
     outputs_of,
@@ -351,6 +352,65 @@ def test_full_outputs_that_are_not_valid_are_refused(given):
         y = {"labels": labels, "teacher_log_probabilities": values}
         with pytest.raises(ValueError, match=message):
             distiller.fit(x, y, verbose=0)
+
+
+NOT_LOGITS = "must be logits.* between 0 and 1"
+
+
+@pytest.mark.parametrize("kind", ["at once", "by chunks", "sigmoids"])
+def test_probabilities_are_not_taken_for_logits(given, kind):
+    x, labels, log_p = given
+    values, more = np.exp(log_p), {}
+    if kind == "by chunks":
+        more = {"logit_chunks": 2}
+    elif kind == "sigmoids":
+        more = {"student_output": "binary_logits"}
+        labels, values = np.eye(CLASSES)[labels], values / 2
+    student = mlp()
+    before = weights_of(student)
+    # A teacher that does not run changes nothing, nor what it is said to give.
+    distiller = kd.Distiller(
+        student, mlp(12, seed=5), teacher_output="probabilities", **more
+    )
+    distiller.compile(keras.optimizers.SGD(0.1), kd.KD(), **EAGERLY)
+    y = {"labels": labels, "teacher_logits": values.astype("float32")}
+    with pytest.raises(ValueError, match=NOT_LOGITS):
+        distiller.fit(Batches(x, y), verbose=0)
+    assert_same_weights(weights_of(student), before, 0)
+    # A few of them don't tell.
+    mixed = {**y, "teacher_logits": y["teacher_logits"].copy()}
+    mixed["teacher_logits"][::BATCH] = log_p[::BATCH]
+    distiller.fit(Batches(x, mixed), verbose=0, shuffle=False)
+    assert_weights_differ(weights_of(student), before)
+
+
+def test_probabilities_in_arrays_are_not_taken_for_logits(given, tmp_path):
+    x, labels, log_p = given
+    y = {"labels": labels, "teacher_logits": np.exp(log_p)}
+    for dataset in ((x, y), Batches(x, y)):
+        with pytest.raises(ValueError, match=NOT_LOGITS):
+            kd.TeacherCache.write(
+                tmp_path / type(dataset).__name__,
+                dataset,
+                losses=kd.KD(),
+                verbose=0,
+            )
+    with pytest.raises(ValueError, match=NOT_LOGITS):
+        kd.check_outputs(y, CLASSES)
+    kd.check_outputs({**y, "teacher_logits": 2 * np.exp(log_p)}, CLASSES)
+    counted = np.arange(EXAMPLES) < BATCH
+    y["teacher_logits"][:BATCH] = log_p[:BATCH]
+    kd.check_outputs(y, CLASSES, counted=counted)
+    with pytest.raises(ValueError, match=NOT_LOGITS):
+        kd.check_outputs(y, CLASSES, counted=~counted)
+
+
+def test_logits_between_0_and_1_are_declared(given):
+    x, labels, log_p = given
+    y = {"labels": labels, "teacher_logits": 2 * np.exp(log_p) / 3}
+    distiller = kd.Distiller(mlp(), teacher_output="logits")
+    distiller.compile("sgd", kd.KD(), **EAGERLY)
+    distiller.fit(x, y, batch_size=EXAMPLES, verbose=0)
 
 
 def test_what_can_not_be_made_of_a_list_is_refused(given, tmp_path):

@@ -104,6 +104,123 @@ def test_the_logit_layer_is_named():
     np.testing.assert_allclose(rows, kernel[0, 0].T)
 
 
+def rows_of_head(layer, *shape):
+    """What is read of a layer that is named, and its kernel as it was made."""
+    inputs = keras.Input(shape)
+    model = keras.Model(inputs, layer(inputs))
+    return logit_weights(model, layer.name), layer.get_weights()[0]
+
+
+def einsum(equation, *output):
+    return layers.EinsumDense(equation, output)
+
+
+# With as many classes as features no shape tells them apart.
+@pytest.mark.parametrize(
+    "layer, shape, rows_of",
+    [
+        (einsum("bf,fc->bc", 4), (4,), np.transpose),
+        (einsum("bf,cf->bc", 4), (4,), lambda kernel: kernel),
+        (
+            einsum("bgf,cgf->bc", 4),
+            (2, 4),
+            lambda kernel: kernel.reshape(4, 8),
+        ),
+        (
+            layers.Conv2DTranspose(4, 1),
+            (2, 2, 4),
+            lambda kernel: kernel[0, 0],
+        ),
+        (
+            layers.Conv1D(4, 2),
+            (2, 4),
+            lambda kernel: kernel.reshape(8, 4).T,
+        ),
+    ],
+)
+def test_rows_are_those_of_classes(layer, shape, rows_of):
+    found, kernel = rows_of_head(layer, *shape)
+    np.testing.assert_array_equal(found, rows_of(kernel))
+
+
+def test_a_layer_without_known_classes_is_refused():
+    refused = {
+        "DepthwiseConv2D": (layers.DepthwiseConv2D(1), (2, 2, 4)),
+        "'bhf,fg->bgh'": (einsum("bhf,fg->bgh", 4, 2), (2, 4)),
+    }
+    for named, (layer, shape) in refused.items():
+        with pytest.raises(ValueError, match=f"{named}.*, features. matrix"):
+            rows_of_head(layer, *shape)
+
+
+# Two groups of an int4 layer, each with scales of its own.
+MANY = 256
+HEADS = {
+    "Dense": lambda: layers.Dense(WORDS, "softmax", bias_initializer="normal"),
+    "EinsumDense": lambda: einsum("btf,fc->btc", None, WORDS),
+    "tied": lambda: layers.ReversibleEmbedding(WORDS, MANY, logit_soft_cap=2.0),
+    "untied": lambda: layers.ReversibleEmbedding(
+        WORDS, MANY, tie_weights=False, logit_soft_cap=2.0
+    ),
+}
+STEPS = {"int8": 255, "int4": 15, "float8": np.inf}
+
+
+@pytest.mark.parametrize(
+    "head, mode",
+    [
+        (head, mode)
+        for head in HEADS
+        for mode in STEPS
+        # Keras has no embedding in float8.
+        if mode != "float8" or "tied" not in head
+    ],
+)
+def test_rows_of_a_quantized_layer_are_what_it_computes_with(head, mode):
+    layer = HEADS[head]()
+    is_embedding = "tied" in head
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(WORDS, MANY)).astype("float32")
+    rows[:, : MANY // 2] *= 20
+    shape = (None, 1, MANY) if head == "EinsumDense" else (None, MANY)
+    layer.build(shape)
+    if head == "tied":
+        layer.embeddings.assign(rows)
+    elif head == "untied":
+        layer.reverse_embeddings.assign(rows.T)
+    else:
+        layer.kernel.assign(rows.T)
+    layer.quantize(mode)
+    groups = rows.reshape(WORDS, -1, MANY // 2 if mode == "int4" else MANY)
+    step = 2 * np.abs(groups).max(-1, keepdims=True) / STEPS[mode]
+    found = logit_weights(None, layer).reshape(groups.shape)
+    assert np.all(np.abs(found - groups) <= step)
+    # What follows the product is still there.
+    if is_embedding:
+        assert layer.logit_soft_cap == 2.0
+    elif head == "Dense":
+        assert layer.activation is keras.activations.softmax
+
+
+@pytest.mark.parametrize("mode", [None, "int4"])
+def test_rows_have_what_lora_adds(mode):
+    layer = layers.Dense(WORDS)
+    layer.build((None, MANY))
+    kernel = layer.get_weights()[0]
+    if mode:
+        layer.quantize(mode)
+    layer.enable_lora(2, lora_alpha=6.0)
+    random = np.random.default_rng(0)
+    first, second = (
+        random.normal(size=size) for size in ((MANY, 2), (2, WORDS))
+    )
+    layer.lora_kernel_a.assign(first)
+    layer.lora_kernel_b.assign(second)
+    step = 2 * np.abs(kernel).max() / 15 if mode else 1e-4
+    added = logit_weights(None, layer).T - 3.0 * first @ second
+    np.testing.assert_allclose(added, kernel, atol=step)
+
+
 def test_class_similarity_is_the_cosine_of_rows():
     rows = np.random.default_rng(0).normal(size=(6, 3))
     similarity = class_similarity(rows)

@@ -248,16 +248,7 @@ class Trainer(keras.Model):
         """
         values, batch = data
         variables = self._step_variables()
-        # The teacher may share layers with the student, whose values Keras
-        # passes.
-        of_student = [
-            *self.trainable_variables,
-            *self.non_trainable_variables,
-        ]
-        with (
-            _substituted(of_student, [*state[0], *state[1]]),
-            _substituted(variables, values),
-        ):
+        with self._student_values(state), _substituted(variables, values):
             batch = self.with_teacher(batch)
             changed = _changed(variables, values)
             logs, after = super().train_step(state, batch)
@@ -282,6 +273,15 @@ class Trainer(keras.Model):
         """Gives variables their current values, which Keras keeps elsewhere."""
         self.jax_state_sync()
 
+    def _student_values(self, state):
+        """A context in which the student's variables have a state's values.
+
+        The teacher may share layers with the student, whose values Keras
+        takes from the variables while it trains.
+        """
+        variables = [*self.trainable_variables, *self.non_trainable_variables]
+        return _substituted(variables, [*state[0], *state[1]])
+
     def _step_variables(self):
         """What a step reads beside the student, optimizer and metrics."""
         teacher = [] if self.teacher is None else all_variables(self.teacher)
@@ -289,7 +289,7 @@ class Trainer(keras.Model):
         teacher = [v for v in teacher if id(v) not in student]
         drawn = {id(variable) for variable in self._drawn_in_loss}
         of_losses = [v for v in self.loss_variables if id(v) not in drawn]
-        return [*teacher, *of_losses]
+        return [*teacher, *of_losses, self.teacher_number]
 
     @property
     def _drawn_in_loss(self):
@@ -307,6 +307,7 @@ class Trainer(keras.Model):
         variables = self._step_variables()
 
         def checked_step(state, batch):
+            self.note_teacher_of(batch, lambda: self._student_values(state))
             values = [variable.value for variable in variables]
             try:
                 refuse_wide_labels(batch)

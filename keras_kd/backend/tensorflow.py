@@ -299,6 +299,7 @@ class Trainer(keras.Model):
         replicas = strategy.num_replicas_in_sync
 
         def checked_step(iterator):
+            self.note_teacher_of(getattr(iterator, "element_spec", None))
             if spans_workers or (replicas > 1 and self.steps_per_execution > 1):
                 iterator = distribution.local_iterator(
                     iterator, self.steps_per_execution

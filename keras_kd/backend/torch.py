@@ -212,6 +212,7 @@ class Trainer(keras.Model):
             ValueError: for a batch that must not be trained on, before the
                 student is changed.
         """
+        self.note_teacher_of(data)
         with torch.no_grad():
             x, y, sample_weight = self.with_teacher(data)
             variables = changing_variables(self.student)

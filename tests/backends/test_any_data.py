@@ -16,6 +16,7 @@ import pytest
 import torch
 from models import (
     CLASSES,
+    EAGERLY,
     assert_same_weights,
     assert_weights_differ,
     data,
@@ -24,6 +25,7 @@ from models import (
 )
 
 import keras_kd as kd
+from keras_kd import fingerprint
 
 EXAMPLES, BATCH = 30, 8
 LOSSES = {
@@ -409,16 +411,93 @@ def test_statistics_in_arrays_take_sample_weights(tmp_path):
     assert_same_weights(found, online("kd_pt"), 1e-5)
 
 
-def test_statistics_of_another_teacher_are_refused_in_arrays(tmp_path):
+def joined_arrays(cache, x, labels):
+    """Statistics in arrays, which `fit` takes as x and y."""
+    return {"x": x, "y": {"labels": labels, **cache[:]}, "batch_size": BATCH}
+
+
+CARRYING = {
+    **{
+        kind: lambda cache, *arrays, make=make: {
+            "x": cache.attach(make(*arrays))
+        }
+        for kind, make in KINDS.items()
+        if kind != "tf_data"
+    },
+    "joined loader": lambda *given: {
+        "x": torch.utils.data.DataLoader(Joined(*given), BATCH)
+    },
+    "joined arrays": joined_arrays,
+    "generator": lambda cache, x, labels: {
+        "x": ((x, {"labels": labels, **cache[:]}) for _ in range(9)),
+        "steps_per_epoch": 4,
+    },
+}
+# JAX takes longer where it compiles one operation after another.
+FASTEST = EAGERLY if keras.backend.backend() == "tensorflow" else {}
+OTHER = "not the one whose statistics"
+
+
+@pytest.mark.parametrize("kind", CARRYING)
+def test_statistics_of_another_teacher_are_refused(kind, tmp_path, monkeypatch):
+    x, labels, _ = data(EXAMPLES)
+    teacher = mlp(12, seed=5)
+    # Shared with the student, so that Keras takes its values while it trains.
+    shared = teacher.layers[1]
+    shared.trainable = False
+    student = keras.Sequential([shared, keras.layers.Dense(CLASSES)])
+    student.build(x.shape)
+    cache = write(tmp_path / "cache", (x, labels), kd.KDPt(), teacher)
+    distiller = kd.Distiller(student, teacher, save_teacher=False)
+    distiller.compile(optimizer="sgd", loss=kd.KDPt(), **FASTEST)
+    before, computed = weights_of(student), []
+    of_teacher = fingerprint.teacher_fingerprint
+
+    def counted(teacher):
+        computed.append(teacher)
+        return of_teacher(teacher)
+
+    monkeypatch.setattr(fingerprint, "teacher_fingerprint", counted)
+
+    def fit(bias):
+        teacher.layers[-1].bias.assign(np.full(CLASSES, bias, "float32"))
+        given = CARRYING[kind](cache, x, labels)
+        distiller.fit(**given, epochs=2, verbose=0)
+
+    with pytest.raises(ValueError, match=OTHER):
+        fit(bias=1)
+    assert_same_weights(weights_of(student), before, 0)
+    fit(bias=0)
+    assert_weights_differ(weights_of(student), before)
+    with pytest.raises(ValueError, match=OTHER):
+        fit(bias=1)
+    # Once in each training.
+    assert len(computed) == 3
+
+
+def test_a_teacher_that_changes_between_batches_is_another(tmp_path):
+    x, labels, _ = data(EXAMPLES)
+    teacher = mlp(12, seed=5)
+    cache = write(tmp_path / "cache", (x, labels), kd.KDPt(), teacher)
+    y = {"labels": labels, **cache[:]}
+    distiller = kd.Distiller(mlp(), teacher)
+    distiller.compile(optimizer="sgd", loss=kd.KDPt())
+    distiller.train_on_batch(x, y)
+    kernel = teacher.layers[-1].kernel
+    kept = keras.ops.convert_to_numpy(kernel).copy()
+    kernel.assign(2 * kept)
+    with pytest.raises(ValueError, match=OTHER):
+        distiller.train_on_batch(x, y)
+    kernel.assign(kept)
+    distiller.train_on_batch(x, y)
+
+
+def test_statistics_of_another_temperature_are_refused(tmp_path):
     x, labels, _ = data(EXAMPLES)
     cache = write(tmp_path / "cache", (x, labels), kd.KDPt())
     y = {"labels": labels, **cache[:]}
-    distiller = kd.Distiller(mlp(), mlp(12, seed=6))
-    distiller.compile(optimizer="sgd", loss=kd.KDPt())
-    with pytest.raises(ValueError, match="not the one whose statistics"):
-        distiller.fit(x, y, verbose=0)
+    distiller = kd.Distiller(mlp())
     distiller.compile(optimizer="sgd", loss=kd.KDPt(temperature=3.0))
-    distiller.teacher = None
     with pytest.raises(ValueError, match="belong to a temperature"):
         distiller.fit(x, y, verbose=0)
 

@@ -15,6 +15,8 @@ def test_two_devices_end_where_one_would(tmp_path):
     with np.load(path) as file:
         found = dict(file)
     assert found.pop("devices") == 2
+    message = str(found.pop("uneven"))
+    assert "2 devices" in message and "a batch of 3 examples" in message
     for name in inputs.LOSSES:
         for i, expected in enumerate(trained_by_numpy(name, inputs.WHOLE)):
             assert_close(found.pop(f"{name} {i}"), expected, f"{name} {i}")
