@@ -9,7 +9,7 @@ others.
 import math
 
 from keras_kd.diagnosis.finding import PROBLEM, Finding
-from keras_kd.diagnosis.measures import confidence_gap
+from keras_kd.diagnosis.measures import commonest_share, confidence_gap
 
 # A teacher is looked at more closely if so much less is right than it believes,
 _SUSPECT_GAP = 0.1
@@ -45,8 +45,8 @@ _COLLAPSED = 0.5
 # Probabilities of other classes say less of a label than how often it occurs;
 # those of its own tell this share of its uncertainty at least.
 _SOME_SKILL = 0.05
-# A class is frequent if it has so many times its share of the labels.
-_FREQUENT = 2
+# Who falls back on the commonest label is about as often right as it is found.
+_COMMON = 0.9
 # Cramér's V of unrelated labels is within this of 0.
 _RELATED = 0.1
 
@@ -423,13 +423,17 @@ def wrong_inputs(numbers):
 
 
 def _falls_back_on_a_class(numbers):
-    """Whether a teacher has learnt little but how often classes occur."""
-    agreement = numbers["agreement"]
-    even = 1 / numbers["data"]["classes"]
+    """Whether a teacher has learnt little but how often classes occur.
+
+    Then it is about as often right as if it always said the commonest label,
+    and knows that. Where labels are rare, a gap of half of that is large.
+    """
+    teacher = numbers["teacher"]
+    accuracy = teacher["accuracy"]
     return (
-        agreement["chance"] > _FREQUENT * even
-        and _variety(agreement) < _COLLAPSED
-        and confidence_gap(numbers) < _SUSPECT_GAP
+        accuracy >= _COMMON * commonest_share(numbers)
+        and _variety(numbers["agreement"]) < _COLLAPSED
+        and confidence_gap(numbers) < min(accuracy / 2, _SUSPECT_GAP)
     )
 
 

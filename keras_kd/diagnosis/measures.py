@@ -198,6 +198,12 @@ def confidence_gap(numbers):
     return teacher["confidence"] - teacher["accuracy"]
 
 
+def commonest_share(numbers):
+    """How often the commonest label of a diagnosis occurs."""
+    examples = numbers["teacher"]["by_class"]["examples"]
+    return max(examples) / sum(examples)
+
+
 def measured_relations(numbers):
     """The `relation_numbers` of a diagnosis, if there was enough to measure.
 
