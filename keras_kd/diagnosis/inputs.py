@@ -44,7 +44,9 @@ class Inputs:
             self._numbers = {"looks": _looks(x), "form": None}
             self._numbers["normalisers"] = self._normalisers(x[:_ROWS])
         if with_forms and self._runs:
-            self._numbers["form"] = trials.best_form(x, self._right)
+            self._numbers["form"] = trials.best_form(
+                x, self._right, self._rare()
+            )
         return self._numbers
 
     def _normalisers(self, x):
@@ -52,6 +54,14 @@ class Inputs:
             return []
         nested = keras.tree.pack_sequence_as(self._survey.input_spec, [x])
         return normalisers.compare(self._survey.teacher.model, nested)
+
+    def _rare(self):
+        """Which labels of the rows are not the commonest one."""
+        _, labels, counted = self._rows
+        if not counted.any():
+            return counted
+        occurring, counts = np.unique(labels[counted], return_counts=True)
+        return counted & (labels != occurring[counts.argmax()])
 
     def _right(self, x):
         """Whether the teacher is right on other forms of the first rows."""
