@@ -9,7 +9,11 @@ others.
 import math
 
 from keras_kd.diagnosis.finding import PROBLEM, Finding
-from keras_kd.diagnosis.measures import commonest_share, confidence_gap
+from keras_kd.diagnosis.measures import (
+    commonest_share,
+    confidence_gap,
+    knows_the_odds,
+)
 
 # A teacher is looked at more closely if so much less is right than it believes,
 _SUSPECT_GAP = 0.1
@@ -42,9 +46,6 @@ _CONFIRMED = 0.5
 # Predictions of a teacher in use are about as varied as the labels.
 _VARIED = 0.7
 _COLLAPSED = 0.5
-# Probabilities of other classes say less of a label than how often it occurs;
-# those of its own tell this share of its uncertainty at least.
-_SOME_SKILL = 0.05
 # Who falls back on the commonest label is about as often right as it is found.
 _COMMON = 0.9
 # Cramér's V of unrelated labels is within this of 0.
@@ -499,7 +500,7 @@ def other_classes(numbers):
         is_near_chance(numbers) or _moved_away(agreement["assignment"])
     ) and (dependence is not None and dependence > _RELATED)
     related = related and not (
-        _falls_back_on_a_class(numbers) or _knows_the_odds(numbers)
+        _falls_back_on_a_class(numbers) or knows_the_odds(numbers)
     )
     if not elsewhere and not related:
         return None
@@ -520,14 +521,6 @@ def other_classes(numbers):
         "Use a teacher of this label set: train it, or give this one a new "
         "last layer and train that. If it was trained on these classes, its "
         "inputs are not what they were in its training.",
-    )
-
-
-def _knows_the_odds(numbers):
-    """Whether a teacher is seldom right because nobody could be."""
-    return (
-        confidence_gap(numbers) < _SUSPECT_GAP
-        and numbers["teacher"]["skill"] > _SOME_SKILL
     )
 
 

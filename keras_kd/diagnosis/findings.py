@@ -71,6 +71,7 @@ _EXPLAINS = {
         "over_confident",
         "under_confident",
         "weak_teacher",
+        "hard_task",
         "no_class_relations",
     ),
     "label_smoothed_teacher": (
