@@ -247,6 +247,44 @@ def test_untrained_layers_are_told_from_trained_ones():
     assert "all of its 2 layers" in problem.summary
 
 
+def test_layers_below_a_trained_head_that_were_not_loaded_are_named():
+    x, labels = separable()
+    model = trained()
+    hidden = model.get_layer("hidden")
+    hidden.set_weights(small(seed=3).get_layer("hidden").get_weights())
+    (problem,) = kd.diagnose(model, batched(x, labels)).problems
+    assert problem.code == "untrained_teacher"
+    assert problem.evidence["untrained_layers"] == ["hidden"]
+    assert "'hidden'" in problem.summary and "'hidden'" in problem.remedy
+    # Frozen where others are not, it may be random on purpose.
+    hidden.trainable = False
+    codes = [f.code for f in kd.diagnose(model, batched(x, labels)).problems]
+    assert codes and "untrained_teacher" not in codes
+
+
+def test_a_head_trained_on_random_layers_is_not_called_untrained():
+    """A teacher that is right in few cases, and knows that."""
+    logits, labels = with_true_odds([0.5, 0.5], told=0.6)
+    inputs = keras.Input((2,))
+    random, head = layers.Dense(50, name="random"), layers.Dense(2)
+    teacher = keras.Model(inputs, head(random(inputs)))
+    kernel = np.linalg.pinv(np.array(random.kernel))
+    head.set_weights([kernel, np.full(2, 0.1)])
+    diagnosis = kd.diagnose(teacher, batched(logits, labels))
+    assert diagnosis.numbers["weights"]["untrained"] == ["random"]
+    assert not diagnosis.problems
+
+
+def test_without_biases_weights_beyond_the_initial_bounds_were_trained():
+    layer = layers.Dense(30, use_bias=False)
+    model = keras.Sequential([keras.Input((20,)), layer])
+    assert initialised.untrained_layers(model)["last"]
+    kernel = np.array(layer.kernel)
+    kernel.flat[abs(kernel).argmax()] *= 1.1
+    layer.set_weights([kernel])
+    assert not initialised.untrained_layers(model)["untrained"]
+
+
 # -- inputs --------------------------------------------------------------------
 
 

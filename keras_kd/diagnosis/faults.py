@@ -48,6 +48,9 @@ _VARIED = 0.7
 _COLLAPSED = 0.5
 # Who falls back on the commonest label is about as often right as it is found.
 _COMMON = 0.9
+# On layers that are not its own, a trained head may by chance tell as much of a
+# label as this; one that tells more, and knows how much, was trained on them.
+_BY_CHANCE = 0.1
 # Cramér's V of unrelated labels is within this of 0.
 _RELATED = 0.1
 
@@ -131,8 +134,39 @@ def untrained_teacher(numbers):
             if everything
             else f"its last layer, {names[-1]!r}, looks as if just created"
         )
-        + " (biases of 0, and a kernel as its initialiser draws it)",
+        + _AS_CREATED,
     )
+
+
+_AS_CREATED = " (biases of 0, and a kernel as its initialiser draws it)"
+
+
+def untrained_layers(numbers):
+    """Layers below a trained last one that were never trained."""
+    weights = numbers["weights"]
+    if (
+        weights is None
+        or weights["last"]
+        or not weights["untrained"]
+        or numbers["agreement"]["above_chance"] >= _POOR
+        or (
+            knows_the_odds(numbers) and numbers["teacher"]["skill"] > _BY_CHANCE
+        )
+    ):
+        return None
+    names = weights["untrained"]
+    look = "looks" if len(names) == 1 else "look"
+    return _untrained(
+        numbers,
+        f"of its {weights['layers']} layers, {_named(names)} {look} as if "
+        f"just created{_AS_CREATED}",
+    )
+
+
+def _named(layers):
+    """Names of layers in words, not more than can be read."""
+    named = ", ".join(map(repr, layers[:5]))
+    return named + (f" and {len(layers) - 5} more" if layers[5:] else "")
 
 
 def indifferent_teacher(numbers):
@@ -148,20 +182,21 @@ def indifferent_teacher(numbers):
 
 def _untrained(numbers, what):
     weights = numbers["weights"] or {"untrained": [], "layers": 0}
+    untrained = weights["untrained"]
     return Finding(
         "untrained_teacher",
         PROBLEM,
         f"The teacher is not trained, or not loaded: {what}. {_said(numbers)}.",
         _evidence(
             numbers,
-            untrained_layers=weights["untrained"],
+            untrained_layers=untrained,
             layers=weights["layers"],
         ),
         "Its soft targets are noise; there is nothing to distil.",
-        "Load the weights before you distil, and check that the last layer's "
-        "are among them: load_weights(..., skip_mismatch=True), and "
-        "weights=None or include_top=False, leave out layers without an "
-        "error.",
+        "Load the weights before you distil, and check that "
+        f"{'those of ' + _named(untrained) if untrained else 'all'} are among "
+        "them: load_weights(..., skip_mismatch=True), and weights=None or "
+        "include_top=False, leave out layers without an error.",
     )
 
 
