@@ -362,6 +362,73 @@ def test_inputs_that_batch_normalisation_does_not_expect_are_wrong():
     assert "They are float32 from -" in problem.summary
 
 
+def settled(normalised=2):
+    """A teacher, its inputs and labels; its averages are settled on these."""
+    x, labels = separable()
+    x = 3 * x + np.linspace(0, 9, 16, dtype="float32")
+    keras.utils.set_random_seed(0)
+    inputs = outputs = keras.Input(x.shape[1:])
+    for _ in range(normalised):
+        # Biases that are not 0 look trained.
+        hidden = layers.Dense(64, "relu", bias_initializer="random_normal")
+        outputs = hidden(outputs)
+        # So that one call in training settles them.
+        outputs = layers.BatchNormalization(momentum=0.0)(outputs)
+    features = keras.Model(inputs, outputs)
+    found = np.array(features(x, training=True))
+    means = np.stack([found[labels == c].mean(0) for c in range(CLASSES)])
+    head = layers.Dense(CLASSES)
+    teacher = keras.Model(inputs, head(outputs))
+    head.set_weights([means.T / 4, -(means**2).sum(1) / 8])
+    return teacher, x, labels
+
+
+def unsettle(teacher, progress):
+    for layer in teacher.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            *rest, mean, variance = layer.get_weights()
+            variance = 1 + progress * (variance - 1)
+            layer.set_weights([*rest, progress * mean, variance])
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.1])
+def test_averages_that_have_not_settled_are_named(progress):
+    teacher, x, labels = settled()
+    unsettle(teacher, progress)
+    before = teacher.get_weights()
+    (problem,) = kd.diagnose(teacher, batched(x, labels)).problems
+    assert problem.code == "unsettled_averages"
+    assert problem.evidence["averages_progress"] == pytest.approx(
+        progress, abs=0.03
+    )
+    assert problem.evidence["averages_accuracy"] > 0.95
+    assert "in 2 layers alike" in problem.summary
+    for one, two in zip(before, teacher.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert all("call" not in vars(layer) for layer in teacher.layers)
+
+
+@pytest.mark.parametrize(
+    ("scale", "normalised"), [(1 / 255, 1), (1 / 255, 2), (8, 1), (255, 2)]
+)
+def test_inputs_on_another_scale_are_told_from_averages(scale, normalised):
+    """A batch's statistics mend these as well."""
+    teacher, x, labels = settled(normalised)
+    changed = (scale * x - 40 * (scale > 1)).astype("float32")
+    (problem,) = kd.diagnose(teacher, batched(changed, labels)).problems
+    assert problem.code == "wrong_inputs"
+
+
+def test_with_one_normalised_layer_both_causes_are_said():
+    teacher, x, labels = settled(normalised=1)
+    problems = kd.diagnose(teacher, batched(x, labels)).problems
+    assert {each.code for each in problems} <= {"over_confident"}
+    unsettle(teacher, 0.02)
+    (problem,) = kd.diagnose(teacher, batched(x, labels)).problems
+    assert problem.code == "unsettled_averages"
+    assert "inputs on another scale might" in problem.summary
+
+
 def test_logits_as_no_training_makes_them_are_of_inputs_on_another_scale():
     """Without biases, a network's logits grow with its inputs."""
     logits, labels = knowing()

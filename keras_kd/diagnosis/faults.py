@@ -48,6 +48,9 @@ _VARIED = 0.7
 _COLLAPSED = 0.5
 # Who falls back on the commonest label is about as often right as it is found.
 _COMMON = 0.9
+# Moving averages that have come this far do no harm; of those of one training,
+# so many have come as far.
+_SETTLED, _MOST = 0.95, 0.8
 # On layers that are not its own, a trained head may by chance tell as much of a
 # label as this; one that tells more, and knows how much, was trained on them.
 _BY_CHANCE = 0.1
@@ -160,6 +163,54 @@ def untrained_layers(numbers):
         numbers,
         f"of its {weights['layers']} layers, {_named(names)} {look} as if "
         f"just created{_AS_CREATED}",
+    )
+
+
+def unsettled_averages(numbers):
+    """Batch normalisation whose moving averages are still where they began.
+
+    With inputs of another scale, a batch's own statistics mend that too; but
+    then the averages of most layers have not come the same part of the way.
+    """
+    averages = numbers["inputs"] and numbers["inputs"]["averages"]
+    accuracy = numbers["teacher"]["accuracy"]
+    if (
+        not averages
+        or averages["progress"] > _SETTLED
+        or averages["alike"] < _MOST
+        or not _is_gain(accuracy, averages["accuracy"], averages["examples"])
+    ):
+        return None
+    several = averages["layers"] > 1
+    return Finding(
+        "unsettled_averages",
+        PROBLEM,
+        "The moving averages of the teacher's batch normalisation are not "
+        "those of its training: they have come "
+        f"{max(averages['progress'], 0):.0%} of the way from 0 and 1, where "
+        f"they begin, to these data's means and variances"
+        + (f", in {averages['layers']} layers alike" if several else "")
+        + f". {_said(numbers)}; by the statistics of "
+        f"{averages['examples']} examples themselves, as in training, "
+        f"{averages['accuracy']:.1%}."
+        + (
+            ""
+            if several
+            else " With one such layer, inputs on another scale might look "
+            "alike."
+        ),
+        _evidence(
+            numbers,
+            **{f"averages_{k}": v for k, v in averages.items()},
+        ),
+        "Its weights are trained, but in inference, which is what a teacher "
+        "is used in, it normalises by other numbers than in training, and its "
+        "soft targets are wrong.",
+        "Recompute the averages: go over the training data with "
+        "teacher(x, training=True), with no optimizer, for some hundred "
+        "batches (at a momentum of 0.99, 500). Or train it longer, or with "
+        "BatchNormalization(momentum=0.9). If they were settled once, check "
+        "that they were loaded with the weights.",
     )
 
 

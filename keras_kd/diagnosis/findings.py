@@ -11,6 +11,7 @@ _FAULTS = (
     faults.one_class,
     faults.class_order,
     faults.labels_of_rows_nearby,
+    faults.unsettled_averages,
     faults.untrained_layers,
     faults.inputs_of_another_form,
     # After the forms: inputs that are all but 0 have this effect as well.
