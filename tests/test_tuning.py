@@ -824,7 +824,7 @@ def diagnosed(codes=(), suggested=(3, 12), k=4, relations=True):
     findings = [
         Finding(
             code,
-            PROBLEM if code != "no_class_relations" else INFO,
+            INFO if code in ("no_class_relations", "hard_task") else PROBLEM,
             "",
             {},
             "",
@@ -841,6 +841,7 @@ def diagnosed(codes=(), suggested=(3, 12), k=4, relations=True):
         (diagnosed(), "kd", {"temperature": 6, "weight": 0.5}),
         (diagnosed(["noisy_labels"]), "kd", {"temperature": 6, "weight": 0.2}),
         (diagnosed(["weak_teacher"]), "kd", {"temperature": 6, "weight": 0.2}),
+        (diagnosed(["hard_task"]), "kd", {"temperature": 6, "weight": 0.5}),
         (
             diagnosed(["noisy_tail"]),
             "kd_topk",

@@ -11,6 +11,7 @@ from keras_kd.diagnosis.measures import (
     LABEL_SMOOTHING_NATS,
     RELATED_SHARE,
     confidence_gap,
+    knows_the_odds,
     measured_relations,
 )
 
@@ -326,15 +327,53 @@ def weak_teacher(numbers):
 
 def knows_little(numbers):
     """The finding about a teacher that knows little, however it comes."""
+    # One whose confidence is right may know all that can be known.
+    is_modest = confidence_gap(numbers) <= -_OVER_CONFIDENT_GAP
+    if knows_the_odds(numbers) and not is_modest:
+        return _hard_task(numbers)
+    return _weak_teacher(numbers)
+
+
+def _hard_task(numbers):
+    teacher = numbers["teacher"]
+    return Finding(
+        "hard_task",
+        INFO,
+        "These labels are hard to predict, and the teacher knows that: "
+        f"{_known(teacher)}, at a mean confidence of "
+        f"{teacher['confidence']:.1%}.",
+        {
+            **_evidence_of_skill(teacher),
+            "confidence": teacher["confidence"],
+            "calibration_error": teacher["calibration_error"],
+        },
+        "Its soft targets say how likely each label is. Where nobody could "
+        "know more, they teach more than the labels.",
+        "Distil as from any other teacher. A longer training or a larger "
+        "teacher tells whether more can be known.",
+    )
+
+
+def _known(teacher):
+    """What a teacher tells of the labels, a clause."""
+    return (
+        f"it tells {max(teacher['skill'], 0):.0%} of the "
+        f"{teacher['label_entropy']:.2f} nats that a label holds (accuracy "
+        f"{teacher['accuracy']:.1%})"
+    )
+
+
+def _evidence_of_skill(teacher):
+    return {k: teacher[k] for k in ("skill", "accuracy", "cross_entropy")}
+
+
+def _weak_teacher(numbers):
     teacher = numbers["teacher"]
     return Finding(
         "weak_teacher",
         PROBLEM,
-        "The teacher knows little about these data: it tells "
-        f"{max(teacher['skill'], 0):.0%} of the "
-        f"{teacher['label_entropy']:.2f} nats that a label holds (accuracy "
-        f"{teacher['accuracy']:.1%}).",
-        {k: teacher[k] for k in ("skill", "accuracy", "cross_entropy")},
+        f"The teacher knows little about these data: {_known(teacher)}.",
+        _evidence_of_skill(teacher),
         "Where it is wrong or undecided it turns good examples down, so that "
         "the student learns less from their labels.",
         "Train the teacher longer or larger, check its preprocessing and the "

@@ -9,7 +9,11 @@ others.
 import math
 
 from keras_kd.diagnosis.finding import PROBLEM, Finding
-from keras_kd.diagnosis.measures import confidence_gap
+from keras_kd.diagnosis.measures import (
+    commonest_share,
+    confidence_gap,
+    knows_the_odds,
+)
 
 # A teacher is looked at more closely if so much less is right than it believes,
 _SUSPECT_GAP = 0.1
@@ -42,11 +46,14 @@ _CONFIRMED = 0.5
 # Predictions of a teacher in use are about as varied as the labels.
 _VARIED = 0.7
 _COLLAPSED = 0.5
-# Probabilities of other classes say less of a label than how often it occurs;
-# those of its own tell this share of its uncertainty at least.
-_SOME_SKILL = 0.05
-# A class is frequent if it has so many times its share of the labels.
-_FREQUENT = 2
+# Who falls back on the commonest label is about as often right as it is found.
+_COMMON = 0.9
+# Moving averages that have come this far do no harm; of those of one training,
+# so many have come as far.
+_SETTLED, _MOST = 0.95, 0.8
+# On layers that are not its own, a trained head may by chance tell as much of a
+# label as this; one that tells more, and knows how much, was trained on them.
+_BY_CHANCE = 0.1
 # Cramér's V of unrelated labels is within this of 0.
 _RELATED = 0.1
 
@@ -130,8 +137,87 @@ def untrained_teacher(numbers):
             if everything
             else f"its last layer, {names[-1]!r}, looks as if just created"
         )
-        + " (biases of 0, and a kernel as its initialiser draws it)",
+        + _AS_CREATED,
     )
+
+
+_AS_CREATED = " (biases of 0, and a kernel as its initialiser draws it)"
+
+
+def untrained_layers(numbers):
+    """Layers below a trained last one that were never trained."""
+    weights = numbers["weights"]
+    if (
+        weights is None
+        or weights["last"]
+        or not weights["untrained"]
+        or numbers["agreement"]["above_chance"] >= _POOR
+        or (
+            knows_the_odds(numbers) and numbers["teacher"]["skill"] > _BY_CHANCE
+        )
+    ):
+        return None
+    names = weights["untrained"]
+    look = "looks" if len(names) == 1 else "look"
+    return _untrained(
+        numbers,
+        f"of its {weights['layers']} layers, {_named(names)} {look} as if "
+        f"just created{_AS_CREATED}",
+    )
+
+
+def unsettled_averages(numbers):
+    """Batch normalisation whose moving averages are still where they began.
+
+    With inputs of another scale, a batch's own statistics mend that too; but
+    then the averages of most layers have not come the same part of the way.
+    """
+    averages = numbers["inputs"] and numbers["inputs"]["averages"]
+    accuracy = numbers["teacher"]["accuracy"]
+    if (
+        not averages
+        or averages["progress"] > _SETTLED
+        or averages["alike"] < _MOST
+        or not _is_gain(accuracy, averages["accuracy"], averages["examples"])
+    ):
+        return None
+    several = averages["layers"] > 1
+    return Finding(
+        "unsettled_averages",
+        PROBLEM,
+        "The moving averages of the teacher's batch normalisation are not "
+        "those of its training: they have come "
+        f"{max(averages['progress'], 0):.0%} of the way from 0 and 1, where "
+        f"they begin, to these data's means and variances"
+        + (f", in {averages['layers']} layers alike" if several else "")
+        + f". {_said(numbers)}; by the statistics of "
+        f"{averages['examples']} examples themselves, as in training, "
+        f"{averages['accuracy']:.1%}."
+        + (
+            ""
+            if several
+            else " With one such layer, inputs on another scale might look "
+            "alike."
+        ),
+        _evidence(
+            numbers,
+            **{f"averages_{k}": v for k, v in averages.items()},
+        ),
+        "Its weights are trained, but in inference, which is what a teacher "
+        "is used in, it normalises by other numbers than in training, and its "
+        "soft targets are wrong.",
+        "Recompute the averages: go over the training data with "
+        "teacher(x, training=True), with no optimizer, for some hundred "
+        "batches (at a momentum of 0.99, 500). Or train it longer, or with "
+        "BatchNormalization(momentum=0.9). If they were settled once, check "
+        "that they were loaded with the weights.",
+    )
+
+
+def _named(layers):
+    """Names of layers in words, not more than can be read."""
+    named = ", ".join(map(repr, layers[:5]))
+    return named + (f" and {len(layers) - 5} more" if layers[5:] else "")
 
 
 def indifferent_teacher(numbers):
@@ -147,20 +233,21 @@ def indifferent_teacher(numbers):
 
 def _untrained(numbers, what):
     weights = numbers["weights"] or {"untrained": [], "layers": 0}
+    untrained = weights["untrained"]
     return Finding(
         "untrained_teacher",
         PROBLEM,
         f"The teacher is not trained, or not loaded: {what}. {_said(numbers)}.",
         _evidence(
             numbers,
-            untrained_layers=weights["untrained"],
+            untrained_layers=untrained,
             layers=weights["layers"],
         ),
         "Its soft targets are noise; there is nothing to distil.",
-        "Load the weights before you distil, and check that the last layer's "
-        "are among them: load_weights(..., skip_mismatch=True), and "
-        "weights=None or include_top=False, leave out layers without an "
-        "error.",
+        "Load the weights before you distil, and check that "
+        f"{'those of ' + _named(untrained) if untrained else 'all'} are among "
+        "them: load_weights(..., skip_mismatch=True), and weights=None or "
+        "include_top=False, leave out layers without an error.",
     )
 
 
@@ -423,13 +510,17 @@ def wrong_inputs(numbers):
 
 
 def _falls_back_on_a_class(numbers):
-    """Whether a teacher has learnt little but how often classes occur."""
-    agreement = numbers["agreement"]
-    even = 1 / numbers["data"]["classes"]
+    """Whether a teacher has learnt little but how often classes occur.
+
+    Then it is about as often right as if it always said the commonest label,
+    and knows that. Where labels are rare, a gap of half of that is large.
+    """
+    teacher = numbers["teacher"]
+    accuracy = teacher["accuracy"]
     return (
-        agreement["chance"] > _FREQUENT * even
-        and _variety(agreement) < _COLLAPSED
-        and confidence_gap(numbers) < _SUSPECT_GAP
+        accuracy >= _COMMON * commonest_share(numbers)
+        and _variety(numbers["agreement"]) < _COLLAPSED
+        and confidence_gap(numbers) < min(accuracy / 2, _SUSPECT_GAP)
     )
 
 
@@ -495,7 +586,7 @@ def other_classes(numbers):
         is_near_chance(numbers) or _moved_away(agreement["assignment"])
     ) and (dependence is not None and dependence > _RELATED)
     related = related and not (
-        _falls_back_on_a_class(numbers) or _knows_the_odds(numbers)
+        _falls_back_on_a_class(numbers) or knows_the_odds(numbers)
     )
     if not elsewhere and not related:
         return None
@@ -516,14 +607,6 @@ def other_classes(numbers):
         "Use a teacher of this label set: train it, or give this one a new "
         "last layer and train that. If it was trained on these classes, its "
         "inputs are not what they were in its training.",
-    )
-
-
-def _knows_the_odds(numbers):
-    """Whether a teacher is seldom right because nobody could be."""
-    return (
-        confidence_gap(numbers) < _SUSPECT_GAP
-        and numbers["teacher"]["skill"] > _SOME_SKILL
     )
 
 

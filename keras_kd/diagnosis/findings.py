@@ -11,6 +11,8 @@ _FAULTS = (
     faults.one_class,
     faults.class_order,
     faults.labels_of_rows_nearby,
+    faults.unsettled_averages,
+    faults.untrained_layers,
     faults.inputs_of_another_form,
     # After the forms: inputs that are all but 0 have this effect as well.
     faults.indifferent_teacher,
@@ -71,6 +73,7 @@ _EXPLAINS = {
         "over_confident",
         "under_confident",
         "weak_teacher",
+        "hard_task",
         "no_class_relations",
     ),
     "label_smoothed_teacher": (

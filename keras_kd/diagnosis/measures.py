@@ -15,6 +15,10 @@ LABEL_SMOOTHING_NATS = 0.02
 RELATED_SHARE = 0.05
 # The mass beyond k at which a larger k is not worth it.
 NEGLIGIBLE_MASS = 0.01
+# A teacher that is so much surer than it is right does not know the odds; nor
+# does one that tells less than this share of a label's uncertainty. Those of
+# other classes say less of a label than how often it occurs.
+_DISHONEST_GAP, _SOME_SKILL = 0.1, 0.02
 # If fewer examples than this share have others of their class to be compared
 # with, nothing is told of class relations.
 _LEAST_MEASURED = 0.05
@@ -198,6 +202,23 @@ def confidence_gap(numbers):
     """How much surer a diagnosed teacher is than it is right."""
     teacher = numbers["teacher"]
     return teacher["confidence"] - teacher["accuracy"]
+
+
+def knows_the_odds(numbers):
+    """Whether a diagnosed teacher knows something, and no less than it says.
+
+    Where it is seldom right, nobody may be.
+    """
+    return (
+        confidence_gap(numbers) < _DISHONEST_GAP
+        and numbers["teacher"]["skill"] > _SOME_SKILL
+    )
+
+
+def commonest_share(numbers):
+    """How often the commonest label of a diagnosis occurs."""
+    examples = numbers["teacher"]["by_class"]["examples"]
+    return max(examples) / sum(examples)
 
 
 def measured_relations(numbers):

@@ -1,4 +1,4 @@
-"""What a teacher's first normalisation layers meet, and what they expect."""
+"""What a teacher's normalisation layers meet, and what they expect."""
 
 import contextlib
 
@@ -11,6 +11,8 @@ from keras_kd.backend.private import flatten_layers
 # Later layers repeat what the first ones say.
 _LAYERS = 3
 _KINDS = (keras.layers.BatchNormalization, keras.layers.Normalization)
+# Averages of one training have come about as far, if they have come somewhere.
+_ALIKE, _SAME_WAY = 0.3, 0.8
 
 
 def compare(model, x):
@@ -46,19 +48,28 @@ def _recorded(layer, seen):
 
     def recording(inputs, *args, **kwargs):
         if layer not in seen and len(seen) < _LAYERS:
-            # Inside a loop, tensors have no values yet.
-            with contextlib.suppress(
-                AttributeError, NotImplementedError, TypeError
-            ):
+            with _only_values():
                 values = ops.convert_to_numpy(inputs)
                 seen[layer] = np.asarray(values, "float64")
         return call(inputs, *args, **kwargs)
 
-    layer.call = recording
+    with _calling(layer, recording):
+        yield
+
+
+@contextlib.contextmanager
+def _calling(layer, call):
+    """Replaces what a layer does while the context lasts."""
+    layer.call = call
     try:
         yield
     finally:
         del layer.call
+
+
+def _only_values():
+    """Leaves out tensors that have no values yet, as inside a loop."""
+    return contextlib.suppress(AttributeError, NotImplementedError, TypeError)
 
 
 def _compared(layer, values):
@@ -102,3 +113,90 @@ def _expected(layer):
     axes = (axes,) if isinstance(axes, int) else tuple(axes)
     mean = np.asarray(ops.convert_to_numpy(mean), "float64")
     return mean, np.sqrt(np.asarray(variance, "float64")), axes
+
+
+def by_the_batch(model, x):
+    """Runs a model whose batch normalisation takes the batch's statistics.
+
+    As in training, but without dropout, and the model is left as it is.
+
+    Args:
+        model: a built `keras.Model`, which is run once, without compilation.
+        x: [batch, ...] inputs.
+
+    Returns:
+        The outputs, and a dict: "layers", how many there are; "progress", the
+        median share of the way that moving averages have come from 0 and 1,
+        where they begin, to the batch's means and variances; and "alike", the
+        share of them that are near that. Where inputs are of another form,
+        each has a share of its own. (`None`, `None`) without such layers.
+    """
+    layers = [
+        each
+        for each in flatten_layers(model)
+        if isinstance(each, keras.layers.BatchNormalization)
+    ]
+    met = []
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            call = _normalising(layer, met)
+            stack.enter_context(_calling(layer, call))
+        outputs = model(x, training=False) if layers else None
+    if not met:
+        return None, None
+    return outputs, {"layers": len(met), **_progress(np.concatenate(met))}
+
+
+def _normalising(layer, met):
+    """What a layer of batch normalisation does in training."""
+
+    def call(inputs, training=None, mask=None):
+        x = ops.cast(inputs, "float32")
+        axis = layer.axis % len(x.shape)
+        others = [each for each in range(len(x.shape)) if each != axis]
+        mean, variance = ops.moments(x, others)
+        with _only_values():
+            met.append(_shares(layer, mean, variance))
+        outputs = ops.batch_normalization(
+            x,
+            mean,
+            variance,
+            axis,
+            getattr(layer, "beta", None),
+            getattr(layer, "gamma", None),
+            layer.epsilon,
+        )
+        return ops.cast(outputs, layer.compute_dtype)
+
+    return call
+
+
+def _shares(layer, mean, variance):
+    """How far a layer's averages have come: [2, 2], with a cosine each.
+
+    They began at 0 and at 1.
+    """
+    pairs = (
+        (layer.moving_mean, mean, 0),
+        (layer.moving_variance, variance, 1),
+    )
+    shares = []
+    for average, own, start in pairs:
+        way, whole = (
+            np.asarray(ops.convert_to_numpy(each), "float64") - start
+            for each in (average, own)
+        )
+        length, full = np.linalg.norm(way), np.linalg.norm(whole)
+        along = way @ whole / max(full, 1e-9)
+        # Those that have not moved have no direction that could be wrong.
+        shares.append(
+            [along / max(full, 1e-9), along / length if length > 1e-9 else 1]
+        )
+    return np.array(shares)
+
+
+def _progress(shares):
+    share, cosine = shares.T
+    middle = np.median(share)
+    alike = (abs(share - middle) <= _ALIKE * middle) & (cosine > _SAME_WAY)
+    return {"progress": middle, "alike": alike.mean()}

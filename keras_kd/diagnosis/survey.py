@@ -155,7 +155,7 @@ class Survey:
             counted: [rows, n] booleans.
 
         Returns:
-            [rows] floats, the share of a row's labels that are predicted.
+            [rows, n] floats, 1 for a label that counts and is predicted.
         """
         rows, sample = len(x), self._sample(labels.size, 0)
         groups = np.zeros(len(sample), "int32")
@@ -164,7 +164,7 @@ class Survey:
         settled = examples.Examples(x, labels, labels, counted.reshape(-1))
         sums = self._run_step(settled, sample, groups)
         hits = (sums["predictions"] == labels) * sums["kept"]
-        return hits.reshape(rows, -1).mean(-1)
+        return hits.reshape(rows, -1)
 
     def _check_kinds(self, sums, checked):
         """Raises if the first outputs are not what they are taken for."""

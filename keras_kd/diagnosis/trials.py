@@ -171,13 +171,14 @@ def _turned(x):
     return found
 
 
-def best_form(x, right):
+def best_form(x, right, rare):
     """The form in which a teacher gets more right, if there is one.
 
     Args:
         x: [n, ...] NumPy array, inputs in random order.
         right: function from inputs of the same rows, the first ones of `x`,
-            to [rows] floats: whether the teacher is right.
+            to [rows, labels] floats: whether the teacher is right.
+        rare: [n, labels] booleans, which labels are not the commonest.
 
     Returns:
         A dict: "name", "remedy", "before", "after" (accuracies), "examples";
@@ -195,7 +196,10 @@ def best_form(x, right):
         return None
     more = x[:_MORE]
     before, after = right(more), right(_as(best.change(more), x))
-    gain = after - before
+    # In many a wrong form, a teacher predicts the commonest label alone.
+    if not (after - before)[rare[: len(after)]].sum() > 0:
+        return None
+    gain = (after - before).mean(1)
     error = max(gain.std(), 1 / len(gain)) / np.sqrt(len(gain))
     if gain.mean() < max(_LEAST_GAIN, _ERRORS * error):
         return None

@@ -11,6 +11,8 @@ _UNFIT = {
     "untrained_teacher": "it is not trained, or not loaded",
     "class_order": "labels and teacher count the classes in different orders",
     "misaligned_labels": "the labels belong to other rows",
+    "unsettled_averages": "its batch normalisation's moving averages are not "
+    "those of its training",
     "wrong_inputs": "the inputs are not such as it was trained on",
     "other_classes": "it knows other classes than those of the labels",
     "weak_teacher": "it knows too little about these labels",
