@@ -31,7 +31,7 @@ def main(folder):
     text = f"--data-dir {folder} --vocabulary 30 --loss kd_pt "
     recipes = {
         cifar100_resnet: "--dataset digits --limit-train 64 --teacher-depth 8 "
-        "--batch-size 32 --views 2 --loss kd_sim",
+        "--batch-size 32 --loss kd_sim",
         causal_lm: text + "--teacher-layers 1 --teacher-hidden 8 "
         "--teacher-heads 2 --student-hidden 4 --student-heads 2 "
         "--batch-size 8 --sequence-length 8",
