@@ -1,6 +1,7 @@
 """Keras's private names: what happens where a release lacks one."""
 
 import ast
+import importlib
 import pathlib
 import runpy
 import tomllib
@@ -101,6 +102,7 @@ def test_import_makes_the_check():
         ("ops.core", "Cast"),
         ("ops.nn", "LogSoftmax"),
         ("ops.numpy", "Reshape"),
+        ("trainers.compile_utils", "CompileMetrics"),
         ("utils.tracking", "DotNotTrackScope"),
     ],
 )
@@ -163,6 +165,17 @@ def test_a_keras_whose_metrics_lack_an_attribute_is_refused(monkeypatch):
 
     monkeypatch.setattr(keras.metrics, "MeanMetricWrapper", MeanMetricWrapper)
     with refused("_fn_kwargs"):
+        check()
+
+
+def test_a_keras_whose_compiled_metrics_lack_one_is_refused(monkeypatch):
+    class CompileMetrics:
+        def update_state(self, y_true, y_pred):
+            return self._flat_metrics, self._flatten_y(y_true)
+
+    module = importlib.import_module("keras.src.trainers.compile_utils")
+    monkeypatch.setattr(module, "CompileMetrics", CompileMetrics)
+    with refused("_flat_weighted_metrics"):
         check()
 
 

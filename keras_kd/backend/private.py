@@ -57,6 +57,9 @@ try:
         TrueDivide,
     )
 
+    # What holds the metrics that a model is compiled with.
+    from keras.src.trainers.compile_utils import CompileMetrics
+
     # Attributes of a model that Keras must not list among its own parts.
     from keras.src.utils.tracking import DotNotTrackScope
 except ImportError as error:
@@ -308,7 +311,7 @@ def update_compiled_metrics(model, labels, outputs, weights, kept):
         weights: likewise, with `None` where there are none.
         kept: likewise, 0 for what all metrics are to leave out, 1 for the rest.
     """
-    metrics = model._compile_metrics
+    metrics = compiled_metrics(model)
     if metrics is None:
         return
     if not metrics.built:
@@ -493,6 +496,10 @@ def check_keras(backend):
     for name in ("_fn", "_fn_kwargs"):
         if name not in metric.update_state.__code__.co_names:
             raise _refusal(f"MeanMetricWrapper.{name}")
+    used = CompileMetrics.update_state.__code__.co_names
+    for name in ("_flat_metrics", "_flat_weighted_metrics", "_flatten_y"):
+        if name not in used:
+            raise _refusal(f"CompileMetrics.{name}")
     if backend == "tensorflow":
         from keras.src.backend.tensorflow.trainer import TFEpochIterator
 
