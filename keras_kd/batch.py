@@ -20,7 +20,7 @@ TEACHER_LOGITS = "teacher_logits"
 TEACHER_RIGHT = "teacher_right"
 STATISTICS_TEMPERATURE = "statistics_temperature"
 TEACHER_FINGERPRINT = "teacher_fingerprint"
-# Stands for such a number where there is no teacher.
+# That number where no teacher is given.
 UNKNOWN_TEACHER = -1
 # The class id of an example without a label, as in scikit-learn.
 UNLABELLED = -1

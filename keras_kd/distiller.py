@@ -949,7 +949,7 @@ class Distiller(backend.Trainer):
         return ops.cond(
             self.invalid_examples.is_first_batch(reader.role, index),
             lambda: ops.cast(reader.contradicted(outputs), "float32"),
-            lambda: _zero(),
+            _zero,
         )
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
@@ -1361,11 +1361,8 @@ def _bad_inputs(x):
     total = sum((ops.sum(each) for each in inputs), _zero())
     return ops.cond(
         ops.isfinite(total),
-        lambda: _zero(),
-        lambda: sum(
-            map(_not_finite, inputs),
-            _zero(),
-        ),
+        _zero,
+        lambda: sum(map(_not_finite, inputs), _zero()),
     )
 
 

@@ -80,7 +80,9 @@ def ensemble(teachers, weights=None, member_output=None, name=None):
 
 def _members(teachers, weights):
     """The models as a list; a model alone, or one as `weights`, is refused."""
-    given = [each for each in (teachers, weights) if _is_model(each)]
+    given = [
+        each for each in (teachers, weights) if isinstance(each, keras.Model)
+    ]
     if given:
         names = ", ".join(repr(each.name) for each in given)
         raise TypeError(
@@ -89,10 +91,6 @@ def _members(teachers, weights):
             "ensemble([first, second])."
         )
     return list(teachers)
-
-
-def _is_model(value):
-    return isinstance(value, keras.Model)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")

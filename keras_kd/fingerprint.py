@@ -16,7 +16,7 @@ from keras_kd.states import state_variables, wrappers
 # Parts of a configuration that do not change what is computed.
 _NAMES = frozenset({"name", "registered_name", "build_config", "trainable"})
 # Of a model's also these: its layers are described by themselves, and have
-# dtypes of their own; seeds may be drawn anew in each process.
+# dtypes of their own; seeds may differ from one process to the next.
 _NOT_OF_MODELS = _NAMES | {
     "activity_regularizer",
     "build_input_shape",

@@ -349,8 +349,8 @@ class Head:
             y_pred: the student's outputs.
 
         Returns:
-            Labels, outputs, weights, and 0 where there is no label, 1 elsewhere
-            (`None` if all have one); `None` for data without labels.
+            Labels, outputs, weights, and 1 for each example with a label, 0 for
+            the others (`None` if all have one); `None` for data without labels.
         """
         if settled.given_labels is None:
             self.is_without_labels = True

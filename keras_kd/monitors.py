@@ -121,10 +121,9 @@ class Monitors:
 # What `InvalidExamples` counts in a step, in this order: labels that are not
 # class ids and the largest of them, examples whose loss is not finite because
 # of the inputs, the student or the teacher, losses of the student's layers that
-# are not finite, statistics of another temperature
-# or teacher, outputs other than those expected of student or teacher, and a
-# teacher's outputs in the data that are not valid, with what is wrong with the
-# first and where it is.
+# are not finite, statistics of another temperature or teacher, outputs other
+# than those expected of student or teacher, and a teacher's outputs in the data
+# that are not valid, with what is wrong with the first and where it is.
 _ROLES = ("student", "teacher")
 COUNTS = (
     "labels",
@@ -301,7 +300,7 @@ def _message(counts, distiller, head):
     if counts["layers"]:
         return (
             "A loss of the student's own layers is not finite. Received: NaN "
-            f"or infinity from `add_loss` or a regularizer of student "
+            "or infinity from `add_loss` or a regularizer of student "
             f"{distiller.student.name!r}, with finite inputs. Look for "
             "divisions by zero and roots of negative numbers in it; lower the "
             "learning rate, or clip gradients."

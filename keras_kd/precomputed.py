@@ -32,7 +32,6 @@ from keras_kd.batch import (
     TEACHER_RIGHT,
     class_ids,
 )
-from keras_kd.data import as_numpy
 from keras_kd.logits import CARRIED_MESSAGE, are_all_distributions
 from keras_kd.reports.numbers import how_many
 
@@ -407,8 +406,8 @@ def check_outputs(y, num_classes, first=0, counted=None):
         ValueError: for logits that are NaN or infinite, or of which all of
             the first rows are probabilities; log-probabilities above 0 or
             whose probabilities sum to more than 1; ids outside of the classes
-            or twice in a row; and outputs of another number of classes,
-            naming the first row; or if there are no outputs.
+            or twice in a row; outputs of another number of classes; and a
+            `y` without any. The message names the first row.
 
     Example:
     >>> kd.check_outputs({"labels": labels, **lists}, num_classes=50_000)
@@ -422,12 +421,11 @@ def check_outputs(y, num_classes, first=0, counted=None):
             f'"{TEACHER_LOG_PROBABILITIES}", or "{TOP_LOG_PROBABILITIES}" and '
             f'"{TOP_IDS}".'
         )
-    if kind == TEACHER_LOGITS:
-        _check_logits(y[kind], counted)
     values = np.asarray(y[kind])
     wanted = "log-probabilities (natural logarithms)"
     if kind == TEACHER_LOGITS:
         wanted = "logits"
+        _check_logits(values, counted)
         check_size(values.shape[-1], num_classes)
         fault = _fault_of_logits(values)
     elif kind == TEACHER_LOG_PROBABILITIES:
@@ -464,7 +462,7 @@ def check_outputs(y, num_classes, first=0, counted=None):
 
 def _check_logits(values, counted=None):
     """Refuses probabilities in the place of logits, by the first rows."""
-    values = as_numpy(values[:_FIRST_ROWS])
+    values = values[:_FIRST_ROWS]
     if counted is not None:
         values = values[counted[:_FIRST_ROWS]]
     # That of a single unit would be 1.

@@ -303,7 +303,7 @@ class Attribution:
         if not self.diverged:
             return None
         runs = "; ".join(
-            f"{method} with seed{'s' * (len(by_seed) > 1)} "
+            f"{method} with {numbers.plural(len(by_seed), 'seed')} "
             f"{', '.join(map(str, by_seed))}"
             for method, by_seed in self.diverged.items()
         )

@@ -26,8 +26,8 @@ def checked(returned, metric, method, seed):
         JSON can't hold and that have no meaning here are left out.
 
     Raises:
-        ValueError: if there is no score, or what has a meaning here does not
-            have its shape.
+        ValueError: if the score is missing, or an entry that this module
+            knows has another shape than it must.
         DivergedError: if the score is not finite.
     """
     run = f"{method!r} with seed {seed}"

@@ -41,7 +41,8 @@ def plan(losses, classes, dtype=COMPACT):
         List of `Store`s.
 
     Raises:
-        ValueError: if there is no loss, or none needs anything per example.
+        ValueError: if `losses` is empty, or none of them needs anything per
+            example.
     """
     if not losses:
         raise ValueError(

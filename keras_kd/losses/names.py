@@ -44,7 +44,7 @@ def get(identifier, **kwargs):
         A `DistillationLoss`.
 
     Raises:
-        ValueError: if there is no loss of that name, or for the class of one.
+        ValueError: if no loss has that name, or it is the class of a loss.
 
     Example:
     >>> loss = kd.losses.get("kd_topk", k=25)

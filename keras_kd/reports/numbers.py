@@ -13,10 +13,20 @@ def how_many(count, noun):
 
     Args:
         count: whole number.
-        noun: string, the word for one of them, of which the plural is regular.
+        noun: as for `plural`.
+    """
+    return f"{int(count)} {plural(count, noun)}"
+
+
+def plural(count, noun):
+    """A noun as it follows a number.
+
+    Args:
+        count: whole number.
+        noun: string, the word for one thing, of which the plural is regular.
     """
     ending = "es" if noun.endswith("s") else "s"
-    return f"{int(count)} {noun}{'' if count == 1 else ending}"
+    return noun if count == 1 else noun + ending
 
 
 @dataclasses.dataclass(frozen=True)

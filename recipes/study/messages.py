@@ -5,6 +5,8 @@ import re
 
 import click
 
+from keras_kd.reports.numbers import plural
+
 # What a TensorFlow error says that is one of the disk.
 _DISK = re.compile("No space left|Read-only file|Permission denied|quota", re.I)
 
@@ -69,7 +71,7 @@ def _message(error):
 
 def counted(count, noun):
     """A number of things: "1 view", "2,000 views"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return f"{count:,} {plural(count, noun)}"
 
 
 def first_line(error):
