@@ -93,7 +93,7 @@ class Budget:
             f"{self._limit:g}, where one student takes {one}; the search needs "
             f"one of each of {', '.join(search)}, and the comparison on fresh "
             f"seeds {final} more: {all_of_them} in all. Raise the budget, or "
-            "lower `fresh_seeds` or the epochs of a student."
+            "lower the number of fresh seeds or the epochs of a student."
         )
 
     def _in_words(self, cost):

@@ -19,6 +19,7 @@ import numpy as np
 import one_gpu
 import pytest
 from click.testing import CliRunner
+from data import text
 from keras import layers
 from study.epoch_program import EpochProgram, Outputs, crop_and_flip, shuffled
 
@@ -218,6 +219,7 @@ def test_bad_options_are_refused_before_anything_is_made(images, tmp_path):
         (("--part", "5/4"), "Received: '5/4'"),
         (("--method", "kd_seen", "--method", "kt"), "Received: ['kt']"),
         (("--batch-size", 33), "Received: --batch-size 33 for 64 images"),
+        (("--prepare", "--part", "1/2"), "--prepare and --part 1/2"),
     ):
         assert words in refusal(*arguments, *more)
     assert not (tmp_path / "study").exists()
@@ -316,8 +318,8 @@ def test_perplexities_are_those_of_the_whole_text(tmp_path):
     )
     teacher = keras.models.load_model(folder / "shared" / "teacher.keras")
     about = json.loads((folder / "shared" / "teacher.json").read_text())
-    corpus = one_gpu.text.load(tmp_path, False, None, 8)
-    x, y, weight = one_gpu.text.streams(corpus.test, 4, 5)
+    corpus = text.load(tmp_path, False, None, 8)
+    x, y, weight = text.streams(corpus.test, 4, 5)
     assert weight.sum() == len(corpus.test) - 1
     logits = np.stack([np.asarray(teacher(each)) for each in x])
     logits -= np.log(np.exp(logits).sum(-1, keepdims=True))

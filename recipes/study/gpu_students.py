@@ -1,0 +1,114 @@
+"""Students whose data are in a GPU's memory, and what their studies share.
+
+On the JAX backend alone; see `one_gpu.py`.
+"""
+
+import hashlib
+
+import numpy as np
+
+import keras_kd as kd
+from keras_kd import files
+from keras_kd.attribution.methods import PLAIN
+
+WITHOUT_TEACHER = (PLAIN, "label_smoothing")
+
+
+class Students:
+    """Trains students of one study, as `kd.attribute` takes it.
+
+    A subclass has the name of its `metric`, and what it is called in a table,
+    `heading`, where it is multiplied by `scale`.
+
+    Args:
+        folder: path of the study, for what its processes share.
+        options: dict of the command's options.
+        about: dict in JSON's types of what scores depend on beside these.
+    """
+
+    higher_is_better = True
+    superclasses = None
+
+    def __init__(self, folder, options, about):
+        self.shared, self.options = folder / "shared", options
+        self.study = {**options, **about}
+
+    def check(self, methods):
+        """Refuses methods that this study does not have.
+
+        Args:
+            methods: list of names.
+
+        Raises:
+            ValueError: naming those that it has.
+        """
+        unknown = set(methods) - set(self.methods)
+        if unknown:
+            raise ValueError(
+                "The study must have each method. Received: "
+                f"{sorted(unknown)}. Choose among {', '.join(self.methods)}."
+            )
+
+    def prepare(self, methods):
+        """Makes what the students of some methods share."""
+
+    def __call__(self, method, seed):
+        """The results of a student; see `kd.attribute`."""
+        raise NotImplementedError
+
+    def kept(self, name, make):
+        """An array that all processes share, from its file once it is made."""
+        path = self.shared / f"{name}.npy"
+        if not path.exists():
+            self.shared.mkdir(parents=True, exist_ok=True)
+            made = np.asarray(make())
+            files.write_whole(path, lambda file: np.save(file, made))
+        return np.load(path)
+
+
+def bins_for(method):
+    """What `Distiller` takes as `gradient_scale`, by method.
+
+    No histogram where w is 1 for every example.
+    """
+    return False if method == PLAIN else None
+
+
+def append_epoch(history, logs, distiller):
+    """Adds an epoch to a history, with its histogram of w.
+
+    Args:
+        history: dict of lists by name.
+        logs: dict of the epoch's numbers by name.
+        distiller: the `Distiller` that was trained.
+    """
+    for name, value in logs.items():
+        history.setdefault(name, []).append(value)
+    scale = distiller.gradient_scales.get("all")
+    if scale is not None:
+        counts = np.asarray(scale.summary()["histogram"], "float64")
+        history.setdefault("counts", []).append(np.round(counts, 3).tolist())
+
+
+def histogram(history):
+    """Takes the histogram of w out of a history, as `kd.attribute` knows it.
+
+    Args:
+        history: what `append_epoch` made.
+
+    Returns:
+        A dict, empty if there is none.
+    """
+    counts = history.pop("counts", None)
+    if not counts:
+        return {}
+    edges = kd.metrics.bin_edges().tolist()
+    return {"gradient_scale": {"edges": edges, "counts": counts}}
+
+
+def digest(arrays):
+    """What tells one dict of arrays from another: a SHA-256."""
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        found.update(name.encode() + np.ascontiguousarray(arrays[name]).data)
+    return found.hexdigest()
