@@ -138,6 +138,39 @@ def test_soft_labels_keep_their_digits_at_the_extremes(gap):
     np.testing.assert_allclose(gradient, sum(slopes), rtol=1e-5, atol=1e-5)
 
 
+def test_a_soft_label_keeps_the_digits_of_1_less_p():
+    # 1 - p of a label of logit 18 has no digits in p of float32.
+    logits = np.array([[18.0, 0.0, -1.0]], "float32")
+    teacher = np.array([[19.0, 0.0, 0.5]], "float32")
+    loss = kd.DKD(1.0, 0.0, 1.0, 1.0)
+    share = np.array([[1.0, 0.0, 0.0]], "float32")
+    _, gradient = value_and_gradient(
+        lambda z: loss(y_of(share, teacher), z), logits
+    )
+    expected = reference.dkd_gradient(
+        logits.astype("float64"),
+        np.array([0]),
+        *(teacher.astype("float64"), 1.0, 1.0, 0.0, 1.0, True),
+    )
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_sequence_is_its_tokens(soft):
+    logits, labels, teacher = case(dtype="float32")
+    if soft:
+        labels = np.random.default_rng(1).dirichlet(np.ones(7), 6)
+        labels = labels.astype("float32")
+    loss = kd.DKD(1.5, 6.0, 0.4, 3.0, reduction=None)
+    tokens = numpy(loss(y_of(labels, teacher), logits))
+    logits, labels, teacher = (
+        each.reshape(2, 3, *each.shape[1:])
+        for each in (logits, labels, teacher)
+    )
+    found = numpy(loss(y_of(labels, teacher), logits))
+    np.testing.assert_allclose(found, tokens.reshape(2, 3), rtol=1e-6)
+
+
 @pytest.mark.parametrize("seed", seeds(3))
 def test_with_beta_of_1_less_p_t_it_is_kd(seed, float64):
     """Example by example, since each has a beta of its own."""

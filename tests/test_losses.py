@@ -571,6 +571,16 @@ def test_missing_statistics_are_named():
         kd.KDPt()(np.array([0, 1]), np.zeros((2, 4), "float32"))
 
 
+@pytest.mark.parametrize("loss", [kd.KDTopK, kd.KDSampled])
+def test_statistics_of_other_classes_than_k_are_refused(loss):
+    labels, logits = np.arange(3, dtype="int32"), np.ones((3, 6), "float32")
+    given = keras.ops.convert_to_tensor(logits)
+    y_true = {"labels": labels, **loss(k=4).teacher_statistics(labels, given)}
+    assert np.isfinite(float(loss(k=4)(y_true, logits)))
+    with pytest.raises(ValueError, match="4 classes for a loss with k=3"):
+        loss(k=3)(y_true, logits)
+
+
 def test_topk_above_the_classes_is_refused():
     with pytest.raises(ValueError, match="k=9 for 4 classes"):
         targets(kd.KDTopK(k=9), np.array([0]), np.zeros((1, 4), "float32"))

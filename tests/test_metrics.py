@@ -111,6 +111,20 @@ def test_the_median_is_numpys_to_within_a_bin(values):
     assert metric.summary()["median"] == pytest.approx(expected, abs=0.02)
 
 
+def test_an_example_that_is_not_trained_on_is_not_reversed():
+    metric = GradientScale()
+    metric.update_state(np.array([0.0, -0.5, 0.0, 1.0], "float32"))
+    assert metric.summary()["reversed_share"] == 0.25
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"low": 1, "high": 1}, {"low": 2, "high": 1}, {"bins": 0}]
+)
+def test_bins_that_hold_nothing_are_refused(arguments):
+    with pytest.raises(ValueError, match="low < high and at least one bin"):
+        GradientScale(**arguments)
+
+
 def test_the_median_of_a_histogram_alone_takes_the_middle_of_a_bin():
     edges = np.array([0.0, 1.0, 2.0, 3.0])
     median = kd.metrics.median(np.array([1, 0, 3]), edges)
