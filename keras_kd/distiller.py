@@ -40,6 +40,7 @@ from keras_kd.logits import (
 )
 from keras_kd.losses.base import mean_over_replicas
 from keras_kd.metrics import GradientScale
+from keras_kd.model_inputs import check_order, inputs_of
 from keras_kd.monitors import TOLD, InvalidExamples, LossTracker
 from keras_kd.sharing import check_sharing
 from keras_kd.states import all_variables
@@ -107,7 +108,8 @@ class Distiller(backend.Trainer):
             are preprocessed already (token ids are recognised).
         teacher: a `keras.Model` with the same input and classes; may be left
             out for losses that need nothing from it per example, and for data
-            that carries its statistics. Another one may be assigned later. A
+            that carries its statistics. Another one may be assigned later. Of
+            inputs with names each model reads those that it has. A
             KerasHub task whose preprocessor differs from the student's gets
             the raw data by its own, such as images of another size.
         student_output: what the student gives: "logits", "probabilities" or
@@ -334,6 +336,7 @@ class Distiller(backend.Trainer):
         """The student's outputs; its features in a step by chunks."""
         if self._runs_by_chunks:
             return self._chunked.value.features(inputs, training)
+        inputs = inputs_of(self.student, inputs, "student")
         return self.student(inputs, training=training)
 
     def compile(
@@ -722,7 +725,7 @@ class Distiller(backend.Trainer):
             inputs = keras.tree.map_structure(
                 lambda t: keras.KerasTensor(t.shape, t.dtype), x
             )
-            outputs = self.student(inputs)
+            outputs = self.student(inputs_of(self.student, inputs, "student"))
         return self.reader("student", output).single(outputs).shape[-1]
 
     def _with_statistics(self, x, inputs, y):
@@ -739,13 +742,14 @@ class Distiller(backend.Trainer):
         for head in self.distilled_heads:
             head.check_keys(by_head[head.name])
         if self._runs_by_chunks:
-            return self._chunked.value.with_teacher(by_head, inputs)
+            return self._chunked.value.with_teacher(by_head, x, inputs)
         outputs = []
 
         def teacher_outputs():
             if not outputs:
                 self.check_teacher(by_head)
-                outputs.append(self.teacher(inputs, training=False))
+                read = self.inputs_of_teacher(x, inputs)
+                outputs.append(self.teacher(read, training=False))
             return outputs[0]
 
         by_head = {
@@ -757,6 +761,17 @@ class Distiller(backend.Trainer):
             for head in self.heads
         }
         return by_head[None] if None in by_head else by_head
+
+    def inputs_of_teacher(self, x, inputs):
+        """What the teacher reads of its inputs.
+
+        Args:
+            x: the student's inputs.
+            inputs: the teacher's, which may be the same.
+        """
+        if inputs is x:
+            check_order(self.student, self.teacher, x)
+        return inputs_of(self.teacher, inputs, "teacher")
 
     def check_teacher(self, by_head):
         """Refuses a loss that needs a teacher where there is none.

@@ -7,6 +7,7 @@ from keras import ops
 from keras_kd import data as any_data
 from keras_kd import distribution, preprocessing
 from keras_kd.backend.private import compiled_metrics, values_of_examples
+from keras_kd.model_inputs import inputs_of
 from keras_kd.similarity import class_similarity, logit_weights
 from keras_kd.states import reset_states
 
@@ -76,7 +77,8 @@ def _totals(distiller, data, batch_size, function):
             if prepare.is_needed:
                 batch = prepare.on_batch(*batch)
             x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
-            outputs = student(x, training=False)
+            read = inputs_of(student, x, "student")
+            outputs = student(read, training=False)
             (head,) = distiller.heads
             settled = distiller.settle(y, outputs, weight)[head.name]
             if function is None:
