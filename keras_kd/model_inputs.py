@@ -74,10 +74,9 @@ def check_order(student, teacher, x):
 
 def _structure(model):
     """A model's own inputs, if Keras reads them as its graph says."""
-    is_graph = getattr(model, "inputs", None) and private.runs_kerass_call(
-        model
-    )
-    return private.input_structure(model) if is_graph else None
+    if not private.runs_its_graph(model):
+        return None
+    return private.input_structure(model)
 
 
 def _names(model):

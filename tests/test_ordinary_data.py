@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import reference
 import scipy.sparse
-from keras import layers
+from keras import layers, ops
 from models import (
     CLASSES,
     EAGERLY,
@@ -465,3 +465,30 @@ def test_metrics_after_a_batch_without_labels():
     distiller.reset_metrics()
     logs = distiller.train_on_batch(x, labels, return_dict=True)
     assert logs["accuracy"] == pytest.approx(right.mean())
+
+
+def of_the_batch(labels, outputs):
+    """One number, as in many a program: not the mean over examples."""
+    return ops.max(ops.logsumexp(outputs, axis=-1)) + ops.cast(
+        ops.max(labels), outputs.dtype
+    )
+
+
+@pytest.mark.parametrize("argument", ["metrics", "weighted_metrics"])
+@pytest.mark.parametrize("how", [EAGERLY, {}])
+def test_a_metric_that_gives_one_number_for_a_batch(argument, how):
+    student = mlp()
+    log_sums = np.log(np.exp(outputs_of(student, x).astype("float64")).sum(-1))
+    batches = [slice(0, 10), slice(10, EXAMPLES)]
+    # Keras's mean over batches, whatever their sizes.
+    expected = np.mean([log_sums[b].max() + labels[b].max() for b in batches])
+    distiller = kd.Distiller(student, mlp(seed=5))
+    chosen = {argument: [of_the_batch]}
+    distiller.compile(keras.optimizers.SGD(0.0), kd.KD(), **chosen, **how)
+    logs = run(distiller, x, labels, validation_data=(x, labels))
+    assert logs["of_the_batch"][0] == pytest.approx(expected)
+    # It can't leave out the examples that have no label.
+    some = np.where(np.arange(EXAMPLES) == 3, -1, labels)
+    logs = run(distiller, x, some, validation_data=(x, labels))
+    assert np.isnan(logs["of_the_batch"][0])
+    assert logs["val_of_the_batch"][0] > 0

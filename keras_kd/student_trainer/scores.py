@@ -41,7 +41,10 @@ def example_scores(distiller, data, metric, score, batch_size=None):
         function = _function_of(distiller, metric)
         if function is None:
             return {}
-    values, weights = _totals(distiller, data, batch_size, function)
+    totals = _totals(distiller, data, batch_size, function)
+    if totals is None:
+        return {}
+    values, weights = totals
     counted = weights > 0
     if not counted.any():
         return {}
@@ -66,7 +69,10 @@ def _function_of(distiller, name):
 
 
 def _totals(distiller, data, batch_size, function):
-    """[examples] sums of weighted values, and of weights."""
+    """[examples] sums of weighted values, and of weights.
+
+    `None` for a function that gives one number for a batch.
+    """
     student = distiller.student
     reset_states(student)
     prepare = preprocessing.Preprocessing(student)
@@ -86,6 +92,8 @@ def _totals(distiller, data, batch_size, function):
             else:
                 labels, outputs, *_ = head.metric_arguments(settled, outputs)
                 found = function(labels, outputs)
+                if len(np.shape(found)) == 0:
+                    return None
             counted = ops.cast(settled.counted, "float32")
             if settled.weights is not None:
                 counted = counted * settled.weights
