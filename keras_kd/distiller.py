@@ -358,12 +358,13 @@ class Distiller(backend.Trainer):
         Args:
             optimizer: as in `keras.Model.compile`.
             loss: a `keras_kd.losses.DistillationLoss`, or its name. Of a
-                student with several outputs, a dict by their names: one with a
-                distillation loss is distilled from the teacher's output of the
-                same name, one with a loss of Keras's is trained on its label
-                alone. Labels are then a dict by name as well.
-            loss_weights: with several outputs, dict of floats by their names;
-                1 by default.
+                student with several outputs, a dict by their names, or a list
+                in the order of those that it gives: one with a distillation
+                loss is distilled from the teacher's output of the same name,
+                one with a loss of Keras's is trained on its label alone.
+                Labels are then by output as well.
+            loss_weights: with several outputs, floats in the same form; 1 by
+                default.
             metrics: as in `keras.Model.compile`, of the labels and the
                 student's outputs; of several that have names, a dict.
             weighted_metrics: as in `keras.Model.compile`.
@@ -393,6 +394,10 @@ class Distiller(backend.Trainer):
         **kwargs,
     ):
         """As `compile`, before the loss reads the teacher's weights."""
+        if isinstance(loss, (list, tuple)):
+            loss = self._in_order("loss", loss)
+            if isinstance(loss_weights, (list, tuple)):
+                loss_weights = self._in_order("loss_weights", loss_weights)
         by_output = isinstance(loss, dict)
         if loss_weights is not None and not by_output:
             raise ValueError(
@@ -475,20 +480,25 @@ class Distiller(backend.Trainer):
         is_list = isinstance(metrics, (list, tuple))
         if not is_list or len(losses_by_output) == 1:
             return metrics
+        return self._in_order("metrics", metrics)
+
+    def _in_order(self, argument, entries):
+        """What is given as a list in the outputs' order, by their names."""
         outputs = getattr(self.student, "output", None)
+        in_order = isinstance(outputs, (list, tuple)) and len(outputs) > 1
+        if len(entries) == 1 and not in_order:
+            return entries[0]
         names = output_names(self.student)
-        in_order = isinstance(outputs, (list, tuple))
-        if not in_order or len(metrics) != len(names):
+        if not in_order or len(entries) != len(names):
             raise ValueError(
-                "Metrics of several outputs are a dict by their names, or a "
-                "list with an entry for each output of a student that gives a "
-                f"list. Received: {len(metrics)} entries for the outputs "
-                f"{names or list(losses_by_output)}. Pass a dict, as in "
-                f"metrics={{{next(iter(losses_by_output))!r}: ['accuracy']}}."
+                f"`{argument}` of several outputs are a dict by their names, "
+                "or a list with an entry for each output of a student that "
+                f"gives a list. Received: {len(entries)} entries for the "
+                f"outputs {names}. Pass a dict, as in {argument}={{name: ...}}."
             )
         return {
             name: each
-            for name, each in zip(names, metrics, strict=True)
+            for name, each in zip(names, entries, strict=True)
             if each is not None and each != []
         }
 
@@ -813,6 +823,8 @@ class Distiller(backend.Trainer):
             values = dict(zip(known, values, strict=True))
         if values is None:
             values = {}
+        if names == output_names(self.student) and len(names) == 1:
+            values = _under_the_only_name(names[0], values)
         if not isinstance(values, dict):
             if what == "labels":
                 raise ValueError(
@@ -1329,6 +1341,12 @@ def _check_metrics(loss, *metrics):
                 f"Received: metrics of {list(each)} and losses of "
                 f"{list(loss)}. Leave the others out."
             )
+
+
+def _under_the_only_name(name, values):
+    """What is given without the name of the only output, by that name."""
+    has_no_names = not isinstance(values, dict) or batch.LABELS in values
+    return {name: values} if has_no_names else values
 
 
 def _by_name(method, *args, **kwargs):
