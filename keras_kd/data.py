@@ -314,7 +314,14 @@ def _as_tuple(element):
     if not isinstance(element, list | tuple):
         return (element, {})
     x, y, *weight = (*element, None) if len(element) == 1 else element
+    y, *weight = map(_without_list, (y, *weight))
     return (x, {} if y is None else y, *weight)
+
+
+def _without_list(values):
+    """Labels or weights of the only output, which may come in a list."""
+    is_list = isinstance(values, list | tuple) and len(values) == 1
+    return values[0] if is_list else values
 
 
 def _are_arrays(values):

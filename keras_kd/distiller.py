@@ -844,7 +844,9 @@ class Distiller(backend.Trainer):
         return [(head, values.get(head.name, default)) for head in self.heads]
 
     def _of_only_output(self, values):
-        """What is given by the name of a student's only output, without it."""
+        """What is given of a student's only output, without name or list."""
+        if isinstance(values, (list, tuple)):
+            return _only_entry(values)
         if not isinstance(values, dict) or len(values) != 1:
             return values
         (name,) = values
@@ -1341,6 +1343,20 @@ def _check_metrics(loss, *metrics):
                 f"Received: metrics of {list(each)} and losses of "
                 f"{list(loss)}. Leave the others out."
             )
+
+
+def _only_entry(values):
+    """What a list holds of the only output."""
+    are_arrays = all(len(getattr(each, "shape", ())) for each in values)
+    if are_arrays and len(values) == 1:
+        return values[0]
+    raise ValueError(
+        "A list of labels or weights has one entry, an array, for each output. "
+        f"Received: a {type(values).__name__} of {len(values)} "
+        f"{'arrays, and one loss' if are_arrays else 'numbers'}. Pass "
+        "numpy.asarray(labels), or losses by output, as in "
+        "compile(loss={name: KD()})."
+    )
 
 
 def _under_the_only_name(name, values):
