@@ -13,6 +13,8 @@ import sys
 import keras
 import numpy as np
 
+from keras_kd.model_inputs import shapes_read
+
 # Keras's own for arrays.
 DEFAULT_BATCH_SIZE = 32
 
@@ -131,13 +133,13 @@ class Data(abc.ABC):
             The structure of the input, of `keras.KerasTensor`s.
         """
         x = self.first()[0]
-        given = keras.tree.flatten(getattr(model, "inputs", None) or [])
         leaves = keras.tree.flatten(x)
         shapes = [(None, *leaf.shape[1:]) for leaf in leaves]
-        if list(map(len, shapes)) == [len(each.shape) for each in given]:
+        given = shapes_read(model, x)
+        if list(map(len, shapes)) == list(map(len, given)):
             shapes = [
-                _open_where(each.shape, shape)
-                for each, shape in zip(given, shapes, strict=True)
+                _open_where(own, shape)
+                for own, shape in zip(given, shapes, strict=True)
             ]
         specs = [
             keras.KerasTensor(shape, _dtype_name(leaf))

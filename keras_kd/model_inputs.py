@@ -49,6 +49,34 @@ def inputs_of(model, x, role="model"):
     return x if missing else {name: x.get(name) for name in own}
 
 
+def shapes_read(model, x):
+    """The shapes that a model reads inputs in.
+
+    Args:
+        model: a `keras.Model`, or `None`.
+        x: a batch's inputs, arrays.
+
+    Returns:
+        List of a tuple for each array; of one that the model doesn't read, with
+        all axes open. Empty without a graph.
+    """
+    own = getattr(model, "inputs", None)
+    if not own:
+        return []
+    if not isinstance(x, dict):
+        return [tuple(each.shape) for each in own]
+    named = private.input_structure(model)
+    if not isinstance(named, dict):
+        named = {each.name: each for each in own}
+    if not set(named) < set(x):
+        return [tuple(each.shape) for each in own]
+    open_shapes = keras.tree.map_structure(
+        lambda array: keras.KerasTensor((None,) * len(array.shape)), x
+    )
+    of_all = keras.tree.flatten({**open_shapes, **named})
+    return [tuple(each.shape) for each in of_all]
+
+
 def check_order(student, teacher, x):
     """Refuses a list of inputs that student and teacher read in other orders.
 

@@ -139,3 +139,37 @@ def test_lists_that_the_models_read_in_other_orders(kind):
     with pytest.raises(ValueError, match="read by position"):
         distiller.fit(kind((x["a"], x["b"])), labels, verbose=0)
     distiller.fit(of("ab", x), labels, verbose=0)
+
+
+class Growing(keras.utils.PyDataset):
+    """Batches of more and more steps, with an input that no model reads."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        random = np.random.default_rng(index)
+        shape = (4, 2 + index)
+        x = {name: random.integers(0, 9, shape) for name in ("a", "b", "z")}
+        return x, random.integers(0, CLASSES, 4)
+
+
+def of_steps(names, seed):
+    inputs = {each: keras.Input((None,), name=each) for each in names}
+    embed = layers.Embedding(9, 4, embeddings_initializer=uniform(seed))
+    x = sum(embed(each) for each in inputs.values())
+    x = layers.GlobalAveragePooling1D()(x)
+    logits = layers.Dense(CLASSES, kernel_initializer=uniform(seed + 1))(x)
+    return keras.Model(inputs, logits)
+
+
+def test_a_diagnosis_of_batches_of_other_lengths():
+    names, dataset = ("a", "b"), Growing()
+    teacher, student = of_steps(names, 5), of_steps(("b", "z"), 0)
+    diagnosis = kd.diagnose(teacher, dataset, student=student)
+    batches = [dataset[i] for i in range(len(dataset))]
+    right = [
+        outputs_of(teacher, of(names, x)).argmax(-1) == y for x, y in batches
+    ]
+    found = diagnosis.numbers["teacher"]["accuracy"]
+    assert found == pytest.approx(np.mean(right))
