@@ -390,8 +390,13 @@ def class_ids(labels, logits_shape):
     if "float" not in dtype:
         raise ValueError(
             "Labels must be class ids of an integer dtype. Received: labels "
-            f"of shape {shape} and dtype {dtype}. Cast class ids with "
-            '`labels.astype("int32")`.'
+            f"of shape {shape} and dtype {dtype}. "
+            + (
+                "Number the names of the classes, as keras.layers.StringLookup "
+                "does, in the order of the teacher's outputs."
+                if dtype == "string"
+                else 'Cast class ids with `labels.astype("int32")`.'
+            )
         )
     whole = ops.equal(labels, ops.floor(labels))
     # Beyond this a float32 no longer tells whole numbers apart.

@@ -41,6 +41,7 @@ from keras_kd.batch import (
 )
 from keras_kd.logit_split import split_model, wide
 from keras_kd.losses.base import batch_sums
+from keras_kd.model_inputs import inputs_of
 from keras_kd.monitors import COUNTS, TOLD, LossTracker
 from keras_kd.states import num_rows
 from keras_kd.token_metrics import check_metrics
@@ -210,14 +211,17 @@ class ChunkedStep:
 
     def features(self, inputs, training):
         """What the student's logit layer reads, [..., features]."""
-        return self._split("student").body(inputs, training=training)
+        body = self._split("student").body
+        inputs = inputs_of(body, inputs, "student")
+        return body(inputs, training=training)
 
-    def with_teacher(self, by_head, inputs):
+    def with_teacher(self, by_head, x, inputs):
         """Adds what the teacher's logit layer reads, where it must run.
 
         Args:
             by_head: dict by the one head's name of a dict of labels and what
                 comes beside them.
+            x: the student's inputs.
             inputs: the teacher's.
 
         Returns:
@@ -229,7 +233,8 @@ class ChunkedStep:
         if head.missing_statistics(y):
             self._distiller.check_teacher(by_head)
             body = self._split("teacher").body
-            y = {**y, _TEACHER_FEATURES: body(inputs, training=False)}
+            read = self._distiller.inputs_of_teacher(x, inputs)
+            y = {**y, _TEACHER_FEATURES: body(read, training=False)}
         return y if head.name is None else {head.name: y}
 
     # -- the loss ------------------------------------------------------------

@@ -13,6 +13,8 @@ import sys
 import keras
 import numpy as np
 
+from keras_kd.model_inputs import shapes_read
+
 # Keras's own for arrays.
 DEFAULT_BATCH_SIZE = 32
 
@@ -131,13 +133,13 @@ class Data(abc.ABC):
             The structure of the input, of `keras.KerasTensor`s.
         """
         x = self.first()[0]
-        given = keras.tree.flatten(getattr(model, "inputs", None) or [])
         leaves = keras.tree.flatten(x)
         shapes = [(None, *leaf.shape[1:]) for leaf in leaves]
-        if list(map(len, shapes)) == [len(each.shape) for each in given]:
+        given = shapes_read(model, x)
+        if list(map(len, shapes)) == list(map(len, given)):
             shapes = [
-                _open_where(each.shape, shape)
-                for each, shape in zip(given, shapes, strict=True)
+                _open_where(own, shape)
+                for own, shape in zip(given, shapes, strict=True)
             ]
         specs = [
             keras.KerasTensor(shape, _dtype_name(leaf))
@@ -314,7 +316,14 @@ def _as_tuple(element):
     if not isinstance(element, list | tuple):
         return (element, {})
     x, y, *weight = (*element, None) if len(element) == 1 else element
+    y, *weight = map(_without_list, (y, *weight))
     return (x, {} if y is None else y, *weight)
+
+
+def _without_list(values):
+    """Labels or weights of the only output, which may come in a list."""
+    is_list = isinstance(values, list | tuple) and len(values) == 1
+    return values[0] if is_list else values
 
 
 def _are_arrays(values):

@@ -40,6 +40,7 @@ from keras_kd.logits import (
 )
 from keras_kd.losses.base import mean_over_replicas
 from keras_kd.metrics import GradientScale
+from keras_kd.model_inputs import check_order, inputs_of
 from keras_kd.monitors import TOLD, InvalidExamples, LossTracker
 from keras_kd.sharing import check_sharing
 from keras_kd.states import all_variables
@@ -107,7 +108,8 @@ class Distiller(backend.Trainer):
             are preprocessed already (token ids are recognised).
         teacher: a `keras.Model` with the same input and classes; may be left
             out for losses that need nothing from it per example, and for data
-            that carries its statistics. Another one may be assigned later. A
+            that carries its statistics. Another one may be assigned later. Of
+            inputs with names each model reads those that it has. A
             KerasHub task whose preprocessor differs from the student's gets
             the raw data by its own, such as images of another size.
         student_output: what the student gives: "logits", "probabilities" or
@@ -334,6 +336,7 @@ class Distiller(backend.Trainer):
         """The student's outputs; its features in a step by chunks."""
         if self._runs_by_chunks:
             return self._chunked.value.features(inputs, training)
+        inputs = inputs_of(self.student, inputs, "student")
         return self.student(inputs, training=training)
 
     def compile(
@@ -355,12 +358,13 @@ class Distiller(backend.Trainer):
         Args:
             optimizer: as in `keras.Model.compile`.
             loss: a `keras_kd.losses.DistillationLoss`, or its name. Of a
-                student with several outputs, a dict by their names: one with a
-                distillation loss is distilled from the teacher's output of the
-                same name, one with a loss of Keras's is trained on its label
-                alone. Labels are then a dict by name as well.
-            loss_weights: with several outputs, dict of floats by their names;
-                1 by default.
+                student with several outputs, a dict by their names, or a list
+                in the order of those that it gives: one with a distillation
+                loss is distilled from the teacher's output of the same name,
+                one with a loss of Keras's is trained on its label alone.
+                Labels are then by output as well.
+            loss_weights: with several outputs, floats in the same form; 1 by
+                default.
             metrics: as in `keras.Model.compile`, of the labels and the
                 student's outputs; of several that have names, a dict.
             weighted_metrics: as in `keras.Model.compile`.
@@ -390,6 +394,10 @@ class Distiller(backend.Trainer):
         **kwargs,
     ):
         """As `compile`, before the loss reads the teacher's weights."""
+        if isinstance(loss, (list, tuple)):
+            loss = self._in_order("loss", loss)
+            if isinstance(loss_weights, (list, tuple)):
+                loss_weights = self._in_order("loss_weights", loss_weights)
         by_output = isinstance(loss, dict)
         if loss_weights is not None and not by_output:
             raise ValueError(
@@ -472,20 +480,25 @@ class Distiller(backend.Trainer):
         is_list = isinstance(metrics, (list, tuple))
         if not is_list or len(losses_by_output) == 1:
             return metrics
+        return self._in_order("metrics", metrics)
+
+    def _in_order(self, argument, entries):
+        """What is given as a list in the outputs' order, by their names."""
         outputs = getattr(self.student, "output", None)
+        in_order = isinstance(outputs, (list, tuple)) and len(outputs) > 1
+        if len(entries) == 1 and not in_order:
+            return entries[0]
         names = output_names(self.student)
-        in_order = isinstance(outputs, (list, tuple))
-        if not in_order or len(metrics) != len(names):
+        if not in_order or len(entries) != len(names):
             raise ValueError(
-                "Metrics of several outputs are a dict by their names, or a "
-                "list with an entry for each output of a student that gives a "
-                f"list. Received: {len(metrics)} entries for the outputs "
-                f"{names or list(losses_by_output)}. Pass a dict, as in "
-                f"metrics={{{next(iter(losses_by_output))!r}: ['accuracy']}}."
+                f"`{argument}` of several outputs are a dict by their names, "
+                "or a list with an entry for each output of a student that "
+                f"gives a list. Received: {len(entries)} entries for the "
+                f"outputs {names}. Pass a dict, as in {argument}={{name: ...}}."
             )
         return {
             name: each
-            for name, each in zip(names, metrics, strict=True)
+            for name, each in zip(names, entries, strict=True)
             if each is not None and each != []
         }
 
@@ -722,7 +735,7 @@ class Distiller(backend.Trainer):
             inputs = keras.tree.map_structure(
                 lambda t: keras.KerasTensor(t.shape, t.dtype), x
             )
-            outputs = self.student(inputs)
+            outputs = self.student(inputs_of(self.student, inputs, "student"))
         return self.reader("student", output).single(outputs).shape[-1]
 
     def _with_statistics(self, x, inputs, y):
@@ -739,13 +752,14 @@ class Distiller(backend.Trainer):
         for head in self.distilled_heads:
             head.check_keys(by_head[head.name])
         if self._runs_by_chunks:
-            return self._chunked.value.with_teacher(by_head, inputs)
+            return self._chunked.value.with_teacher(by_head, x, inputs)
         outputs = []
 
         def teacher_outputs():
             if not outputs:
                 self.check_teacher(by_head)
-                outputs.append(self.teacher(inputs, training=False))
+                read = self.inputs_of_teacher(x, inputs)
+                outputs.append(self.teacher(read, training=False))
             return outputs[0]
 
         by_head = {
@@ -757,6 +771,17 @@ class Distiller(backend.Trainer):
             for head in self.heads
         }
         return by_head[None] if None in by_head else by_head
+
+    def inputs_of_teacher(self, x, inputs):
+        """What the teacher reads of its inputs.
+
+        Args:
+            x: the student's inputs.
+            inputs: the teacher's, which may be the same.
+        """
+        if inputs is x:
+            check_order(self.student, self.teacher, x)
+        return inputs_of(self.teacher, inputs, "teacher")
 
     def check_teacher(self, by_head):
         """Refuses a loss that needs a teacher where there is none.
@@ -798,6 +823,8 @@ class Distiller(backend.Trainer):
             values = dict(zip(known, values, strict=True))
         if values is None:
             values = {}
+        if names == output_names(self.student) and len(names) == 1:
+            values = _under_the_only_name(names[0], values)
         if not isinstance(values, dict):
             if what == "labels":
                 raise ValueError(
@@ -817,7 +844,9 @@ class Distiller(backend.Trainer):
         return [(head, values.get(head.name, default)) for head in self.heads]
 
     def _of_only_output(self, values):
-        """What is given by the name of a student's only output, without it."""
+        """What is given of a student's only output, without name or list."""
+        if isinstance(values, (list, tuple)):
+            return _only_entry(values)
         if not isinstance(values, dict) or len(values) != 1:
             return values
         (name,) = values
@@ -1314,6 +1343,26 @@ def _check_metrics(loss, *metrics):
                 f"Received: metrics of {list(each)} and losses of "
                 f"{list(loss)}. Leave the others out."
             )
+
+
+def _only_entry(values):
+    """What a list holds of the only output."""
+    are_arrays = all(len(getattr(each, "shape", ())) for each in values)
+    if are_arrays and len(values) == 1:
+        return values[0]
+    raise ValueError(
+        "A list of labels or weights has one entry, an array, for each output. "
+        f"Received: a {type(values).__name__} of {len(values)} "
+        f"{'arrays, and one loss' if are_arrays else 'numbers'}. Pass "
+        "numpy.asarray(labels), or losses by output, as in "
+        "compile(loss={name: KD()})."
+    )
+
+
+def _under_the_only_name(name, values):
+    """What is given without the name of the only output, by that name."""
+    has_no_names = not isinstance(values, dict) or batch.LABELS in values
+    return {name: values} if has_no_names else values
 
 
 def _by_name(method, *args, **kwargs):

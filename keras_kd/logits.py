@@ -324,6 +324,8 @@ def output_names(model, outputs=None):
         # Its keys need not be the names of the layers that made them; in the
         # order of `model.outputs`.
         return keras.tree.flatten({name: name for name in symbolic})
+    if isinstance(model, keras.Sequential) and model.built:
+        return [model.layers[-1].name]
     return getattr(model, "output_names", None)
 
 
@@ -387,7 +389,8 @@ def output_tensor(model, name):
     outputs = getattr(model, "outputs", None)
     if not outputs:
         return None
-    if name is None:
+    # A model's only output is what it gives, whatever its name.
+    if name is None or len(outputs) == 1:
         return outputs[0]
     names = list(output_names(model))
     return outputs[names.index(name)] if name in names else None

@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 import reference
 import scipy.sparse
-from keras import layers
+import tensorflow as tf
+from keras import layers, ops
 from models import (
     CLASSES,
     EAGERLY,
@@ -465,3 +466,73 @@ def test_metrics_after_a_batch_without_labels():
     distiller.reset_metrics()
     logs = distiller.train_on_batch(x, labels, return_dict=True)
     assert logs["accuracy"] == pytest.approx(right.mean())
+
+
+def of_the_batch(labels, outputs):
+    """One number, as in many a program: not the mean over examples."""
+    return ops.max(ops.logsumexp(outputs, axis=-1)) + ops.cast(
+        ops.max(labels), outputs.dtype
+    )
+
+
+@pytest.mark.parametrize("argument", ["metrics", "weighted_metrics"])
+@pytest.mark.parametrize("how", [EAGERLY, {}])
+def test_a_metric_that_gives_one_number_for_a_batch(argument, how):
+    student = mlp()
+    log_sums = np.log(np.exp(outputs_of(student, x).astype("float64")).sum(-1))
+    batches = [slice(0, 10), slice(10, EXAMPLES)]
+    # Keras's mean over batches, whatever their sizes.
+    expected = np.mean([log_sums[b].max() + labels[b].max() for b in batches])
+    distiller = kd.Distiller(student, mlp(seed=5))
+    chosen = {argument: [of_the_batch]}
+    distiller.compile(keras.optimizers.SGD(0.0), kd.KD(), **chosen, **how)
+    logs = run(distiller, x, labels, validation_data=(x, labels))
+    assert logs["of_the_batch"][0] == pytest.approx(expected)
+    # It can't leave out the examples that have no label.
+    some = np.where(np.arange(EXAMPLES) == 3, -1, labels)
+    logs = run(distiller, x, some, validation_data=(x, labels))
+    assert np.isnan(logs["of_the_batch"][0])
+    assert logs["val_of_the_batch"][0] > 0
+
+
+@pytest.mark.parametrize("form", [list, tuple])
+def test_labels_and_weights_as_a_list_of_the_only_output(form):
+    theirs = trained_plainly(mlp(), x, labels, weights)
+    given = form([labels]), form([weights])
+    ours = trained_by_distiller(mlp(), x, *given, how={})
+    assert_same(theirs, ours, ("loss", "accuracy", "weighted"))
+
+
+@pytest.mark.parametrize("form", [list, tuple])
+def test_such_labels_in_a_cache_and_a_diagnosis(form, tmp_path):
+    teacher, data = mlp(seed=5), (x, form([labels]))
+    logits = outputs_of(teacher, x)
+    accuracy = kd.diagnose(teacher, data).numbers["teacher"]["accuracy"]
+    assert accuracy == pytest.approx((logits.argmax(-1) == labels).mean())
+    path, loss = tmp_path / "cache", kd.KDPt(temperature=1.0)
+    cache = kd.TeacherCache.write(path, data, teacher, loss, verbose=0)
+    p = reference.softmax(logits)[np.arange(EXAMPLES), labels]
+    found = cache[np.arange(EXAMPLES)]["label_log_odds"]
+    np.testing.assert_allclose(found, np.log(p / (1 - p)), 2e-3, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ((labels, labels), "tuple of 2 arrays, and one loss"),
+        (np.array(list("abcdefg"))[labels], "Number the names of the classes"),
+    ],
+)
+def test_labels_of_other_kinds_are_refused_in_words(given, words):
+    distiller = kd.Distiller(mlp())
+    distiller.compile("sgd", kd.LabelSmoothing())
+    dataset = tf.data.Dataset.from_tensor_slices((x, given)).batch(8)
+    with pytest.raises(ValueError, match=words):
+        distiller.fit(dataset, verbose=0)
+
+
+def test_a_list_of_numbers_is_not_labels():
+    distiller = kd.Distiller(mlp())
+    distiller.compile("sgd", kd.LabelSmoothing(), **EAGERLY)
+    with pytest.raises(ValueError, match="list of 3 numbers"):
+        distiller.train_on_batch(x[:3], [0, 1, 2])

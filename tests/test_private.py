@@ -179,6 +179,17 @@ def test_a_keras_whose_compiled_metrics_lack_one_is_refused(monkeypatch):
         check()
 
 
+def test_a_keras_whose_lists_of_metrics_hold_none_is_refused(monkeypatch):
+    class MetricsList:
+        def update_state(self, y_true, y_pred):
+            return self.others
+
+    module = importlib.import_module("keras.src.trainers.compile_utils")
+    monkeypatch.setattr(module, "MetricsList", MetricsList)
+    with refused("MetricsList.metrics"):
+        check()
+
+
 def test_the_check_leaves_the_names_that_keras_gives():
     def number():
         return int("0" + keras.Model().name.removeprefix("model").strip("_"))

@@ -444,3 +444,44 @@ def test_the_keys_of_a_dict_are_the_names_of_its_outputs(names):
 def test_what_does_not_fit_is_refused(change, words):
     with pytest.raises(ValueError, match=f"(?s){words}"):
         change()
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_losses_as_a_list_are_in_the_outputs_order(kind):
+    # Not the order of their names.
+    ours = compiled(
+        model(1, as_dict=False),
+        model(5, as_dict=False),
+        kind([kd.KD(), "mse"]),
+        loss_weights=kind([0.5, 2.0]),
+    )
+    theirs = compiled(
+        model(1, as_dict=False),
+        model(5, as_dict=False),
+        loss_weights={"species": 0.5, "age": 2.0},
+    )
+    logs, expected = fit(ours, (species, age)), fit(theirs)
+    assert_same_weights(weights_of(ours.student), weights_of(theirs.student))
+    assert logs["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("teacher_name", ["species", "other"])
+@pytest.mark.parametrize("loss", [kd.KD, kd.KDPtSim])
+def test_the_only_output_of_a_sequential_model_by_its_name(loss, teacher_name):
+    def made(seed, name="species"):
+        hidden = layers.Dense(6, "tanh", kernel_initializer=uniform(seed))
+        last = layers.Dense(
+            SPECIES, kernel_initializer=uniform(seed + 1), name=name
+        )
+        return keras.Sequential([keras.Input((FEATURES,)), hidden, last])
+
+    trained = []
+    for given in (loss(), [loss()], {"species": loss()}):
+        distiller = kd.Distiller(made(1), made(5, teacher_name))
+        distiller.compile(keras.optimizers.SGD(0.1), given, **EAGERLY)
+        fit(distiller, species)
+        trained.append(weights_of(distiller.student))
+    assert_same_weights(trained[0], trained[1])
+    assert_same_weights(trained[0], trained[2])
+    with pytest.raises(ValueError, match=r"must name outputs.*\['species'\]"):
+        distiller.compile("sgd", {"kind": loss()})

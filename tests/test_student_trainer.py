@@ -560,6 +560,21 @@ def test_a_mean_of_a_users_function_is_copied():
     assert found["an_error"] == pytest.approx(expected.mean(), rel=1e-5)
 
 
+def test_a_metric_that_gives_one_number_for_a_batch():
+    def largest(labels, outputs):
+        return keras.ops.max(outputs)
+
+    arguments = {"metric": largest, "higher_is_better": True, "epochs": 1}
+    found = make(**arguments)("plain", 0)
+    logits = keras.ops.convert_to_numpy(
+        by_hand(0, CrossEntropy(), epochs=1)(VALIDATION[0])
+    )
+    batches = np.arange(len(logits)) // BATCH
+    expected = [logits[batches == each].max() for each in set(batches)]
+    assert found["largest"] == pytest.approx(np.mean(expected), rel=1e-5)
+    assert "examples" not in found
+
+
 # -- what is kept --------------------------------------------------------------
 
 

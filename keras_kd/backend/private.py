@@ -7,8 +7,11 @@ it is refused when the package is imported.
 """
 
 import types
+import weakref
 
 import keras
+import numpy as np
+from keras import ops
 
 # Releases that the tests have passed on.
 OLDEST_KERAS, NEWEST_KERAS = "3.12", "3.15"
@@ -58,7 +61,7 @@ try:
     )
 
     # What holds the metrics that a model is compiled with.
-    from keras.src.trainers.compile_utils import CompileMetrics
+    from keras.src.trainers.compile_utils import CompileMetrics, MetricsList
 
     # Attributes of a model that Keras must not list among its own parts.
     from keras.src.utils.tracking import DotNotTrackScope
@@ -323,11 +326,41 @@ def update_compiled_metrics(model, labels, outputs, weights, kept):
         (metrics._flat_metrics, kept),
         (metrics._flat_weighted_metrics, weights),
     ):
-        for each, y, y_pred, weight in zip(
-            kinds, labels, outputs, used, strict=True
+        for each, y, y_pred, weight, all_kept in zip(
+            kinds, labels, outputs, used, kept, strict=True
         ):
-            if each:
-                each.update_state(y, y_pred, weight)
+            for metric in each.metrics if each else ():
+                # Of the user's own weights it is to say that they don't fit.
+                by_kept = weight is not None and weight is all_kept
+                if by_kept and _is_of_batch(metric, y, y_pred):
+                    _update_of_batch(metric, y, y_pred, all_kept)
+                else:
+                    metric.update_state(y, y_pred, sample_weight=weight)
+
+
+# Whether metrics are functions that give one number for a batch.
+_of_batch = weakref.WeakKeyDictionary()
+
+
+def _is_of_batch(metric, labels, outputs):
+    """Whether a metric is a function that gives one number for a batch."""
+    if type(metric) is not keras.metrics.MeanMetricWrapper:
+        return False
+    if metric not in _of_batch:
+        value = values_of_examples(metric)(labels, outputs)
+        _of_batch[metric] = len(np.shape(value)) == 0
+    return _of_batch[metric]
+
+
+def _update_of_batch(metric, labels, outputs, kept):
+    """Updates such a metric, which can't leave examples out.
+
+    It is NaN where some are to be left out.
+    """
+    value = values_of_examples(metric)(labels, outputs)
+    value = ops.cast(value, metric.dtype)
+    value = ops.where(ops.all(kept > 0), value, float("nan"))
+    keras.metrics.Mean.update_state(metric, value)
 
 
 def values_of_examples(metric):
@@ -500,6 +533,8 @@ def check_keras(backend):
     for name in ("_flat_metrics", "_flat_weighted_metrics", "_flatten_y"):
         if name not in used:
             raise _refusal(f"CompileMetrics.{name}")
+    if "metrics" not in MetricsList.update_state.__code__.co_names:
+        raise _refusal("MetricsList.metrics")
     if backend == "tensorflow":
         from keras.src.backend.tensorflow.trainer import TFEpochIterator
 

@@ -18,6 +18,7 @@ from keras_kd.diagnosis.initialised import untrained_layers
 from keras_kd.diagnosis.inputs import Inputs
 from keras_kd.diagnosis.survey import Survey, not_finite_weights
 from keras_kd.logits import LogitReader, check_model, class_count_message
+from keras_kd.model_inputs import check_order, inputs_of
 from keras_kd.similarity import logit_weights
 from keras_kd.states import reset_states
 
@@ -363,6 +364,7 @@ def _logits_shape(teacher, student, data):
             + (_ONE_UNIT if shape[-1:] == (1,) else " Check its last layer.")
         )
     if student is not None:
+        check_order(student.model, teacher.model, data.input_specs())
         own = _output_shape(student, data)
         if own[-1:] != shape[-1:]:
             raise ValueError(class_count_message(own[-1], shape[-1]))
@@ -387,7 +389,8 @@ def _output_shape(reader, data):
     outputs = getattr(reader.model, "outputs", None)
     if not outputs:
         x = data.input_specs(reader.model)
-        outputs = reader.model(x, training=False)
+        read = inputs_of(reader.model, x, reader.role)
+        outputs = reader.model(read, training=False)
     return tuple(reader.single(outputs).shape)
 
 

@@ -7,6 +7,7 @@ from keras import ops
 from keras_kd import data as any_data
 from keras_kd import distribution, preprocessing
 from keras_kd.backend.private import compiled_metrics, values_of_examples
+from keras_kd.model_inputs import inputs_of
 from keras_kd.similarity import class_similarity, logit_weights
 from keras_kd.states import reset_states
 
@@ -40,7 +41,10 @@ def example_scores(distiller, data, metric, score, batch_size=None):
         function = _function_of(distiller, metric)
         if function is None:
             return {}
-    values, weights = _totals(distiller, data, batch_size, function)
+    totals = _totals(distiller, data, batch_size, function)
+    if totals is None:
+        return {}
+    values, weights = totals
     counted = weights > 0
     if not counted.any():
         return {}
@@ -65,7 +69,10 @@ def _function_of(distiller, name):
 
 
 def _totals(distiller, data, batch_size, function):
-    """[examples] sums of weighted values, and of weights."""
+    """[examples] sums of weighted values, and of weights.
+
+    `None` for a function that gives one number for a batch.
+    """
     student = distiller.student
     reset_states(student)
     prepare = preprocessing.Preprocessing(student)
@@ -76,7 +83,8 @@ def _totals(distiller, data, batch_size, function):
             if prepare.is_needed:
                 batch = prepare.on_batch(*batch)
             x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
-            outputs = student(x, training=False)
+            read = inputs_of(student, x, "student")
+            outputs = student(read, training=False)
             (head,) = distiller.heads
             settled = distiller.settle(y, outputs, weight)[head.name]
             if function is None:
@@ -84,6 +92,8 @@ def _totals(distiller, data, batch_size, function):
             else:
                 labels, outputs, *_ = head.metric_arguments(settled, outputs)
                 found = function(labels, outputs)
+                if len(np.shape(found)) == 0:
+                    return None
             counted = ops.cast(settled.counted, "float32")
             if settled.weights is not None:
                 counted = counted * settled.weights
