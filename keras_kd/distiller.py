@@ -1075,10 +1075,7 @@ class Distiller(backend.Trainer):
             given["callbacks"] = distribution.worker_callbacks(
                 callbacks, strategy
             )
-        with (
-            distribution.lost_worker_as_message(strategy),
-            data_errors.raised_plainly(),
-        ):
+        with self._running():
             return super().fit(**given)
 
     def train_on_batch(
@@ -1099,9 +1096,10 @@ class Distiller(backend.Trainer):
         prepare = self._preprocessing(with_teacher=True)
         if prepare.is_needed:
             x, y, sample_weight = prepare.on_batch(x, y, sample_weight)
-        return super().train_on_batch(
-            x, y, sample_weight, return_dict=return_dict
-        )
+        with self._running():
+            return super().train_on_batch(
+                x, y, sample_weight, return_dict=return_dict
+            )
 
     def _note_labels(
         self, x, y, validation_data=None, validation_split=0.0, **_
@@ -1167,12 +1165,7 @@ class Distiller(backend.Trainer):
         # What `fit` evaluates is preprocessed already.
         if prepare.is_needed and not given.get("_use_cached_eval_dataset"):
             given = prepare.arguments(given, given.get("batch_size"))
-        strategy = distribution.strategy_of(self)
-        with (
-            self.evaluation(),
-            distribution.lost_worker_as_message(strategy),
-            data_errors.raised_plainly(),
-        ):
+        with self.evaluation(), self._running():
             return super().evaluate(**given)
 
     def predict(self, *args, **kwargs):
@@ -1181,11 +1174,7 @@ class Distiller(backend.Trainer):
         prepare = self._preprocessing()
         if prepare.is_needed:
             given = prepare.arguments(given, given.get("batch_size"))
-        strategy = distribution.strategy_of(self)
-        with (
-            distribution.lost_worker_as_message(strategy),
-            data_errors.raised_plainly(),
-        ):
+        with self._running():
             return super().predict(**given)
 
     def predict_on_batch(self, x):
@@ -1193,14 +1182,15 @@ class Distiller(backend.Trainer):
         prepare = self._preprocessing()
         if prepare.is_needed:
             x, _, _ = prepare.on_batch(x)
-        return super().predict_on_batch(x)
+        with self._running():
+            return super().predict_on_batch(x)
 
     def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
         """As `keras.Model.test_on_batch`, of the student alone."""
         prepare = self._preprocessing()
         if prepare.is_needed:
             x, y, sample_weight = prepare.on_batch(x, y, sample_weight)
-        with self.evaluation():
+        with self.evaluation(), self._running():
             return super().test_on_batch(x, y, sample_weight, return_dict)
 
     def _preprocessing(self, with_teacher=False):
@@ -1222,6 +1212,22 @@ class Distiller(backend.Trainer):
             yield
         finally:
             self._thread.value.is_evaluating = before
+
+    @contextlib.contextmanager
+    def _running(self):
+        """A context in which Keras runs steps.
+
+        However it is left, variables have their values: those of the last
+        step that came to its end.
+        """
+        with (
+            distribution.lost_worker_as_message(distribution.strategy_of(self)),
+            data_errors.raised_plainly(),
+        ):
+            try:
+                yield
+            finally:
+                self.sync_variables()
 
     def _scope(self):
         return distribution.scope(distribution.strategy_of(self))
