@@ -932,7 +932,7 @@ class Distiller(backend.Trainer):
         infinite = _not_finite(values)
         counts["student"], counts["teacher"] = ops.cond(
             infinite > 0,
-            lambda: _origins(getattr(settled, "logits", None), infinite),
+            lambda: _origins(head, settled, infinite),
             lambda: (_zero(), _zero()),
         )
         roles = []
@@ -1372,17 +1372,40 @@ def _bad_inputs(x):
     )
 
 
-def _origins(logits, infinite):
+def _origins(head, settled, infinite):
     """Where losses that are not finite come from.
+
+    A sound teacher's statistics may meet sound logits at which the loss is too
+    large for a number: that is the student's.
 
     Returns:
         Numbers of examples if it is the student's logits, and if it is what
         the teacher gave.
     """
     # Outputs that are not logits have no teacher.
-    sound = logits is not None and ops.all(ops.isfinite(logits))
-    student = ops.where(sound, 0.0, infinite)
+    logits = getattr(settled, "logits", None)
+    names = getattr(head.loss, "statistics", ())
+    given = [settled.y[name] for name in names if name in settled.y]
+    if logits is None or not given:
+        return infinite, _zero()
+    are_given_sound = functools.reduce(
+        ops.logical_and, map(_is_sound, map(ops.convert_to_tensor, given))
+    )
+    is_teachers = ops.logical_and(
+        _is_sound(logits), ops.logical_not(are_given_sound)
+    )
+    student = ops.where(is_teachers, 0.0, infinite)
     return student, infinite - student
+
+
+def _is_sound(values):
+    """Whether no value is NaN or infinite; -inf may rule a class out."""
+    if "float" not in keras.backend.standardize_dtype(values.dtype):
+        return ops.convert_to_tensor(True)
+    values = ops.cast(values, "float32")
+    is_number = ops.logical_not(ops.any(ops.isnan(values)))
+    largest = ops.max(values, axis=-1)
+    return ops.logical_and(is_number, ops.all(ops.isfinite(largest)))
 
 
 def _floats(x):
