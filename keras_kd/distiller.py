@@ -209,6 +209,7 @@ class Distiller(backend.Trainer):
         self._compiled_with = _Untracked({})
         self._teacher_number = _Untracked(None)
         self._is_teacher_noted = False
+        self._known_number = _Untracked(fingerprint.KnownNumber())
         # Out of Keras's tracking, which ends when a model is built: a
         # Distiller can be compiled again with a loss of other terms.
         self._heads = _Untracked([])
@@ -308,6 +309,7 @@ class Distiller(backend.Trainer):
         # regularisation would join the loss and `trainable` would reach it.
         object.__setattr__(self, name, value)
         self._is_teacher_noted = False
+        self._known_number.value.forget()
         for head in self.distilled_heads:
             head.forget_teacher()
         if self.compiled:
@@ -1024,9 +1026,7 @@ class Distiller(backend.Trainer):
         self._is_teacher_noted = True
         number = UNKNOWN_TEACHER
         if self.teacher is not None:
-            number = fingerprint.teacher_number(
-                fingerprint.teacher_fingerprint(self.teacher)
-            )
+            number = self._known_number.value.of(self.teacher)
         with self._scope():
             self.teacher_number.assign(number)
 
@@ -1068,6 +1068,7 @@ class Distiller(backend.Trainer):
         self._build_student(given["x"])
         self._note_labels(**{"y": None, **given})
         self._is_teacher_noted = False
+        self._known_number.value.forget()
         self._check_outputs(given.get("y"))
         self._note_class_weight(class_weight)
         strategy = distribution.strategy_of(self)
