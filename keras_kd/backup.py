@@ -163,6 +163,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             pathlib.Path(self._lock_path).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             folder.rmdir()
+        self._unlock()
 
     @property
     def _writes(self):
