@@ -12,13 +12,16 @@ from keras import ops
 
 from keras_kd import backend, distribution, memory
 from keras_kd.backend import private
-from keras_kd.files import errors_naming, user_path, write_whole
+from keras_kd.files import errors_naming, lock, user_path, write_whole
 from keras_kd.states import buffers
 
 _FILE = "backup.npz"
 _ABOUT = "about"
 # Before the numbers of arrays that other callbacks keep, and of generators.
 _OF_CALLBACKS, _OF_GENERATORS = "callbacks-", "generators-"
+# The locks of the folders that this process trains in, by path. No callback is
+# told that an error ends a `fit`, so the next one takes the place of its lock.
+_LOCKS = {}
 
 
 class BackupAndRestore(keras.callbacks.BackupAndRestore):
@@ -47,9 +50,9 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
     from one epoch to the next is not kept by either.
 
     Args:
-        backup_dir: folder of the backup, of this `fit` alone. Where several
-            workers train together all must be able to read it; the chief
-            writes.
+        backup_dir: folder of the backup, of this `fit` alone; while it runs,
+            no other process may use it. Where several workers train together
+            all must be able to read it; the chief writes.
         delete_checkpoint: whether to remove the backup when training has
             ended. If not, it is also written after the last epoch.
         callbacks: list of callbacks of the same `fit` that come before this
@@ -61,7 +64,9 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
     Raises:
         ValueError: for an empty `backup_dir`; at the start of training, if the
             backup is damaged or is that of another model.
-        OSError: if the backup can't be written; the one before is kept.
+        OSError: at the start of training, if another process trains with this
+            `backup_dir`; if the backup can't be written; the one before is
+            kept.
 
     Example:
     ```python
@@ -104,6 +109,8 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
                 f"Received: {self.model.name!r}, which isn't. Call it on a "
                 "batch, or give it an input shape, before `fit`."
             )
+        if self._writes:
+            self._lock()
         for each in self._remembered:
             each.start()
         if not self.path.exists():
@@ -137,7 +144,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         is_last = epoch + 1 >= self.params["epochs"]
         if is_last and self.delete_checkpoint:
             return  # It would be removed at once.
-        if distribution.is_chief(distribution.strategy_of(self.model)):
+        if self._writes:
             self._write(epoch + 1)
 
     def on_train_end(self, logs=None):
@@ -145,14 +152,41 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         private.set_initial_epoch(self.model, None)
         if self.delete_checkpoint:
             self.delete()
+        self._unlock()
 
     def delete(self):
         """Removes the backup and its folder, if nothing else is in it."""
         folder = self.path.parent
         self.path.unlink(missing_ok=True)
         self._remove_unfinished()
+        if self._lock_path in _LOCKS:
+            pathlib.Path(self._lock_path).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             folder.rmdir()
+        self._unlock()
+
+    @property
+    def _writes(self):
+        """Whether this process writes, of several that train together."""
+        return distribution.is_chief(distribution.strategy_of(self.model))
+
+    @property
+    def _lock_path(self):
+        return os.path.join(os.path.realpath(self.path.parent), "lock")
+
+    def _lock(self):
+        """Keeps other processes out, whose backup would take this one's place.
+
+        Raises:
+            OSError: if one is in the folder already.
+        """
+        self._unlock()
+        _LOCKS[self._lock_path] = lock(self.path.parent, "`backup_dir`")
+
+    def _unlock(self):
+        held = _LOCKS.pop(self._lock_path, None)
+        if held is not None:
+            held.close()
 
     def _variables(self):
         model = self.model

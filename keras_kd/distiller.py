@@ -211,6 +211,7 @@ class Distiller(backend.Trainer):
         self._compiled_with = _Untracked({})
         self._teacher_number = _Untracked(None)
         self._is_teacher_noted = False
+        self._known_number = _Untracked(fingerprint.KnownNumber())
         # Out of Keras's tracking, which ends when a model is built: a
         # Distiller can be compiled again with a loss of other terms.
         self._heads = _Untracked([])
@@ -310,6 +311,7 @@ class Distiller(backend.Trainer):
         # regularisation would join the loss and `trainable` would reach it.
         object.__setattr__(self, name, value)
         self._is_teacher_noted = False
+        self._known_number.value.forget()
         for head in self.distilled_heads:
             head.forget_teacher()
         if self.compiled:
@@ -961,7 +963,7 @@ class Distiller(backend.Trainer):
         infinite = _not_finite(values)
         counts["student"], counts["teacher"] = ops.cond(
             infinite > 0,
-            lambda: _origins(getattr(settled, "logits", None), infinite),
+            lambda: _origins(head, settled, infinite),
             lambda: (_zero(), _zero()),
         )
         roles = []
@@ -1053,9 +1055,7 @@ class Distiller(backend.Trainer):
         self._is_teacher_noted = True
         number = UNKNOWN_TEACHER
         if self.teacher is not None:
-            number = fingerprint.teacher_number(
-                fingerprint.teacher_fingerprint(self.teacher)
-            )
+            number = self._known_number.value.of(self.teacher)
         with self._scope():
             self.teacher_number.assign(number)
 
@@ -1097,6 +1097,7 @@ class Distiller(backend.Trainer):
         self._build_student(given["x"])
         self._note_labels(**{"y": None, **given})
         self._is_teacher_noted = False
+        self._known_number.value.forget()
         self._check_outputs(given.get("y"))
         self._note_class_weight(class_weight)
         strategy = distribution.strategy_of(self)
@@ -1104,10 +1105,7 @@ class Distiller(backend.Trainer):
             given["callbacks"] = distribution.worker_callbacks(
                 callbacks, strategy
             )
-        with (
-            distribution.lost_worker_as_message(strategy),
-            data_errors.raised_plainly(),
-        ):
+        with self._running():
             return super().fit(**given)
 
     def train_on_batch(
@@ -1128,9 +1126,10 @@ class Distiller(backend.Trainer):
         prepare = self._preprocessing(with_teacher=True)
         if prepare.is_needed:
             x, y, sample_weight = prepare.on_batch(x, y, sample_weight)
-        return super().train_on_batch(
-            x, y, sample_weight, return_dict=return_dict
-        )
+        with self._running():
+            return super().train_on_batch(
+                x, y, sample_weight, return_dict=return_dict
+            )
 
     def _note_labels(
         self, x, y, validation_data=None, validation_split=0.0, **_
@@ -1196,12 +1195,7 @@ class Distiller(backend.Trainer):
         # What `fit` evaluates is preprocessed already.
         if prepare.is_needed and not given.get("_use_cached_eval_dataset"):
             given = prepare.arguments(given, given.get("batch_size"))
-        strategy = distribution.strategy_of(self)
-        with (
-            self.evaluation(),
-            distribution.lost_worker_as_message(strategy),
-            data_errors.raised_plainly(),
-        ):
+        with self.evaluation(), self._running():
             return super().evaluate(**given)
 
     def predict(self, *args, **kwargs):
@@ -1210,11 +1204,7 @@ class Distiller(backend.Trainer):
         prepare = self._preprocessing()
         if prepare.is_needed:
             given = prepare.arguments(given, given.get("batch_size"))
-        strategy = distribution.strategy_of(self)
-        with (
-            distribution.lost_worker_as_message(strategy),
-            data_errors.raised_plainly(),
-        ):
+        with self._running():
             return super().predict(**given)
 
     def predict_on_batch(self, x):
@@ -1222,14 +1212,15 @@ class Distiller(backend.Trainer):
         prepare = self._preprocessing()
         if prepare.is_needed:
             x, _, _ = prepare.on_batch(x)
-        return super().predict_on_batch(x)
+        with self._running():
+            return super().predict_on_batch(x)
 
     def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
         """As `keras.Model.test_on_batch`, of the student alone."""
         prepare = self._preprocessing()
         if prepare.is_needed:
             x, y, sample_weight = prepare.on_batch(x, y, sample_weight)
-        with self.evaluation():
+        with self.evaluation(), self._running():
             return super().test_on_batch(x, y, sample_weight, return_dict)
 
     def _preprocessing(self, with_teacher=False):
@@ -1251,6 +1242,22 @@ class Distiller(backend.Trainer):
             yield
         finally:
             self._thread.value.is_evaluating = before
+
+    @contextlib.contextmanager
+    def _running(self):
+        """A context in which Keras runs steps.
+
+        However it is left, variables have their values: those of the last
+        step that came to its end.
+        """
+        with (
+            distribution.lost_worker_as_message(distribution.strategy_of(self)),
+            data_errors.raised_plainly(),
+        ):
+            try:
+                yield
+            finally:
+                self.sync_variables()
 
     def _scope(self):
         return distribution.scope(distribution.strategy_of(self))
@@ -1415,17 +1422,40 @@ def _bad_inputs(x):
     )
 
 
-def _origins(logits, infinite):
+def _origins(head, settled, infinite):
     """Where losses that are not finite come from.
+
+    A sound teacher's statistics may meet sound logits at which the loss is too
+    large for a number: that is the student's.
 
     Returns:
         Numbers of examples if it is the student's logits, and if it is what
         the teacher gave.
     """
     # Outputs that are not logits have no teacher.
-    sound = logits is not None and ops.all(ops.isfinite(logits))
-    student = ops.where(sound, 0.0, infinite)
+    logits = getattr(settled, "logits", None)
+    names = getattr(head.loss, "statistics", ())
+    given = [settled.y[name] for name in names if name in settled.y]
+    if logits is None or not given:
+        return infinite, _zero()
+    are_given_sound = functools.reduce(
+        ops.logical_and, map(_is_sound, map(ops.convert_to_tensor, given))
+    )
+    is_teachers = ops.logical_and(
+        _is_sound(logits), ops.logical_not(are_given_sound)
+    )
+    student = ops.where(is_teachers, 0.0, infinite)
     return student, infinite - student
+
+
+def _is_sound(values):
+    """Whether no value is NaN or infinite; -inf may rule a class out."""
+    if "float" not in keras.backend.standardize_dtype(values.dtype):
+        return ops.convert_to_tensor(True)
+    values = ops.cast(values, "float32")
+    is_number = ops.logical_not(ops.any(ops.isnan(values)))
+    largest = ops.max(values, axis=-1)
+    return ops.logical_and(is_number, ops.all(ops.isfinite(largest)))
 
 
 def _floats(x):

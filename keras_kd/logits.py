@@ -22,6 +22,8 @@ _BINARY = ("binary_logits", "binary_probabilities")
 KINDS = ("logits", "probabilities", "log_probabilities", *_BINARY)
 # From so many values between 0 and 1 on, none below, they aren't logits.
 _TELLING = 32
+# A logit below it rules a class out.
+_RULED_OUT = -1e30
 # Layers whose `activation` is the last thing that they do.
 _APPLY_LAST = (
     keras.layers.Activation,
@@ -403,6 +405,26 @@ def _log(probabilities):
     values = ops.cast(probabilities, wide)
     tiny = float(np.finfo(wide).tiny)
     return ops.log(ops.where(values < tiny, tiny, values))
+
+
+def with_finite_ruled_out(logits):
+    """Logits that can be added up, as those of -inf can't.
+
+    A class is ruled out by -inf, or by the smallest number of its dtype.
+
+    Args:
+        logits: [..., classes].
+
+    Returns:
+        [..., classes] with another number for these, whose probability is 0
+        as well; and [...] booleans, whether no logit is NaN or infinite
+        otherwise, and not all classes are ruled out.
+    """
+    is_out = logits < _RULED_OUT
+    logits = ops.where(is_out, ops.full_like(logits, _RULED_OUT), logits)
+    are_all_out = ops.all(is_out, axis=-1)
+    finite = ops.isfinite(ops.sum(logits, axis=-1))
+    return logits, ops.logical_and(finite, ops.logical_not(are_all_out))
 
 
 def of_two_classes(units):

@@ -295,7 +295,9 @@ def _message(counts, distiller, head):
             f"student {distiller.student.name!r} for "
             f"{how_many(counts['student'], 'example')} of a batch, with finite "
             "inputs. Lower the learning rate, or clip gradients; check the "
-            "student's weights and its dtype (float16 overflows at 65504)."
+            "student's weights and its dtype (float16 overflows at 65504). "
+            "Classes that it rules out by logits of -inf need a loss that "
+            "gives them nothing: KD, with a teacher that rules them out too."
         )
     if counts["layers"]:
         return (

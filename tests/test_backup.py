@@ -362,7 +362,8 @@ def test_killed_at_any_write_a_backup_is_whole_or_not_there(small, tmp_path):
         # What the kill left behind goes with the next backup.
         backup.on_epoch_begin(done)
         backup.on_epoch_end(0)
-        assert [p.name for p in folder.iterdir()] == ["backup.npz"]
+        names = {path.name for path in folder.iterdir()}
+        assert names == {"backup.npz", "lock"}
         backup.on_train_end()
         assert not folder.exists()
         if not reached:
@@ -488,3 +489,15 @@ def test_a_worker_restores_what_the_chief_wrote_and_writes_nothing(
     backup.on_epoch_begin(3)
     backup.on_epoch_end(3)
     assert (tmp_path / "backup" / "backup.npz").read_bytes() == written
+
+
+def test_another_process_in_the_folder_keeps_its_backup(tmp_path):
+    """Its weights would be restored, and its backup be written over."""
+    folder = tmp_path / "backup"
+    with files.lock(folder):
+        with pytest.raises(OSError, match="in use.*another `backup_dir`"):
+            train(folder)
+    interrupt(folder, epoch=1)
+    # What was interrupted goes on in the same process, too.
+    assert train(folder)[1] == [1, 2]
+    assert not folder.exists()

@@ -16,6 +16,7 @@ from models import (
     assert_same_weights,
     data,
     mlp,
+    outputs_of,
     weights_of,
 )
 
@@ -367,6 +368,50 @@ def test_tokens_take_two_bytes(segments, tmp_path):
     cache = write(tmp_path / "cache", segments, lstm(6, 5), kd.KDPt())
     assert cache.record_bytes == 6 * 2
     assert cache.examples == 28
+
+
+def ruling_out(classes, value, seed=5):
+    """A teacher in whose outputs some classes have one logit, a number."""
+    teacher = mlp(seed=seed)
+    bias = np.zeros(CLASSES, "float32")
+    bias[list(classes)] = value
+    teacher.layers[-1].bias.assign(bias)
+    return teacher
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("value", [-np.inf, np.finfo("float32").min])
+def test_classes_that_the_teacher_rules_out_have_no_mass(
+    value, dtype, tmp_path
+):
+    x, labels, _ = data(16)
+    teacher, out = ruling_out([2, 5], value), [2, 5]
+    given = [(teacher, (x, labels))]
+    carried = {"labels": labels, "teacher_logits": outputs_of(teacher, x)}
+    given.append((None, (x, carried)))
+    logits = outputs_of(teacher, x)
+    expected = np.zeros(logits.shape)
+    others = np.delete(np.arange(CLASSES), out)
+    expected[:, others] = reference.softmax(logits[:, others])
+    for i, (model, dataset) in enumerate(given):
+        path = tmp_path / str(i)
+        cache = write(path, dataset, model, kd.KD(), dtype=dtype)
+        kept = cache[:]["teacher_logits"]
+        assert np.isfinite(kept).all()
+        np.testing.assert_allclose(
+            reference.softmax(kept), expected, atol=2e-3, rtol=1e-6
+        )
+
+
+@pytest.mark.parametrize(
+    ("classes", "value"),
+    [([2], np.inf), ([2], np.nan), (range(CLASSES), -np.inf)],
+)
+def test_logits_that_tell_nothing_are_refused(classes, value, tmp_path):
+    x, labels, _ = data(16)
+    teacher = ruling_out(classes, value)
+    with pytest.raises(ValueError, match="logits are not finite"):
+        write(tmp_path, (x, labels), teacher, kd.KD())
 
 
 def test_many_classes_have_wider_ids(tmp_path):

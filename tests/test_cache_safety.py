@@ -1039,3 +1039,29 @@ def test_a_distiller_with_another_teacher_refuses_the_statistics(tmp_path):
     distiller.teacher = teacher
     distiller.fit(cache.attach(batches()), verbose=0)
     distiller.train_on_batch(x, y, weight)
+
+
+def test_a_teacher_that_changes_between_batches_is_noticed(
+    monkeypatch, tmp_path
+):
+    """Without working out its fingerprint again for each batch."""
+    teacher = mlp(12, seed=5)
+    cache = write(tmp_path / "cache", batches(), teacher, kd.KDPt())
+    distiller = kd.Distiller(mlp(seed=1), teacher)
+    distiller.compile("sgd", kd.KDPt())
+    asked, work_out = [], fingerprint.teacher_fingerprint
+    monkeypatch.setattr(
+        fingerprint,
+        "teacher_fingerprint",
+        lambda teacher: asked.append(teacher) or work_out(teacher),
+    )
+    for batch in cache.attach(batches()):
+        distiller.train_on_batch(*batch)
+    assert asked == [teacher]
+    kernel, bias = teacher.layers[-1].get_weights()
+    # The same numbers in another order.
+    teacher.layers[-1].set_weights([kernel[:, ::-1], bias])
+    with pytest.raises(ValueError, match="not the one whose statistics"):
+        distiller.train_on_batch(*batch)
+    teacher.layers[-1].set_weights([kernel, bias])
+    distiller.train_on_batch(*batch)

@@ -215,6 +215,25 @@ def test_class_relations(case):
     close(numbers["logit_margin"], (label_logits - mean_others).mean())
 
 
+@pytest.mark.parametrize("value", [-1e4, -1e9, -np.inf])
+def test_classes_that_are_ruled_out_say_nothing_of_the_scale(value):
+    """Two more than there are labels, as a vocabulary is filled up."""
+    x, _, _ = data(EXAMPLES, seed=3)
+    teacher, kept = steep(mlp(seed=5)), CLASSES - 2
+    bias = np.zeros(CLASSES, "float32")
+    bias[kept:] = value
+    teacher.layers[-1].bias.assign(bias)
+    logits = teacher.predict(x, verbose=0)[:, :kept].astype("float64")
+    labels = logits.argmax(-1)
+    diagnosis = diagnose(teacher, batched(x, labels.astype("int32")))
+    numbers = diagnosis.numbers["class_relations"]
+    at_label = logits.max(-1)
+    others = (logits.sum(-1) - at_label) / (kept - 1)
+    close(numbers["logit_margin"], (at_label - others).mean())
+    assert 0 < numbers["tail_spread"] < 100
+    assert "wrong_inputs" not in [each.code for each in diagnosis.findings]
+
+
 @pytest.mark.parametrize(
     ("is_sorted", "size"),
     [(False, 32), (False, 1), (True, 32), (True, 1), (True, EXAMPLES)],

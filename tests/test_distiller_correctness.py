@@ -679,3 +679,94 @@ def test_data_that_carry_the_statistics_need_no_teacher(name):
     y = {"labels": labels, **{k: np.array(v) for k, v in statistics.items()}}
     fit(compiled(cached, None, loss, **TRACED), x, y)
     assert_same_weights(weights_of(online), weights_of(cached), 1e-6)
+
+
+# -- interruptions -------------------------------------------------------------
+
+
+class Interrupted(keras.utils.PyDataset):
+    """Batches of 8, one of which can't be read."""
+
+    def __init__(self, x, y, at):
+        super().__init__()
+        self._x, self._y, self._at = x, y, at
+
+    def __len__(self):
+        return len(self._x) // 8
+
+    def __getitem__(self, index):
+        if index == self._at:
+            raise RuntimeError("no such file")
+        rows = slice(8 * index, 8 * index + 8)
+        return self._x[rows], self._y[rows]
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Ctrl-C at the end of a batch outside of training."""
+
+    def on_test_batch_end(self, batch, logs=None):
+        raise KeyboardInterrupt
+
+    def on_predict_batch_end(self, batch, logs=None):
+        raise KeyboardInterrupt
+
+
+def everything(distiller):
+    """Values of the student, of its optimizer and of the teacher."""
+    models = distiller.student, distiller.optimizer, distiller.teacher
+    variables = [variable for each in models for variable in each.variables]
+    return [np.array(keras.ops.convert_to_numpy(v)) for v in variables]
+
+
+@pytest.mark.parametrize(("together", "at"), [(1, 0), (1, 2), (3, 2)])
+def test_data_that_raise_leave_the_student_as_the_batches_before(together, at):
+    if keras.backend.backend() != "jax":
+        together = 1  # TensorFlow's order within an execution is its own.
+    x, labels, _ = data(24)
+    ends = []
+    for rows in (8 * at, 24):
+        distiller = compiled(
+            *(mlp(seed=1), mlp(seed=5), kd.KD(), "adam"),
+            **TRACED,
+            steps_per_execution=together,
+        )
+        fit(distiller, x, labels)
+        if rows == 24:
+            given = Interrupted(x, labels, at)
+            with pytest.raises(Exception, match="no such file"):
+                distiller.fit(given, shuffle=False, verbose=0)
+        elif rows:
+            fit(distiller, x[:rows], labels[:rows])
+        ends.append(everything(distiller))
+        fit(distiller, x, labels)
+    for one, other in zip(*ends, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+@pytest.mark.parametrize("run", ["validation", "evaluate", "predict"])
+@pytest.mark.parametrize("by", [RuntimeError, KeyboardInterrupt])
+def test_what_is_interrupted_outside_of_training_changes_nothing(run, by):
+    x, labels, _ = data(16)
+    distiller = compiled(
+        mlp(seed=1), mlp(seed=5), kd.KD(), "adam", metrics=["accuracy"]
+    )
+    fit(distiller, x, labels)
+    trained = everything(distiller)
+    callbacks = [Interrupt()] if by is KeyboardInterrupt else []
+    given = Interrupted(x, labels, 1 if by is RuntimeError else None)
+    with pytest.raises(
+        BaseException, match="no such file" if by is RuntimeError else None
+    ) as raised:
+        if run == "validation":
+            more = {"validation_data": given, "callbacks": callbacks}
+            fit(distiller, x, labels, **more)
+        else:
+            getattr(distiller, run)(given, verbose=0, callbacks=callbacks)
+    if by is KeyboardInterrupt:
+        assert raised.type is by
+    if run == "validation":
+        assert int(distiller.optimizer.iterations) == 4
+    else:
+        for now, then in zip(everything(distiller), trained, strict=True):
+            np.testing.assert_array_equal(now, then)
+    fit(distiller, x, labels)

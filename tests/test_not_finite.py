@@ -137,3 +137,20 @@ def test_temperatures_that_leave_no_digits(value):
         fit(distiller, x, labels, callbacks=[schedule])
     for now, then in zip(everything(distiller), before, strict=False):
         np.testing.assert_array_equal(now, then)
+
+
+@pytest.mark.parametrize("value", [-np.inf, np.finfo("float32").min])
+def test_a_teacher_that_rules_a_class_out_is_not_blamed(value):
+    """An even share of the rest is too much for a student that does so too."""
+    x, labels, _ = data(8)
+    models = mlp(), mlp(seed=5)
+    for model in models:
+        bias = np.zeros(CLASSES, "float32")
+        bias[2:4] = value
+        model.layers[-1].bias.assign(bias)
+    labels = np.where(np.isin(labels, (2, 3)), 0, labels)
+    distiller = compiled(*models)
+    with pytest.raises(ValueError, match="student's loss .* rules out by"):
+        fit(distiller, x, labels)
+    distiller.compile("adam", kd.KD())
+    fit(distiller, x, labels)

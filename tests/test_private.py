@@ -190,6 +190,16 @@ def test_a_keras_whose_lists_of_metrics_hold_none_is_refused(monkeypatch):
         check()
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX keeps values elsewhere")
+def test_a_keras_that_keeps_values_elsewhere_is_refused(monkeypatch):
+    def jax_state_sync(self):
+        return self._jax_state
+
+    monkeypatch.setattr(keras.Model, "jax_state_sync", jax_state_sync)
+    with refused("_jax_state_synced"):
+        check()
+
+
 def test_the_check_leaves_the_names_that_keras_gives():
     def number():
         return int("0" + keras.Model().name.removeprefix("model").strip("_"))

@@ -1091,3 +1091,52 @@ def test_what_took_forty_lines_takes_one_call(teacher, tmp_path):
         for seed, score in by_seed.items():
             assert score == trainer(method, seed)["accuracy"]
     assert "kd_pt against label_smoothing" in str(attribution)
+
+
+# -- logits by chunks ----------------------------------------------------------
+
+
+def test_students_by_chunks_are_those_without(teacher):
+    train = X, LABELS, WEIGHTS
+    plainly, by_chunks = (
+        make(teacher, train, logit_chunks=chunks) for chunks in (None, 3)
+    )
+    for method in ("plain", "kd"):
+        expected, result = plainly(method, 1), by_chunks(method, 1)
+        for name in ("loss", "accuracy", "examples"):
+            np.testing.assert_allclose(
+                result[name], expected[name], rtol=1e-5, err_msg=name
+            )
+        for name, values in expected["history"].items():
+            np.testing.assert_allclose(
+                result["history"][name], values, rtol=1e-5, err_msg=name
+            )
+
+
+def test_students_by_chunks_resume_those_without(tmp_path):
+    folder = tmp_path / "study"
+    kept = make(folder=folder)("plain", 0)
+    assert make(folder=folder, logit_chunks="auto")("plain", 0) == kept
+
+
+def test_chunks_that_do_not_suit_are_refused_before_training():
+    with pytest.raises(ValueError, match="number of chunks"):
+        make(logit_chunks=0)
+    with pytest.raises(ValueError, match="without a graph"):
+        make(logit_chunks=2, make_student=lambda: Subclassed(FEATURES))
+
+
+class Subclassed(keras.Model):
+    """Of which no graph tells the logit layer."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.logits = keras.layers.Dense(CLASSES)
+        self.build((None, features))
+
+    def build(self, shape):
+        self.logits.build(shape)
+        self.built = True
+
+    def call(self, inputs):
+        return self.logits(inputs)

@@ -15,6 +15,7 @@ from jax.experimental.sparse import JAXSparse
 from keras_kd.backend.private import (
     get_keras_mask,
     held_value,
+    hold_state,
     set_held_value,
     set_keras_mask,
 )
@@ -270,7 +271,11 @@ class Trainer(keras.Model):
         return self.invalid_examples.any_in(state[-1][-1])
 
     def sync_variables(self):
-        """Gives variables their current values, which Keras keeps elsewhere."""
+        """Gives variables their current values, which Keras keeps elsewhere.
+
+        Keras does so at the end of an epoch, which an exception in the data,
+        a callback or a step, or an interruption, does not reach.
+        """
         self.jax_state_sync()
 
     def _student_values(self, state):
@@ -297,10 +302,37 @@ class Trainer(keras.Model):
         return [] if self.logit_chunks is None else self.random_variables
 
     def _make_function(self, step_function, concatenate_outputs=False):
+        step_function = self._held(step_function)
         # Of the three functions that Keras makes, `predict` alone has outputs.
         if not concatenate_outputs:
             step_function = self._checked(step_function)
-        return super()._make_function(step_function, concatenate_outputs)
+        run = super()._make_function(step_function, concatenate_outputs)
+
+        def held_run(state, iterator):
+            # Before the first batch is drawn: Keras has emptied the variables.
+            self._hold(state)
+            return run(state, iterator)
+
+        return held_run
+
+    def _held(self, step):
+        """A step whose state is not lost, whatever is raised after it."""
+
+        def held_step(state, batch):
+            outcome, state = step(state, batch)
+            self._hold(state)
+            return outcome, state
+
+        return held_step
+
+    def _hold(self, state):
+        """Notes the values that variables are to get by `jax_state_sync`."""
+        names = ["trainable_variables", "non_trainable_variables"]
+        if len(state) == 4:
+            names.append("optimizer_variables")
+        if len(state) > 2:  # Not of `predict`.
+            names.append("metrics_variables")
+        hold_state(self, dict(zip(names, state, strict=True)))
 
     def _checked(self, step):
         """A step with all it reads, followed by the check of its data."""
@@ -309,36 +341,18 @@ class Trainer(keras.Model):
         def checked_step(state, batch):
             self.note_teacher_of(batch, lambda: self._student_values(state))
             values = [variable.value for variable in variables]
-            try:
-                refuse_wide_labels(batch)
-                outcome, state = step(state, (values, batch))
-            except Exception:
-                self._restore(state)
-                raise
+            refuse_wide_labels(batch)
+            outcome, state = step(state, (values, batch))
             logs, changed, is_invalid = outcome
             _assign(variables, changed)
             # The step before is looked at, not this one: to wait for it would
             # leave the device idle between steps.
             before, self._is_invalid = self._is_invalid, is_invalid
             if before:
-                self._restore(state)
+                self.jax_state_sync()
             return logs, state
 
         return checked_step
-
-    def _restore(self, state):
-        """Gives the variables their values, which Keras took from them.
-
-        It would do so at the end of an epoch, which a step that raises does
-        not reach.
-        """
-        names = ("trainable_variables", "non_trainable_variables")
-        if len(state) == 4:
-            names += ("optimizer_variables",)
-        names += ("metrics_variables",)
-        self._jax_state = dict(zip(names, state, strict=True))
-        self._jax_state_synced = False
-        self.jax_state_sync()
 
     def jax_state_sync(self):
         """Gives the variables their values, once the last step is checked."""

@@ -481,6 +481,20 @@ def set_held_value(variable, value):
     variable._value = value
 
 
+def hold_state(model, state):
+    """Notes the values that `jax_state_sync` is to give a model's variables.
+
+    While JAX trains they are in no variable. Keras notes them after each
+    execution, which is too late for an exception in the first one.
+
+    Args:
+        model: a `keras.Model` on JAX.
+        state: dict of lists of values, by kind of variable.
+    """
+    model._jax_state = state
+    model._jax_state_synced = False
+
+
 # -- the check ---------------------------------------------------------------
 
 
@@ -535,6 +549,12 @@ def check_keras(backend):
             raise _refusal(f"CompileMetrics.{name}")
     if "metrics" not in MetricsList.update_state.__code__.co_names:
         raise _refusal("MetricsList.metrics")
+    if backend == "jax":
+        used = keras.Model.jax_state_sync.__code__
+        names = {*used.co_names, *used.co_consts}
+        for name in ("_jax_state", "_jax_state_synced"):
+            if name not in names:
+                raise _refusal(f"Model.{name}")
     if backend == "tensorflow":
         from keras.src.backend.tensorflow.trainer import TFEpochIterator
 
@@ -561,6 +581,7 @@ __all__ = [
     "flatten_layers",
     "get_keras_mask",
     "held_value",
+    "hold_state",
     "input_structure",
     "is_reversible_embedding",
     "kept_logits",

@@ -8,6 +8,7 @@ from keras import ops
 from keras_kd import backend
 from keras_kd.batch import TEACHER_LOGITS, TEACHER_RIGHT
 from keras_kd.cache.teacher_pass import inside, weighted
+from keras_kd.logits import with_finite_ruled_out
 from keras_kd.precomputed import (
     TOP_IDS,
     TOP_LOG_PROBABILITIES,
@@ -76,14 +77,12 @@ class PrecomputedPass:
 
     def _encode_all(self, ids, given):
         logits = ops.cast(given[self._kind], "float32")
-        if self._kind != TEACHER_LOGITS:
-            # Of a class that the teacher rules out.
-            logits = ops.where(logits < -1e30, -1e30, logits)
+        logits, finite = with_finite_ruled_out(logits)
         best = ops.cast(ops.argmax(logits, axis=-1), "int32")
         arrays = {TEACHER_RIGHT: ops.equal(best, ids)}
         for store in self.stores:
             arrays.update(store.encode(ops.maximum(ids, 0), logits))
-        return arrays, ops.all(ops.isfinite(ops.sum(logits, axis=-1)))
+        return arrays, ops.all(finite)
 
     def _encode_list(self, ids, given):
         top = TopList.of(given, self.classes)

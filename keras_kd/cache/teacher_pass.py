@@ -9,6 +9,7 @@ from keras_kd.batch import TEACHER_RIGHT
 from keras_kd.chunks import are_many, most_tokens
 from keras_kd.data import take
 from keras_kd.logit_split import split_or_none
+from keras_kd.logits import with_finite_ruled_out
 from keras_kd.model_inputs import inputs_of
 from keras_kd.preprocessing import Preprocessing
 from keras_kd.states import all_variables, assign_states, read_states
@@ -131,14 +132,14 @@ class TeacherPass:
     def _encode(self, outputs, ids):
         """What is kept; whether all is finite, and the outputs unexpected."""
         logits = ops.cast(self._reader.logits(outputs), "float32")
-        finite = ops.all(ops.isfinite(ops.sum(logits, axis=-1)))
+        logits, finite = with_finite_ruled_out(logits)
         contradicted = self._reader.contradicted(outputs)
         best = ops.cast(ops.argmax(logits, axis=-1), "int32")
         arrays = {TEACHER_RIGHT: ops.equal(best, ids)}
         in_range = ops.maximum(ids, 0)
         for store in self.stores:
             arrays.update(store.encode(in_range, logits))
-        return arrays, finite, contradicted
+        return arrays, ops.all(finite), contradicted
 
     def _variables(self):
         variables = all_variables(self.teacher)

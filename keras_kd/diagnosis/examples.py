@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd.batch import LABELS
+from keras_kd.logits import with_finite_ruled_out
 from keras_kd.states import num_rows
 
 # Stands for a label that is not a class id.
@@ -176,7 +177,7 @@ def logits_of(reader, outputs):
     """[examples, classes] logits in float32, and whether they are finite."""
     logits = ops.cast(reader.logits(outputs), "float32")
     logits = ops.reshape(logits, (-1, logits.shape[-1]))
-    return logits, ops.isfinite(ops.sum(logits, axis=-1))
+    return with_finite_ruled_out(logits)
 
 
 def where_kept(keep, logits):

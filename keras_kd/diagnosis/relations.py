@@ -16,6 +16,10 @@ _MOST_GROUPS = 4096
 _FEWEST_OTHERS = 5
 # A class this likely competes with the label.
 _STRONG = 0.25
+# A class whose logit is so far below the largest is ruled out, as those are
+# that a vocabulary is filled up with, or that are no legal move: by -1e4 or
+# less, which says nothing of the scale of logits.
+_RULED_OUT_BELOW = 5e3
 
 
 class Relations:
@@ -104,22 +108,25 @@ class Relations:
         log_p = ops.log_softmax(ops.where(is_label, -1e9, scaled), axis=-1)
         log_p = ops.where(is_label, 0.0, log_p)
         p = ops.where(is_label, 0.0, ops.exp(log_p))
-        others = self.num_classes - 1
-        mean_log = ops.sum(log_p, axis=-1, keepdims=True) / others
-        centred = ops.where(is_label, 0.0, log_p - mean_log)
+        is_other = _not_ruled_out(logits, ~is_label)
+        others = ops.sum(as_number(is_other), axis=-1, keepdims=True)
+        mean_log = ops.sum(ops.where(is_other, log_p, 0.0), axis=-1)
+        mean_log = ops.expand_dims(mean_log, -1) / others
+        centred = ops.where(is_other, log_p - mean_log, 0.0)
         known = self._known(labels, keep)
         groups = ops.convert_to_tensor(groups)
         self._add(self._inside(labels), groups, known, p, centred)
 
         label_logit = backend.take_classes(logits, at_label)[:, 0]
-        mean_other = (ops.sum(logits, axis=-1) - label_logit) / others
+        mean_other = ops.sum(ops.where(is_other, logits, 0.0), axis=-1)
+        mean_other = mean_other / others[:, 0]
         mean, has_mean = self._mean_of_others(labels, known, centred)
         return {
             "off_label_entropy": -_sum(keep, ops.sum(p * log_p, axis=-1)),
             "logit_margin": _sum(keep, label_logit - mean_other),
             "ranked": ops.sum(known),
             **_by_rank(
-                is_label,
+                is_other,
                 known,
                 centred,
                 mean,
@@ -127,7 +134,7 @@ class Relations:
                 ops.softmax(scaled, axis=-1),
             ),
             **self._competitors(
-                is_label, centred, mean, has_mean, ops.softmax(logits, axis=-1)
+                is_other, centred, mean, has_mean, ops.softmax(logits, axis=-1)
             ),
         }
 
@@ -159,7 +166,7 @@ class Relations:
         mean = total / ops.expand_dims(ops.maximum(others, 1.0), -1)
         return mean, known * as_number(others >= _FEWEST_OTHERS)
 
-    def _competitors(self, is_label, centred, mean, has_mean, probabilities):
+    def _competitors(self, is_other, centred, mean, has_mean, probabilities):
         """The likeliest class beside the label: how likely, how related.
 
         Its place among all classes in the mean of the label's other examples
@@ -167,11 +174,12 @@ class Relations:
         one, such as the true class of a mislabelled example.
         """
         likeliest = ops.expand_dims(
-            ops.argmax(ops.where(is_label, -1e9, centred), axis=-1), -1
+            ops.argmax(ops.where(is_other, centred, -1e9), axis=-1), -1
         )
         probability = backend.take_classes(probabilities, likeliest)[:, 0]
-        below = (mean < backend.take_classes(mean, likeliest)) & ~is_label
-        place = ops.sum(as_number(below), axis=-1) / (self.num_classes - 2)
+        below = (mean < backend.take_classes(mean, likeliest)) & is_other
+        others = ops.sum(as_number(is_other), axis=-1) - 1
+        place = ops.sum(as_number(below), axis=-1) / ops.maximum(others, 1.0)
         strong = has_mean * as_number(probability > _STRONG)
         return {
             "placed": ops.sum(has_mean),
@@ -180,16 +188,33 @@ class Relations:
         }
 
 
-def _by_rank(is_label, known, centred, mean, has_mean, probabilities):
+def _not_ruled_out(logits, others):
+    """The other classes of each example that it does not rule out.
+
+    Args:
+        logits: [examples, classes].
+        others: [examples, classes] booleans, all but the label.
+
+    Returns:
+        [examples, classes] booleans; all others where none would be left, as
+        of logits on a strange scale.
+    """
+    floor = ops.max(logits, axis=-1, keepdims=True) - _RULED_OUT_BELOW
+    found = others & (logits > floor)
+    return ops.where(ops.any(found, axis=-1, keepdims=True), found, others)
+
+
+def _by_rank(is_other, known, centred, mean, has_mean, probabilities):
     """By rank of a class in the soft target: its mass, and its relation.
 
     `relation_by_rank` holds the number of examples and sums of u, m, u²,
     m² and u·m, with u the example's log-probability of the class at that
-    rank and m its mean over the others. The label has no part in it.
+    rank and m its mean over the others. Neither the label has a part in it, nor
+    a class that is ruled out.
     """
     # Unlike `top_k`, in the same order on all backends where two are equal.
     order = ops.argsort(-probabilities, axis=-1)
-    used = ops.expand_dims(has_mean, -1) * as_number(~is_label)
+    used = ops.expand_dims(has_mean, -1) * as_number(is_other)
     mass, u, m, used = (
         backend.take_classes(each, order)
         for each in (probabilities, centred, mean, used)

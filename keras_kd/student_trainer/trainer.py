@@ -94,6 +94,9 @@ class StudentTrainer:
         student_output: as for `Distiller`.
         teacher_output: as for `Distiller`.
         shared_classes: as for `Distiller`.
+        logit_chunks: as for `Distiller`: the same results in less memory. The
+            scores of single examples take the logits of a batch at once, as
+            `predict` does, without a gradient.
         steps_per_execution: as for `compile`. With data of single examples
             an upper limit: as many as divide the steps of an epoch evenly.
         validation_freq: as for `fit`.
@@ -115,8 +118,9 @@ class StudentTrainer:
         TypeError: if a model or data are of another kind.
         ValueError: before any training: for students of different shapes or
             with shared weights, a metric that is not logged, no epoch, no
-            validation data, data to be scored on that change their order, or
-            the folder of another study.
+            validation data, data to be scored on that change their order, the
+            folder of another study, or a student that `logit_chunks` don't
+            suit.
 
     Example:
     ```python
@@ -154,6 +158,7 @@ class StudentTrainer:
         student_output=None,
         teacher_output=None,
         shared_classes=None,
+        logit_chunks=None,
         steps_per_execution=1,
         validation_freq=1,
         verbose=1,
@@ -187,6 +192,8 @@ class StudentTrainer:
             "teacher_output": teacher_output,
             "shared_classes": shared_classes,
         }
+        # Not among what scores depend on: they are the same.
+        self._logit_chunks = logit_chunks
         self._steps_per_execution = steps_per_execution
         self._validation_freq = validation_freq
         self._verbose = verbose
@@ -198,6 +205,8 @@ class StudentTrainer:
         if cache is not None:
             cache.check(train, teacher, augment=augment)
         self._students = _Students(make_student, self._data)
+        if logit_chunks is not None:
+            self._compiled(PLAIN, {}, cache, self._students.first)
         self._temporary = None
         self._given_cache = cache
         about = None if folder is None else self._about
@@ -341,7 +350,8 @@ class StudentTrainer:
         began = time.perf_counter()
         cache = self._cache_for(method, settings)
         keras.utils.set_random_seed(seed)
-        distiller = self._distiller(method, settings, cache)
+        student = self._students.make()
+        distiller = self._compiled(method, settings, cache, student)
         reporter = report and progress.Report(report, f"val_{self.metric}")
         others = [*self._callbacks(name), *([reporter] if reporter else [])]
         backup = folder and results.backup_of(folder, others)
@@ -395,10 +405,12 @@ class StudentTrainer:
             )
         return result, bool(reporter and reporter.has_stopped)
 
-    def _distiller(self, method, settings, cache):
-        """A new student in a compiled Distiller."""
-        student = self._students.make()
-        arguments = dict(self._distiller_arguments)
+    def _compiled(self, method, settings, cache, student):
+        """A student in a compiled Distiller."""
+        arguments = {
+            **self._distiller_arguments,
+            "logit_chunks": self._logit_chunks,
+        }
         if method == PLAIN:
             distiller = Distiller(student, gradient_scale=False, **arguments)
         else:
@@ -686,13 +698,13 @@ class _Students:
             "graph": fingerprint.teacher_fingerprint(first)["graph"],
         }
         self._kinds = {}
-        self._first = first
+        self.first = first
         self.make()
 
     def is_binary(self, output):
         """Whether students have sigmoid units."""
         if output not in self._kinds:
-            kind = LogitReader(self._first, output).kind
+            kind = LogitReader(self.first, output).kind
             self._kinds[output] = kind is not None and is_binary(kind)
         return self._kinds[output]
 
