@@ -25,7 +25,7 @@ import threading
 import keras
 from keras import ops
 
-from keras_kd import backend
+from keras_kd import backend, soundness
 from keras_kd.backend.private import (
     compiled_metrics,
     get_keras_mask,
@@ -505,8 +505,8 @@ class _Pass:
                 weights = with_axes(weights)
             settled = self._settle(y, outputs, weights, rows)
             losses = head.losses(settled, training)
-            self._roles, counts = self._distiller.counts(
-                0, outputs, settled, losses, training
+            self._roles, counts = soundness.counts(
+                self._distiller, 0, outputs, settled, losses, training
             )
             total, divisor = batch_sums(losses, settled, head.loss.reduction)
         if divisor is not None:

@@ -13,6 +13,7 @@ from keras import ops
 from keras_kd import (
     backend,
     batch,
+    by_output,
     chunks,
     data_errors,
     distribution,
@@ -20,6 +21,7 @@ from keras_kd import (
     losses,
     precomputed,
     preprocessing,
+    soundness,
 )
 from keras_kd.backend.private import (
     compiled_metrics,
@@ -29,13 +31,12 @@ from keras_kd.backend.private import (
     update_compiled_metrics,
 )
 from keras_kd.batch import EVALUATION, TEACHER_FINGERPRINT, UNKNOWN_TEACHER
-from keras_kd.head import Head, PlainHead, number
+from keras_kd.head import Head, PlainHead
 from keras_kd.logits import (
     CarriedLogits,
     LogitReader,
     check_model,
     model_of_output,
-    output_names,
     shared_class_count,
 )
 from keras_kd.losses.base import mean_over_replicas
@@ -397,30 +398,33 @@ class Distiller(backend.Trainer):
     ):
         """As `compile`, before the loss reads the teacher's weights."""
         if isinstance(loss, (list, tuple)):
-            loss = self._in_order("loss", loss)
-            if isinstance(loss_weights, (list, tuple)):
-                loss_weights = self._in_order("loss_weights", loss_weights)
-        by_output = isinstance(loss, dict)
-        if loss_weights is not None and not by_output:
+            loss = by_output.by_name(self.student, "loss", loss)
+            loss_weights = by_output.by_name(
+                self.student, "loss_weights", loss_weights
+            )
+        is_by_name = isinstance(loss, dict)
+        if loss_weights is not None and not is_by_name:
             raise ValueError(
                 "A distillation loss carries its own weights. Received: "
                 f"loss_weights={loss_weights}. Pass them to the loss, as in "
                 "KDPt(weight=0.3)."
             )
-        given = loss if by_output else {None: loss}
+        given = loss if is_by_name else {None: loss}
         weights = loss_weights or {}
-        if by_output:
-            self._check_names("loss", given)
-            self._check_names("loss_weights", weights)
+        if is_by_name:
+            by_output.check_names(self.student, "loss", given)
+            by_output.check_names(self.student, "loss_weights", weights)
+        if is_by_name and len(given) > 1:
             metrics, weighted_metrics = (
-                self._metrics_by_output(each, given)
+                by_output.by_name(self.student, "metrics", each)
                 for each in (metrics, weighted_metrics)
             )
-            _check_metrics(given, metrics, weighted_metrics)
+        if is_by_name:
+            by_output.check_metrics(given, metrics, weighted_metrics)
         with self._scope():
             found = {}
             for name, each in given.items():
-                if not by_output or _is_distillation(each):
+                if not is_by_name or _is_distillation(each):
                     each = self._own(losses.get(each), found.values())
                 found[name] = each
             heads = [
@@ -434,7 +438,7 @@ class Distiller(backend.Trainer):
                 UNKNOWN_TEACHER, dtype="int", trainable=False
             )
             self._is_teacher_noted = False
-        loss = found if by_output else found[None]
+        loss = found if is_by_name else found[None]
         arguments = {
             "optimizer": optimizer,
             "metrics": metrics,
@@ -472,50 +476,6 @@ class Distiller(backend.Trainer):
                 self._num_shared(name)
             return Head(self, name, loss, self._bins.value, weight)
         return PlainHead(self, name, loss, weight)
-
-    def _metrics_by_output(self, metrics, losses_by_output):
-        """Metrics that are a list in the outputs' order, by their names.
-
-        Keras reads a list in the order of the labels that it gets later, which
-        come sorted by name.
-        """
-        is_list = isinstance(metrics, (list, tuple))
-        if not is_list or len(losses_by_output) == 1:
-            return metrics
-        return self._in_order("metrics", metrics)
-
-    def _in_order(self, argument, entries):
-        """What is given as a list in the outputs' order, by their names."""
-        outputs = getattr(self.student, "output", None)
-        in_order = isinstance(outputs, (list, tuple)) and len(outputs) > 1
-        if len(entries) == 1 and not in_order:
-            return entries[0]
-        names = output_names(self.student)
-        if not in_order or len(entries) != len(names):
-            raise ValueError(
-                f"`{argument}` of several outputs are a dict by their names, "
-                "or a list with an entry for each output of a student that "
-                f"gives a list. Received: {len(entries)} entries for the "
-                f"outputs {names}. Pass a dict, as in {argument}={{name: ...}}."
-            )
-        return {
-            name: each
-            for name, each in zip(names, entries, strict=True)
-            if each is not None and each != []
-        }
-
-    def _check_names(self, argument, by_output):
-        """Refuses names of outputs that the student is known not to have."""
-        names = output_names(self.student)
-        unknown = [
-            name for name in by_output if name not in (names or by_output)
-        ]
-        if unknown or not by_output and argument == "loss":
-            raise ValueError(
-                f"`{argument}` by output must name outputs of the student. "
-                f"Received: {list(by_output)} for a student with the outputs "
-                f"{names}. Correct the names."
-            )
 
     def _own(self, loss, others):
         """The loss, or a copy if another Distiller or output has it."""
@@ -749,7 +709,8 @@ class Distiller(backend.Trainer):
             y: labels, and what comes beside them.
         """
         by_head = {
-            head.name: batch.as_dict(part) for head, part in self._parts(y)
+            head.name: batch.as_dict(part)
+            for head, part in by_output.parts(self.student, self.heads, y)
         }
         for head in self.distilled_heads:
             head.check_keys(by_head[head.name])
@@ -808,53 +769,6 @@ class Distiller(backend.Trainer):
                     "or use LabelSmoothing, which needs no teacher."
                 )
 
-    def _parts(self, values, what="labels", default=None):
-        """Pairs of each head and its part of labels or sample weights."""
-        if any(head.name is None for head in self.heads):
-            values = self._of_only_output(values)
-            return [(head, values) for head in self.heads]
-        names = [head.name for head in self.heads]
-        if isinstance(values, (list, tuple)):
-            known = output_names(self.student) or []
-            if len(known) != len(values):
-                raise ValueError(
-                    f"A list of {what} has one entry for each output. "
-                    f"Received: {len(values)} entries for the outputs "
-                    f"{known or names}. Pass a dict with {names}."
-                )
-            values = dict(zip(known, values, strict=True))
-        if values is None:
-            values = {}
-        if names == output_names(self.student) and len(names) == 1:
-            values = _under_the_only_name(names[0], values)
-        if not isinstance(values, dict):
-            if what == "labels":
-                raise ValueError(
-                    "A student with several outputs takes labels by output. "
-                    "Received: labels without names. Pass a dict with "
-                    f"{names}."
-                )
-            return [(head, values) for head in self.heads]
-        known = output_names(self.student) or names
-        unknown = [name for name in values if name not in {*known, *names}]
-        if unknown:
-            raise ValueError(
-                f"There are {what} of an output that does not exist. Received: "
-                f"{unknown}, and a student with the outputs {list(known)}. "
-                "Correct the names, or leave them out."
-            )
-        return [(head, values.get(head.name, default)) for head in self.heads]
-
-    def _of_only_output(self, values):
-        """What is given of a student's only output, without name or list."""
-        if isinstance(values, (list, tuple)):
-            return _only_entry(values)
-        if not isinstance(values, dict) or len(values) != 1:
-            return values
-        (name,) = values
-        is_named = [name] == output_names(self.student)
-        return values[name] if is_named and name != batch.LABELS else values
-
     def settle(self, y, y_pred, sample_weight=None):
         """What a batch is to losses and metrics.
 
@@ -877,12 +791,14 @@ class Distiller(backend.Trainer):
             (
                 head.name,
                 (chunks.Unsettled if by_chunks else head.settle)(
-                    part, y_pred, _one_of(weight), by_class
+                    part, y_pred, by_output.one_of(weight), by_class
                 ),
             )
             for (head, part), (_, weight) in zip(
-                self._parts(y),
-                self._parts(sample_weight, "sample weights"),
+                by_output.parts(self.student, self.heads, y),
+                by_output.parts(
+                    self.student, self.heads, sample_weight, "sample weights"
+                ),
                 strict=True,
             )
         )
@@ -909,9 +825,9 @@ class Distiller(backend.Trainer):
         # take turns wherever one waits for the others.
         of_layers = super().compute_loss() if training and self.losses else None
         settled = self.settle(y, y_pred, sample_weight)
-        for_all = {"inputs": _bad_inputs(x)}
+        for_all = {"inputs": soundness.bad_inputs(x)}
         if of_layers is not None:
-            for_all["layers"] = _not_finite(of_layers)
+            for_all["layers"] = soundness.not_finite(of_layers)
         total, updates = 0.0, []
         for index, head in enumerate(self.heads):
             part = settled[head.name]
@@ -920,8 +836,8 @@ class Distiller(backend.Trainer):
                 loss = mean_over_replicas(*sums)
             else:
                 values = head.losses(part, training)
-                roles, counts = self.counts(
-                    index, y_pred, part, values, training
+                roles, counts = soundness.counts(
+                    self, index, y_pred, part, values, training
                 )
                 loss = head.reduced(values, part)
             updates.append((roles, {**counts, **for_all}))
@@ -940,48 +856,9 @@ class Distiller(backend.Trainer):
         if of_layers is not None:
             total = total + ops.cast(of_layers, total.dtype)
         # So that all replicas agree whether to train on the batch.
-        invalid = invalid + _not_finite(total)
+        invalid = invalid + soundness.not_finite(total)
         is_invalid = distribution.sum_over_replicas(invalid) > 0
         return ops.where(is_invalid, float("nan"), total)
-
-    def counts(self, index, y_pred, settled, values, training):
-        """Counts what must not be trained on in a head's batch.
-
-        Args:
-            index: integer, which head.
-            y_pred: the student's outputs.
-            settled: what the batch is to the head.
-            values: [...], the loss of each example.
-            training: whether it is trained on.
-
-        Returns:
-            List of the roles of the models whose outputs were looked at, and
-            a dict of scalars; see `InvalidExamples.update_state`.
-        """
-        head = self.heads[index]
-        counts = head.counts(settled, training, self.teacher_number)
-        infinite = _not_finite(values)
-        counts["student"], counts["teacher"] = ops.cond(
-            infinite > 0,
-            lambda: _origins(head, settled, infinite),
-            lambda: (_zero(), _zero()),
-        )
-        roles = []
-        for reader, outputs in head.outputs_to_check(settled, y_pred):
-            roles.append(reader.role)
-            if not reader.is_certain:
-                counts[f"{reader.role}_output"] = self._contradicted(
-                    reader, outputs, index
-                )
-        return roles, counts
-
-    def _contradicted(self, reader, outputs, index):
-        """1 if the first batch shows that a model gives something else."""
-        return ops.cond(
-            self.invalid_examples.is_first_batch(reader.role, index),
-            lambda: ops.cast(reader.contradicted(outputs), "float32"),
-            _zero,
-        )
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Updates the compiled metrics with labels and student outputs.
@@ -1016,7 +893,7 @@ class Distiller(backend.Trainer):
         known = getattr(self.student, "outputs", None)
         if not isinstance(y, dict) or not known:
             return
-        for head, part in self._parts(y):
+        for head, part in by_output.parts(self.student, self.heads, y):
             # Logits may be of more classes than the student's; the step reads
             # those that it has.
             if precomputed.carried(part) not in (None, batch.TEACHER_LOGITS):
@@ -1137,8 +1014,12 @@ class Distiller(backend.Trainer):
         """Looks whether there are labels where they are needed."""
         was_known = self._is_without_labels
 
+        of_only_output = functools.partial(
+            by_output.of_only_output, self.student
+        )
+
         def lack(x, y, head):
-            return batch.lack_labels(x, y, head.name, self._of_only_output)
+            return batch.lack_labels(x, y, head.name, of_only_output)
 
         for head in self.distilled_heads:
             before = head.is_without_labels
@@ -1341,51 +1222,12 @@ class Distiller(backend.Trainer):
         return cls(**config)
 
 
-def _check_metrics(loss, *metrics):
-    """Refuses metrics of outputs that have no loss, and so no labels."""
-    for each in metrics:
-        if isinstance(each, dict) and not set(each) <= set(loss):
-            raise ValueError(
-                "Metrics by output must be of outputs that have a loss. "
-                f"Received: metrics of {list(each)} and losses of "
-                f"{list(loss)}. Leave the others out."
-            )
-
-
-def _only_entry(values):
-    """What a list holds of the only output."""
-    are_arrays = all(len(getattr(each, "shape", ())) for each in values)
-    if are_arrays and len(values) == 1:
-        return values[0]
-    raise ValueError(
-        "A list of labels or weights has one entry, an array, for each output. "
-        f"Received: a {type(values).__name__} of {len(values)} "
-        f"{'arrays, and one loss' if are_arrays else 'numbers'}. Pass "
-        "numpy.asarray(labels), or losses by output, as in "
-        "compile(loss={name: KD()})."
-    )
-
-
-def _under_the_only_name(name, values):
-    """What is given without the name of the only output, by that name."""
-    has_no_names = not isinstance(values, dict) or batch.LABELS in values
-    return {name: values} if has_no_names else values
-
-
 def _by_name(method, *args, **kwargs):
     """The arguments of a method of Keras, by name."""
     bound = inspect.signature(method).bind(*args, **kwargs)
     arguments = dict(bound.arguments)
     others = arguments.pop("kwargs", {})
     return {**arguments, **others}
-
-
-def _one_of(sample_weight):
-    """Sample weights; of arrays, Keras gives each entry of y the same ones."""
-    while isinstance(sample_weight, dict):
-        first = next(iter(sample_weight.values()), None)
-        sample_weight = sample_weight.get(batch.LABELS, first)
-    return sample_weight
 
 
 def _is_distillation(loss):
@@ -1399,77 +1241,6 @@ def _names_a_teacher(y):
     if isinstance(y, dict):
         return TEACHER_FINGERPRINT in y or _names_a_teacher(list(y.values()))
     return isinstance(y, (list, tuple)) and any(map(_names_a_teacher, y))
-
-
-def _zero():
-    """0 in float32, as `number` counts, whatever Keras's default dtype."""
-    return ops.zeros((), dtype="float32")
-
-
-def _not_finite(values):
-    """How many values are infinite or NaN."""
-    return number(ops.logical_not(ops.isfinite(values)))
-
-
-def _bad_inputs(x):
-    """How many inputs are not finite; not every layer passes a NaN on."""
-    inputs = _floats(x)
-    total = sum((ops.sum(each) for each in inputs), _zero())
-    return ops.cond(
-        ops.isfinite(total),
-        _zero,
-        lambda: sum(map(_not_finite, inputs), _zero()),
-    )
-
-
-def _origins(head, settled, infinite):
-    """Where losses that are not finite come from.
-
-    A sound teacher's statistics may meet sound logits at which the loss is too
-    large for a number: that is the student's.
-
-    Returns:
-        Numbers of examples if it is the student's logits, and if it is what
-        the teacher gave.
-    """
-    # Outputs that are not logits have no teacher.
-    logits = getattr(settled, "logits", None)
-    names = getattr(head.loss, "statistics", ())
-    given = [settled.y[name] for name in names if name in settled.y]
-    if logits is None or not given:
-        return infinite, _zero()
-    are_given_sound = functools.reduce(
-        ops.logical_and, map(_is_sound, map(ops.convert_to_tensor, given))
-    )
-    is_teachers = ops.logical_and(
-        _is_sound(logits), ops.logical_not(are_given_sound)
-    )
-    student = ops.where(is_teachers, 0.0, infinite)
-    return student, infinite - student
-
-
-def _is_sound(values):
-    """Whether no value is NaN or infinite; -inf may rule a class out."""
-    if "float" not in keras.backend.standardize_dtype(values.dtype):
-        return ops.convert_to_tensor(True)
-    values = ops.cast(values, "float32")
-    is_number = ops.logical_not(ops.any(ops.isnan(values)))
-    largest = ops.max(values, axis=-1)
-    return ops.logical_and(is_number, ops.all(ops.isfinite(largest)))
-
-
-def _floats(x):
-    """The inputs of a float dtype, in float32."""
-    stored = [
-        backend.stored_values(values)
-        for values in keras.tree.flatten(x)
-        if values is not None
-    ]
-    return [
-        ops.cast(values, "float32")
-        for values in stored
-        if "float" in keras.backend.standardize_dtype(values.dtype)
-    ]
 
 
 def _check_overrides(student):
