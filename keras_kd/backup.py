@@ -5,23 +5,27 @@ import json
 import os
 import pathlib
 import time
+import warnings
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_kd import backend, distribution, memory
+from keras_kd import distribution, memory
 from keras_kd.backend import private
 from keras_kd.files import errors_naming, lock, user_path, write_whole
+from keras_kd.generators import assign_generators, read_generators
 from keras_kd.states import buffers
 
 _FILE = "backup.npz"
 _ABOUT = "about"
 # Before the numbers of arrays that other callbacks keep, and of generators.
-_OF_CALLBACKS, _OF_GENERATORS = "callbacks-", "generators-"
+_OF_CALLBACKS, _OF_GENERATORS = "callbacks-", "random-"
 # The locks of the folders that this process trains in, by path. No callback is
 # told that an error ends a `fit`, so the next one takes the place of its lock.
 _LOCKS = {}
+# The folders in which this process has ended a `fit` and removed its backup.
+_DONE = set()
 
 
 class BackupAndRestore(keras.callbacks.BackupAndRestore):
@@ -32,6 +36,12 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
     one before only when it is whole. A `fit` that is started again with the
     same model, data and folder reads it and trains the epochs that are left.
     After the last epoch the file is removed.
+
+    Random numbers go on where they were: dropout's, and those of Python's
+    `random` and of NumPy's global generator, from which `fit` shuffles batches
+    of a `PyDataset` and, on JAX, arrays. TensorFlow keeps its generators to
+    itself: `fit` shuffles arrays there, and a `tf.data.Dataset` shuffles,
+    as in the first epoch.
 
     `keras.callbacks.BackupAndRestore` works with a `Distiller` too, but:
 
@@ -62,6 +72,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             arrays, or lists and dicts of these, and change while it trains.
 
     Raises:
+        TypeError: if `delete_checkpoint` is no boolean.
         ValueError: for an empty `backup_dir`; at the start of training, if the
             backup is damaged or is that of another model.
         OSError: at the start of training, if another process trains with this
@@ -81,6 +92,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
 
     def __init__(self, backup_dir, delete_checkpoint=True, *, callbacks=()):
         backup_dir = user_path(backup_dir, "backup_dir")
+        _check_deletes(delete_checkpoint)
         super().__init__(backup_dir, delete_checkpoint=delete_checkpoint)
         self.path = pathlib.Path(backup_dir, _FILE)
         self.seconds = 0.0
@@ -114,6 +126,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         for each in self._remembered:
             each.start()
         if not self.path.exists():
+            self._warn_of_second_fit()
             return
         with self._reading() as file:
             about = json.loads(str(file[_ABOUT]))
@@ -122,9 +135,13 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             # A backup of an earlier release has none of these.
             kept = about.get("callbacks", [])
             in_callbacks = _arrays_of(file, _OF_CALLBACKS)
-            generators = _arrays_of(file, _OF_GENERATORS)
+            generators = [
+                file[f"{_OF_GENERATORS}{i}"]
+                for i in range(about.get("generators", 0))
+            ]
         self._assign(arrays)
-        backend.set_random_states(generators)
+        if generators:
+            assign_generators(generators)
         for each, state in zip(self._remembered, kept, strict=False):
             each.restore(state, in_callbacks)
         self.seconds = seconds
@@ -152,6 +169,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         private.set_initial_epoch(self.model, None)
         if self.delete_checkpoint:
             self.delete()
+            _DONE.add(self._lock_path)
         self._unlock()
 
     def delete(self):
@@ -188,6 +206,17 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         if held is not None:
             held.close()
 
+    def _warn_of_second_fit(self):
+        if self._lock_path in _DONE:
+            warnings.warn(
+                "`backup_dir` must be of one `fit` alone. Received: "
+                f"{str(self.path.parent)!r}, in which an earlier `fit` of this "
+                "program has ended. If the program is killed and started "
+                "again, the earlier one would take this one's backup for its "
+                "own. Give each `fit` a folder.",
+                stacklevel=2,
+            )
+
     def _variables(self):
         model = self.model
         variables = [*model.variables, *buffers(model)]
@@ -205,11 +234,12 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             str(i): _as_array(variable)
             for i, variable in enumerate(self._variables())
         }
-        in_callbacks, generators = [], backend.random_states()
+        in_callbacks, generators = [], read_generators()
         about = {
             "epoch": epoch,
             "seconds": self.seconds,
             "variables": len(arrays),
+            "generators": len(generators),
             "callbacks": [
                 each.state(in_callbacks) for each in self._remembered
             ],
@@ -262,6 +292,16 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             )
         for variable, array in zip(variables, arrays, strict=True):
             variable.assign(array)
+
+
+def _check_deletes(delete_checkpoint):
+    """Refuses what Keras's callback takes in its place."""
+    if not isinstance(delete_checkpoint, bool):
+        raise TypeError(
+            "`delete_checkpoint` must be True or False. Received: "
+            f"{delete_checkpoint!r}. This callback writes after each epoch "
+            "and has no `save_freq`; leave it out."
+        )
 
 
 def _arrays_of(file, prefix):

@@ -2,7 +2,9 @@
 
 import errno
 import os
+import random
 import types
+import warnings
 
 import keras
 import numpy as np
@@ -114,6 +116,62 @@ def test_classes_that_are_drawn_stay_those_of_uninterrupted_training(tmp_path):
     found, epochs, _ = train(tmp_path / "backup", distiller=make())
     assert epochs == [2]
     assert_equal(found, expected)
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        rows = slice(8 * index, 8 * index + 8)
+        return tuple(array[rows] for array in data(16)[:2])
+
+
+class Draw(keras.callbacks.Callback):
+    """Draws from the global generators, an odd number of normal ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.drawn = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        drawn = [*np.random.normal(size=3), random.gauss(0, 1)]
+        self.drawn.append((epoch, *drawn, random.random()))
+
+
+@pytest.mark.parametrize("arrays", [False, True])
+def test_the_order_of_examples_goes_on_in_another_process(tmp_path, arrays):
+    """Of arrays it does so on TensorFlow for the same seed alone."""
+    given = data(16)[:2] if arrays else (Batches(),)
+    seed = int(not (arrays and keras.backend.backend() == "tensorflow"))
+
+    def run(folder, *callbacks, seed=0):
+        distiller, draw = make_distiller(seed=seed), Draw()
+        distiller.fit(
+            *given,
+            **({"batch_size": 8} if arrays else {}),
+            epochs=6,
+            shuffle=True,
+            verbose=0,
+            callbacks=[kd.callbacks.BackupAndRestore(folder), draw, *callbacks],
+        )
+        return distiller.student.get_weights(), draw.drawn
+
+    expected, drawn = run(tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(tmp_path / "backup", StopAt(2))
+    found, drawn_since = run(tmp_path / "backup", seed=seed)
+    assert drawn_since == drawn[2:]
+    assert_equal(found, expected)
+
+
+def test_a_second_fit_in_a_folder_is_warned_of(tmp_path):
+    with warnings.catch_warnings(record=True) as first:
+        warnings.simplefilter("always")
+        train(tmp_path / "backup")
+    assert not [w for w in first if "backup_dir" in str(w.message)]
+    with pytest.warns(UserWarning, match="Give each `fit` a folder"):
+        train(tmp_path / "backup")
 
 
 def test_seconds_are_added_up_over_interruptions(tmp_path):
@@ -445,6 +503,12 @@ def test_what_cannot_be_written_or_resumed_is_said_before_training(tmp_path):
     backup.set_model(model)
     with pytest.raises(ValueError, match="must be built"):
         backup.on_train_begin()
+
+
+@pytest.mark.parametrize("save_freq", ["epoch", 100])
+def test_a_save_freq_in_place_of_delete_checkpoint_is_refused(save_freq):
+    with pytest.raises(TypeError, match="no `save_freq`"):
+        kd.callbacks.BackupAndRestore("backup", save_freq)
 
 
 def test_the_home_folder_is_found(tmp_path, monkeypatch):
