@@ -1,6 +1,7 @@
 """Callbacks: TensorBoard, schedules, and backups of unfinished training."""
 
 import contextlib
+import math
 import warnings
 
 import keras
@@ -8,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd import distribution
+from keras_kd.backend import private
 from keras_kd.backup import BackupAndRestore
 from keras_kd.files import user_path
 from keras_kd.logits import model_of_output
@@ -104,6 +106,10 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
 
     Of a student with several outputs, each name holds the output's.
 
+    Where a `fit` resumes, or has an `initial_epoch`, the numbers of batches go
+    on from those of the epochs before. What was written of an epoch that was
+    interrupted stays, and is written again at the same numbers.
+
     Args:
         log_dir: folder of the event files; `~` is the home folder.
         histogram_steps: also write histograms every this many batches, at the
@@ -170,6 +176,7 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
     def on_train_begin(self, logs=None):
         """Looks whether there are such classes."""
         super().on_train_begin(logs)
+        self._begins = True
         for head in self.model.distilled_heads:
             similarity = getattr(head.loss, "class_similarity", None)
             if similarity is not None:
@@ -178,8 +185,19 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
     def on_epoch_begin(self, epoch, logs=None):
         """Starts counting again from 0, as the metrics do."""
         super().on_epoch_begin(epoch, logs)
+        if self._begins and epoch:
+            # Keras counts batches, and seconds per step, from 0.
+            private.set_batches_before(self, *self._before(epoch))
+        self._begins = False
         self._written = {}
         self._windows = 0
+
+    def _before(self, epoch):
+        """Executions and steps of the epochs before this one."""
+        steps = int(ops.convert_to_numpy(self.model.optimizer.iterations))
+        by_epoch = self.params.get("steps") or steps / epoch
+        at_once = self.model.steps_per_execution
+        return epoch * math.ceil(by_epoch / at_once), steps
 
     def on_train_batch_end(self, batch, logs=None):
         """Writes histograms every `histogram_steps` batches."""

@@ -427,11 +427,19 @@ def errors_naming(path):
     except OSError as error:
         named = type(error)(
             f"{os.fspath(path)} can't be written. Received: "
-            f"{error.strerror or error}. Free some space, or choose a folder "
-            "that you may write to."
+            f"{error.strerror or error}. {_remedy(error)}"
         )
         named.errno = error.errno
         raise named from error
+
+
+def _remedy(error):
+    """What to do about a file that could not be written."""
+    if isinstance(error, FileNotFoundError):
+        return "Make its folder first, or choose one that exists."
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return "A file has the name of a folder. Choose another."
+    return "Free some space, or choose a folder that you may write to."
 
 
 def _umask():

@@ -95,7 +95,9 @@ def test_training_resumes_after_the_last_whole_epoch(expected, tmp_path):
 
 
 def test_dropout_without_a_seed_goes_on_in_another_process(tmp_path):
-    whole, *_ = train(tmp_path, distiller=make_distiller(dropout=None))
+    whole, *_ = train(
+        tmp_path / "whole", distiller=make_distiller(dropout=None)
+    )
     with pytest.raises(Killed):
         distiller = make_distiller(dropout=None)
         train(tmp_path, StopAt(2), distiller=distiller)

@@ -159,6 +159,54 @@ def test_how_often_keras_writes_leaves_distillation_alone(
         assert [event.step for event in events.Tensors(tag)] == [0, 1]
 
 
+class Kill(keras.callbacks.Callback):
+    """Ends training in the middle of the third epoch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.epoch == 2 and batch > 2:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+@pytest.mark.parametrize("update_freq", ["batch", 3])
+def test_batches_are_counted_on_where_training_resumes(
+    tmp_path, update_freq, at_once
+):
+    x, labels, _ = data(36)
+
+    def run(name, *callbacks):
+        distiller = kd.Distiller(mlp(seed=1), mlp(seed=5))
+        distiller.compile(
+            "sgd", kd.KDPt(), metrics=["accuracy"], steps_per_execution=at_once
+        )
+        callbacks = [
+            kd.callbacks.KDTensorBoard(
+                tmp_path / name, update_freq=update_freq, profile_batch=0
+            ),
+            *callbacks,
+            kd.callbacks.BackupAndRestore(tmp_path / f"{name}-backup"),
+        ]
+        fit(distiller, x, labels, epochs=4, callbacks=callbacks)
+        return read(tmp_path / name / "train")
+
+    expected = run("whole")
+    with pytest.raises(KeyboardInterrupt):
+        run("killed", Kill())
+    found = run("killed")
+    tags = expected.PluginTagToContent("scalars")
+    assert "batch_loss" in tags and "epoch_loss" in tags
+    for tag in tags:
+        steps = [event.step for event in expected.Tensors(tag)]
+        values = dict(zip(steps, tensors(expected, tag), strict=True))
+        steps_found = [event.step for event in found.Tensors(tag)]
+        assert set(steps_found) == set(steps), tag
+        for step, value in zip(steps_found, tensors(found, tag), strict=True):
+            np.testing.assert_allclose(value, values[step], 1e-5, 1e-6)
+
+
 def test_windows_of_several_steps_per_execution(tmp_path):
     x, labels, _ = data(80)
     distiller = kd.Distiller(mlp(seed=1), mlp(seed=5))

@@ -190,6 +190,17 @@ def test_a_keras_whose_lists_of_metrics_hold_none_is_refused(monkeypatch):
         check()
 
 
+def test_a_keras_whose_tensorboard_counts_otherwise_is_refused(monkeypatch):
+    def on_train_begin(self, logs=None):
+        self._global_train_batch = 0
+
+    monkeypatch.setattr(
+        keras.callbacks.TensorBoard, "on_train_begin", on_train_begin
+    )
+    with refused("TensorBoard._previous_epoch_iterations"):
+        check()
+
+
 @pytest.mark.skipif(BACKEND != "jax", reason="JAX keeps values elsewhere")
 def test_a_keras_that_keeps_values_elsewhere_is_refused(monkeypatch):
     def jax_state_sync(self):

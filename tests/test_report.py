@@ -155,6 +155,45 @@ def test_tensorflows_own_errors_name_the_folder(tmp_path):
             raise error
 
 
+@pytest.mark.parametrize("kilobytes", [12, 28])
+def test_events_that_were_not_written_whole_are_said(tmp_path, kilobytes):
+    """TensorFlow says nothing of what its last buffers lose."""
+    resource = pytest.importorskip("resource")
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(OSError, match="logs can't be written.*Free some"):
+        try:
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (kilobytes * 1024, allowed[1])
+            )
+            with events.writing(tmp_path / "logs"):
+                for i in range(6):
+                    text = np.random.default_rng(i).bytes(3000).hex()
+                    tf.summary.text(str(i), text, step=0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+
+
+def test_events_are_written_after_a_fit_that_was_interrupted(tmp_path):
+    """Keras's callback leaves its condition where nothing ends it."""
+    with tf.summary.record_if(lambda: False), events.writing(tmp_path):
+        tf.summary.scalar("kept", 1.0, step=0)
+    (path,) = tmp_path.iterdir()
+    # The first says which version the file is of.
+    assert len(list(tf.data.TFRecordDataset(str(path)))) == 2
+
+
+def test_a_report_in_a_missing_folder_and_at_a_broken_link(
+    diagnosis, one_picture, tmp_path
+):
+    with pytest.raises(FileNotFoundError, match="Make its folder first"):
+        diagnosis.save(tmp_path / "missing" / "report.html")
+    link = tmp_path / "link.html"
+    link.symlink_to(tmp_path / "missing" / "report.html")
+    with pytest.raises(FileExistsError, match="never overwrites"):
+        diagnosis.save(link)
+    assert link.is_symlink()
+
+
 def test_the_home_folder_can_be_written_as_a_tilde(
     diagnosis, one_picture, tmp_path, monkeypatch
 ):

@@ -434,6 +434,18 @@ def set_initial_epoch(model, epoch):
     model._initial_epoch = epoch
 
 
+def set_batches_before(board, executions, steps):
+    """Lets a `TensorBoard` callback count batches on from an earlier `fit`.
+
+    Args:
+        board: a `keras.callbacks.TensorBoard`, in `on_epoch_begin`.
+        executions: how many times it would have been told that a batch ends.
+        steps: how many steps the optimizer has made.
+    """
+    board._global_train_batch = executions
+    board._previous_epoch_iterations = steps
+
+
 def replace_clipping(optimizer, clip):
     """Replaces what an optimizer does to clip gradients.
 
@@ -547,6 +559,10 @@ def check_keras(backend):
     for name in ("_flat_metrics", "_flat_weighted_metrics", "_flatten_y"):
         if name not in used:
             raise _refusal(f"CompileMetrics.{name}")
+    board = keras.callbacks.TensorBoard
+    for name in ("_global_train_batch", "_previous_epoch_iterations"):
+        if name not in board.on_train_begin.__code__.co_names:
+            raise _refusal(f"TensorBoard.{name}")
     if "metrics" not in MetricsList.update_state.__code__.co_names:
         raise _refusal("MetricsList.metrics")
     if backend == "jax":
@@ -592,6 +608,7 @@ __all__ = [
     "replace_clipping",
     "runs_its_graph",
     "runs_kerass_call",
+    "set_batches_before",
     "set_held_value",
     "set_initial_epoch",
     "set_keras_mask",

@@ -23,11 +23,39 @@ def writing(log_dir):
     log_dir = user_path(log_dir, "log_dir")
     with errors_naming(log_dir):
         os.makedirs(log_dir, exist_ok=True)
+        before = _own_files(log_dir)
         try:
             writer = tf.summary.create_file_writer(log_dir)
-            with writer.as_default():
+            # A `fit` that was interrupted leaves Keras's own condition behind.
+            with writer.as_default(), tf.summary.record_if(True):
                 yield
             writer.close()
+            for name in _own_files(log_dir) - before:
+                _check_whole(os.path.join(log_dir, name))
         except tf.errors.OpError as error:
             # TensorFlow gives the operating system's reason as text alone.
             raise OSError(errno.EIO, error.message) from error
+
+
+def _own_files(log_dir):
+    """Names of the event files that this process has written."""
+    ours = f".{os.getpid()}."
+    return {
+        name
+        for name in os.listdir(log_dir)
+        if ".tfevents." in name and ours in name
+    }
+
+
+def _check_whole(path):
+    """Reads an event file, of which a full disk may have taken a part only.
+
+    TensorFlow does not always say so: its buffers are lost without a word.
+
+    Raises:
+        tf.errors.OpError: if a record is not whole.
+    """
+    import tensorflow as tf
+
+    for _ in tf.data.TFRecordDataset(path):
+        pass

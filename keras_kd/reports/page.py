@@ -72,7 +72,7 @@ def check_new(path):
         ValueError: if the path is empty.
     """
     path = user_path(path)
-    if os.path.exists(path):
+    if os.path.lexists(path):  # A link may lead nowhere yet.
         raise FileExistsError(
             f"A report never overwrites a file. Received: {path!r}, which "
             "exists. Choose another name, or remove it first."
