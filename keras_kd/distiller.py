@@ -219,6 +219,9 @@ class Distiller(backend.Trainer):
         if gradient_scale is None:
             gradient_scale = GradientScale()
         self._bins = _Untracked(gradient_scale or None)
+        self._draws = _Draws(
+            lambda: self.random_variables if self.compiled else []
+        )
         self.teacher = teacher
         self._num_shared()
         for role in ("student", "teacher"):
@@ -1220,6 +1223,31 @@ class Distiller(backend.Trainer):
         if teacher is not None:
             config["teacher"] = teacher
         return cls(**config)
+
+
+class _Draws(keras.losses.Loss):
+    """What a Distiller's file holds of its losses' random numbers.
+
+    The losses themselves are not saved where the teacher is. Keras saves what
+    an attribute of this class holds and, unlike a layer, leaves it alone
+    otherwise.
+    """
+
+    def __init__(self, variables):
+        super().__init__(name="draws")
+        # A function: to the Distiller itself Keras would come back for ever.
+        self._variables = variables
+
+    def save_own_variables(self, store):
+        """Called by Keras."""
+        for i, variable in enumerate(self._variables()):
+            store[str(i)] = ops.convert_to_numpy(variable)
+
+    def load_own_variables(self, store):
+        """Called by Keras; a file of an earlier release holds none."""
+        for i, variable in enumerate(self._variables()):
+            if str(i) in store.keys():
+                variable.assign(ops.convert_to_tensor(store[str(i)][()]))
 
 
 def _by_name(method, *args, **kwargs):

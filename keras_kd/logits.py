@@ -641,7 +641,8 @@ def shared_class_count(student, teacher, shared=None, output=None):
         return None
     if shared is True and counts[0] and (counts[1] or teacher is None):
         return min(known)
-    if shared is True or shared != int(shared) or shared < 2:
+    is_number = isinstance(shared, int | float | np.number)
+    if shared is True or not is_number or shared != int(shared) or shared < 2:
         raise ValueError(
             "`shared_classes` is the number of classes, at least 2, that "
             "student and teacher both begin with; True stands for the smaller "

@@ -383,6 +383,29 @@ def test_training_goes_on_after_loading_as_if_uninterrupted(tmp_path):
     )
 
 
+def test_draws_go_on_after_loading_as_if_uninterrupted(tmp_path):
+    """Also in a fresh Distiller that loads the weights alone."""
+
+    def make():
+        loss = kd.KDSampled(k=2, seed=3)
+        return compiled(mlp(seed=1), mlp(seed=5), loss, "sgd", **TRACED)
+
+    x, labels, _ = data()
+    distiller = make()
+    fit(distiller, x, labels)
+    distiller.save(tmp_path / "distiller.keras")
+    distiller.save_weights(tmp_path / "distiller.weights.h5")
+    loaded = keras.models.load_model(tmp_path / "distiller.keras")
+    fresh = make()
+    fresh.load_weights(tmp_path / "distiller.weights.h5")
+    for model in (distiller, loaded, fresh):
+        fit(model, x, labels)
+    for model in (loaded, fresh):
+        assert_same_weights(
+            weights_of(distiller.student), weights_of(model.student), 1e-6
+        )
+
+
 def test_a_saved_distiller_can_leave_the_teacher_out(tmp_path):
     x, labels, _ = data()
     student, teacher = mlp(seed=1), mlp(300, seed=5)

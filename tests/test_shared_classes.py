@@ -210,6 +210,8 @@ def test_a_label_beyond_the_shared_classes_is_refused():
         (8, "Give at most 6"),
         (1, "at least 2"),
         (2.5, "at least 2"),
+        ([0, 1, 2], "at least 2"),
+        ("small", "at least 2"),
     ),
 )
 def test_what_cannot_be_shared_is_refused(shared, words):

@@ -373,8 +373,8 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
     def random_variables(self):
         """Those of the variables that hold the state of random numbers.
 
-        `keras_kd.callbacks.BackupAndRestore` keeps them, so that training that
-        resumes draws what it would have drawn.
+        `keras_kd.callbacks.BackupAndRestore` and a Distiller's file keep them,
+        so that training that resumes draws what it would have drawn.
         """
         return []
 
