@@ -232,6 +232,9 @@ def lack_labels(x, y, output=None, unnamed=None):
 
     Returns:
         A boolean, false where only reading the data would tell.
+
+    Raises:
+        ValueError: for labels that are text.
     """
     spec = getattr(x, "element_spec", None)
     if spec is not None:
@@ -244,7 +247,28 @@ def lack_labels(x, y, output=None, unnamed=None):
         y = y.get(output)
     elif unnamed is not None:
         y = unnamed(y)
-    return LABELS not in as_dict(y)
+    y = as_dict(y)
+    labels = y.get(LABELS)
+    if _are_text(labels):
+        _refuse_text(labels.shape)
+    return LABELS not in y
+
+
+def _are_text(labels):
+    """Whether an array, or the spec of one, is of strings."""
+    dtype = getattr(labels, "dtype", None)
+    name = getattr(dtype, "name", str(dtype))
+    if name == "object" and len(labels):
+        return isinstance(np.asarray(labels).flat[0], str | bytes)
+    return name.startswith(("str", "bytes"))
+
+
+def _refuse_text(shape):
+    raise ValueError(
+        "Labels must be class ids of an integer dtype. Received: strings, of "
+        f"shape {tuple(shape)}. Number the names of the classes, as "
+        "keras.layers.StringLookup does, in the order of the teacher's outputs."
+    )
 
 
 def _are_arrays(x):
@@ -387,16 +411,13 @@ def class_ids(labels, logits_shape):
         )
     if "int" in dtype:
         return ops.cast(labels, _WIDENED.get(dtype, dtype))
+    if dtype == "string":
+        _refuse_text(shape)
     if "float" not in dtype:
         raise ValueError(
             "Labels must be class ids of an integer dtype. Received: labels "
-            f"of shape {shape} and dtype {dtype}. "
-            + (
-                "Number the names of the classes, as keras.layers.StringLookup "
-                "does, in the order of the teacher's outputs."
-                if dtype == "string"
-                else 'Cast class ids with `labels.astype("int32")`.'
-            )
+            f"of shape {shape} and dtype {dtype}. Cast class ids with "
+            '`labels.astype("int32")`.'
         )
     whole = ops.equal(labels, ops.floor(labels))
     # Beyond this a float32 no longer tells whole numbers apart.

@@ -516,19 +516,28 @@ def test_such_labels_in_a_cache_and_a_diagnosis(form, tmp_path):
     np.testing.assert_allclose(found, np.log(p / (1 - p)), 2e-3, 1e-3)
 
 
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ((labels, labels), "tuple of 2 arrays, and one loss"),
-        (np.array(list("abcdefg"))[labels], "Number the names of the classes"),
-    ],
-)
-def test_labels_of_other_kinds_are_refused_in_words(given, words):
+def test_two_labels_for_one_loss_are_refused_in_words():
     distiller = kd.Distiller(mlp())
     distiller.compile("sgd", kd.LabelSmoothing())
-    dataset = tf.data.Dataset.from_tensor_slices((x, given)).batch(8)
-    with pytest.raises(ValueError, match=words):
-        distiller.fit(dataset, verbose=0)
+    dataset = tf.data.Dataset.from_tensor_slices((x, (labels, labels)))
+    with pytest.raises(ValueError, match="tuple of 2 arrays, and one loss"):
+        distiller.fit(dataset.batch(8), verbose=0)
+
+
+@pytest.mark.parametrize("dtype", ["str", "bytes", "object"])
+@pytest.mark.parametrize("form", ["arrays", "tf.data", "validation"])
+def test_names_of_classes_are_refused_in_words(dtype, form):
+    distiller = kd.Distiller(mlp())
+    distiller.compile("sgd", kd.LabelSmoothing())
+    names = np.array(list("abcdefg"), dtype)[labels]
+    with pytest.raises(ValueError, match="Number the names of the classes"):
+        if form == "arrays":
+            distiller.fit(x, names, verbose=0)
+        elif form == "tf.data":
+            dataset = tf.data.Dataset.from_tensor_slices((x, names))
+            distiller.fit(dataset.batch(8), verbose=0)
+        else:
+            distiller.fit(x, labels, validation_data=(x, names), verbose=0)
 
 
 def test_a_list_of_numbers_is_not_labels():
