@@ -72,7 +72,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             arrays, or lists and dicts of these, and change while it trains.
 
     Raises:
-        TypeError: if `delete_checkpoint` is no boolean.
+        TypeError: if `delete_checkpoint` is not a boolean.
         ValueError: for an empty `backup_dir`; at the start of training, if the
             backup is damaged or is that of another model.
         OSError: at the start of training, if another process trains with this

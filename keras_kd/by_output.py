@@ -21,8 +21,8 @@ def by_name(student, argument, entries):
         entries: list with an entry for each output; or anything else.
 
     Returns:
-        A dict by name, or the entry of a student's only output; what is no
-        list, as it is.
+        A dict by name, or the entry of a student's only output; anything but a
+        list as it is.
 
     Raises:
         ValueError: if the list does not fit the outputs.

@@ -288,7 +288,7 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
 
 
 def _check_classes(classes, num_classes=None):
-    """Refuses `similarity_classes` that are none."""
+    """Refuses `similarity_classes` that are not classes."""
     if isinstance(classes, int):
         are_classes, received = classes >= 1, classes
     else:

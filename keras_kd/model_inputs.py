@@ -32,9 +32,8 @@ def inputs_of(model, x, role="model"):
         ValueError: if the dict lacks some of the model's several inputs.
     """
     own = _structure(model)
-    if not (isinstance(x, dict) and isinstance(own, dict)) or set(x) == set(
-        own
-    ):
+    are_named = isinstance(x, dict) and isinstance(own, dict)
+    if not are_named or set(x) == set(own):
         return x
     missing = [
         name for name in own if name not in x and not _is_optional(own[name])
@@ -47,6 +46,20 @@ def inputs_of(model, x, role="model"):
         )
     # A single input can't be taken for another one: Keras takes what is there.
     return x if missing else {name: x.get(name) for name in own}
+
+
+def outputs_of(model, x, role="model"):
+    """What a model gives for a batch, in inference mode.
+
+    Args:
+        model: see `inputs_of`, as the following.
+        x: a batch's inputs, of which it reads its own.
+        role: string.
+
+    Returns:
+        Its outputs.
+    """
+    return model(inputs_of(model, x, role), training=False)
 
 
 def shapes_read(model, x):

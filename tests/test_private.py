@@ -168,25 +168,29 @@ def test_a_keras_whose_metrics_lack_an_attribute_is_refused(monkeypatch):
         check()
 
 
-def test_a_keras_whose_compiled_metrics_lack_one_is_refused(monkeypatch):
-    class CompileMetrics:
-        def update_state(self, y_true, y_pred):
-            return self._flat_metrics, self._flatten_y(y_true)
+class CompileMetrics:
+    def update_state(self, y_true, y_pred):
+        return self._flat_metrics, self._flatten_y(y_true)
 
+
+class MetricsList:
+    def update_state(self, y_true, y_pred):
+        return self.others
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (CompileMetrics, "_flat_weighted_metrics"),
+        (MetricsList, "MetricsList.metrics"),
+    ],
+)
+def test_a_keras_whose_compiled_metrics_lack_one_is_refused(
+    kind, name, monkeypatch
+):
     module = importlib.import_module("keras.src.trainers.compile_utils")
-    monkeypatch.setattr(module, "CompileMetrics", CompileMetrics)
-    with refused("_flat_weighted_metrics"):
-        check()
-
-
-def test_a_keras_whose_lists_of_metrics_hold_none_is_refused(monkeypatch):
-    class MetricsList:
-        def update_state(self, y_true, y_pred):
-            return self.others
-
-    module = importlib.import_module("keras.src.trainers.compile_utils")
-    monkeypatch.setattr(module, "MetricsList", MetricsList)
-    with refused("MetricsList.metrics"):
+    monkeypatch.setattr(module, kind.__name__, kind)
+    with refused(name):
         check()
 
 

@@ -547,36 +547,46 @@ def check_keras(backend):
                 raise _refusal(f"{kind.__name__}.{name}")
     if not hasattr(tensor._keras_history[0], "_inbound_nodes"):
         raise _refusal("Operation._inbound_nodes")
-    # To make a variable would start the backend, which users configure first,
-    # and metrics have some.
-    if "_value" not in keras.Variable.value.fget.__code__.co_names:
-        raise _refusal("Variable._value")
-    metric = keras.metrics.MeanMetricWrapper
-    for name in ("_fn", "_fn_kwargs"):
-        if name not in metric.update_state.__code__.co_names:
-            raise _refusal(f"MeanMetricWrapper.{name}")
-    used = CompileMetrics.update_state.__code__.co_names
-    for name in ("_flat_metrics", "_flat_weighted_metrics", "_flatten_y"):
-        if name not in used:
-            raise _refusal(f"CompileMetrics.{name}")
-    board = keras.callbacks.TensorBoard
-    for name in ("_global_train_batch", "_previous_epoch_iterations"):
-        if name not in board.on_train_begin.__code__.co_names:
-            raise _refusal(f"TensorBoard.{name}")
-    if "metrics" not in MetricsList.update_state.__code__.co_names:
-        raise _refusal("MetricsList.metrics")
+    for function, name, attributes in _uses(backend):
+        for attribute in attributes:
+            if attribute not in function.__code__.co_names:
+                raise _refusal(f"{name}.{attribute}")
+
+
+def _uses(backend):
+    """Functions of Keras, and the attributes of a class that they must use.
+
+    For what only an object has: to make a variable would start the backend,
+    which users configure first, and metrics have some.
+    """
+    uses = [
+        (keras.Variable.value.fget, "Variable", ("_value",)),
+        (
+            keras.metrics.MeanMetricWrapper.update_state,
+            "MeanMetricWrapper",
+            ("_fn", "_fn_kwargs"),
+        ),
+        (
+            CompileMetrics.update_state,
+            "CompileMetrics",
+            ("_flat_metrics", "_flat_weighted_metrics", "_flatten_y"),
+        ),
+        (MetricsList.update_state, "MetricsList", ("metrics",)),
+        (
+            keras.callbacks.TensorBoard.on_train_begin,
+            "TensorBoard",
+            ("_global_train_batch", "_previous_epoch_iterations"),
+        ),
+    ]
     if backend == "jax":
-        used = keras.Model.jax_state_sync.__code__
-        names = {*used.co_names, *used.co_consts}
-        for name in ("_jax_state", "_jax_state_synced"):
-            if name not in names:
-                raise _refusal(f"Model.{name}")
+        held = ("_jax_state", "_jax_state_synced")
+        uses.append((keras.Model.jax_state_sync, "Model", held))
     if backend == "tensorflow":
         from keras.src.backend.tensorflow.trainer import TFEpochIterator
 
-        names = TFEpochIterator.__init__.__code__.co_names
-        if "_distributed_dataset" not in names:
-            raise _refusal("TFEpochIterator._distributed_dataset")
+        init = TFEpochIterator.__init__
+        uses.append((init, "TFEpochIterator", ("_distributed_dataset",)))
+    return uses
 
 
 __all__ = [

@@ -10,7 +10,7 @@ from keras_kd.chunks import are_many, most_tokens
 from keras_kd.data import take
 from keras_kd.logit_split import split_or_none
 from keras_kd.logits import with_finite_ruled_out
-from keras_kd.model_inputs import inputs_of
+from keras_kd.model_inputs import outputs_of
 from keras_kd.preprocessing import Preprocessing
 from keras_kd.states import all_variables, assign_states, read_states
 
@@ -77,10 +77,7 @@ class TeacherPass:
     def _compile_step(self):
         return self._compiled(
             lambda x, ids: self._encode(
-                self.teacher(
-                    inputs_of(self.teacher, x, "teacher"), training=False
-                ),
-                ids,
+                outputs_of(self.teacher, x, "teacher"), ids
             )
         )
 
@@ -163,11 +160,7 @@ class TeacherPass:
             outputs = split.outputs(features, split.layer.weights())
             return self._encode(outputs, split.with_axes(ids))
 
-        body = self._compiled(
-            lambda x: split.body(
-                inputs_of(split.body, x, "teacher"), training=False
-            )
-        )
+        body = self._compiled(lambda x: outputs_of(split.body, x, "teacher"))
         chunk = self._compiled(encode)
         size = most_tokens(self.classes) * self._replicas
 

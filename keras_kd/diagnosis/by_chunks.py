@@ -14,7 +14,7 @@ from keras_kd.backend import private
 from keras_kd.chunks import most_tokens
 from keras_kd.diagnosis import examples
 from keras_kd.logit_split import split_or_none
-from keras_kd.model_inputs import inputs_of
+from keras_kd.model_inputs import outputs_of
 from keras_kd.states import num_rows
 
 # What is told of each example.
@@ -82,10 +82,7 @@ class _ByChunks:
 
     def _read_batch(self, x, labels, counted):
         """All that a chunk is cut from, a dict of [examples, ...]."""
-        found = [
-            split.body(inputs_of(split.body, x), training=False)
-            for split in self._splits
-        ]
+        found = [outputs_of(split.body, x) for split in self._splits]
         counted, bad_inputs = examples.known_before(x, None, labels, counted)
         rows = {
             "features": [ops.reshape(f, (-1, f.shape[-1])) for f in found],

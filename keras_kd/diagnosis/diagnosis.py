@@ -18,7 +18,7 @@ from keras_kd.diagnosis.initialised import untrained_layers
 from keras_kd.diagnosis.inputs import Inputs
 from keras_kd.diagnosis.survey import Survey, not_finite_weights
 from keras_kd.logits import LogitReader, check_model, class_count_message
-from keras_kd.model_inputs import check_order, inputs_of
+from keras_kd.model_inputs import check_order, outputs_of
 from keras_kd.similarity import logit_weights
 from keras_kd.states import reset_states
 
@@ -389,8 +389,7 @@ def _output_shape(reader, data):
     outputs = getattr(reader.model, "outputs", None)
     if not outputs:
         x = data.input_specs(reader.model)
-        read = inputs_of(reader.model, x, reader.role)
-        outputs = reader.model(read, training=False)
+        outputs = outputs_of(reader.model, x, reader.role)
     return tuple(reader.single(outputs).shape)
 
 

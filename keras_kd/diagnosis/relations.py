@@ -16,9 +16,9 @@ _MOST_GROUPS = 4096
 _FEWEST_OTHERS = 5
 # A class this likely competes with the label.
 _STRONG = 0.25
-# A class whose logit is so far below the largest is ruled out, as those are
-# that a vocabulary is filled up with, or that are no legal move: by -1e4 or
-# less, which says nothing of the scale of logits.
+# A class whose logit is so far below the largest is ruled out, as padding of a
+# vocabulary and illegal moves are, by -1e4 or less. That says nothing of the
+# scale of the other logits.
 _RULED_OUT_BELOW = 5e3
 
 
@@ -209,8 +209,8 @@ def _by_rank(is_other, known, centred, mean, has_mean, probabilities):
 
     `relation_by_rank` holds the number of examples and sums of u, m, u²,
     m² and u·m, with u the example's log-probability of the class at that
-    rank and m its mean over the others. Neither the label has a part in it, nor
-    a class that is ruled out.
+    rank and m its mean over the others. The label and classes that are ruled
+    out are left out.
     """
     # Unlike `top_k`, in the same order on all backends where two are equal.
     order = ops.argsort(-probabilities, axis=-1)

@@ -28,7 +28,7 @@ from keras_kd.diagnosis.bins import (
 )
 from keras_kd.diagnosis.relations import Relations, as_number
 from keras_kd.diagnosis.samples import Samples
-from keras_kd.model_inputs import inputs_of
+from keras_kd.model_inputs import outputs_of
 from keras_kd.softmax import label_softmax
 from keras_kd.states import all_variables
 
@@ -245,8 +245,7 @@ class Survey:
             Dict of tensors by name.
         """
         outputs = [
-            each.model(inputs_of(each.model, x, each.role), training=False)
-            for each in self.readers
+            outputs_of(each.model, x, each.role) for each in self.readers
         ]
         mask = private.get_keras_mask(self.teacher.single(outputs[0]))
         counted, bad_inputs = examples.known_before(x, mask, labels, counted)

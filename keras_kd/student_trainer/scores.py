@@ -7,7 +7,7 @@ from keras import ops
 from keras_kd import data as any_data
 from keras_kd import distribution, preprocessing
 from keras_kd.backend.private import compiled_metrics, values_of_examples
-from keras_kd.model_inputs import inputs_of
+from keras_kd.model_inputs import outputs_of
 from keras_kd.similarity import class_similarity, logit_weights
 from keras_kd.states import reset_states
 
@@ -83,8 +83,7 @@ def _totals(distiller, data, batch_size, function):
             if prepare.is_needed:
                 batch = prepare.on_batch(*batch)
             x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
-            read = inputs_of(student, x, "student")
-            outputs = student(read, training=False)
+            outputs = outputs_of(student, x, "student")
             (head,) = distiller.heads
             settled = distiller.settle(y, outputs, weight)[head.name]
             if function is None:
