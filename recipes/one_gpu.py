@@ -25,11 +25,11 @@ import click
 import keras
 import numpy as np
 from data import text
-from study import attribution
 from study import methods as arguments
 from study.gpu_images import Images
 from study.gpu_texts import Texts
 from study.messages import errors_as_messages
+from study.run_folder import save_report
 
 import keras_kd as kd
 from keras_kd import files
@@ -199,7 +199,7 @@ def _run(students, folder, methods, seeds, part, prepare):
     elif part is None:
         found = kd.attribute(students, seeds, methods, folder / "attribution")
         click.echo(f"\n{found}\n")
-        attribution.save(found, folder, "attribution")
+        save_report(found, folder, "attribution")
         files.write_json(folder / "study.json", _rows(found, students))
     else:
         number, of = part

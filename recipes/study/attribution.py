@@ -11,6 +11,7 @@ import click
 import keras_kd as kd
 from study.methods import METHODS, PLAIN
 from study.options import given_options
+from study.run_folder import save_report
 
 
 def attribute(study, names):
@@ -48,7 +49,7 @@ def attribute(study, names):
     )
     click.echo(f"\n{attribution}\n")
     attribution.to_tensorboard(study.run.tensorboard)
-    save(attribution, study.run.folder, "attribution")
+    save_report(attribution, study.run.folder, "attribution")
     study.run.echo_tensorboard()
 
 
@@ -64,7 +65,7 @@ def diagnose(study, trainer):
     diagnosis = trainer.diagnosis()
     click.echo(f"\n{diagnosis}\n")
     diagnosis.to_tensorboard(study.run.tensorboard / "diagnosis")
-    save(diagnosis, study.run.folder, "diagnosis")
+    save_report(diagnosis, study.run.folder, "diagnosis")
 
 
 def methods_of(losses):
@@ -82,19 +83,3 @@ def methods_of(losses):
 def are_named():
     """Whether the user named the losses."""
     return "losses" in given_options()
-
-
-def save(report, folder, name):
-    """Saves a report beside those of earlier calls.
-
-    Args:
-        report: what has a method `save`.
-        folder: path.
-        name: of the file, without its ending.
-    """
-    number, path = 1, folder / f"{name}.html"
-    while path.exists():
-        number += 1
-        path = folder / f"{name}-{number}.html"
-    report.save(path)
-    click.echo(f"Report: {path}")

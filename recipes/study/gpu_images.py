@@ -123,12 +123,13 @@ class Images(Students):
 
         outputs = Outputs(teacher, gaps, draw)
         count, batch = len(self.labels), _divisor(len(self.labels), 2000)
-        found = []
-        for view in range(self.options["views"]):
+        found, views = [], self.options["views"]
+        for view in range(views):
             positions = np.arange(count).reshape(-1, batch)
             index = np.insert(positions, 0, view, axis=1).astype("int32")
             each = np.asarray(outputs(self.arrays, index))
             found.append(each.reshape(count, -1))
+            print(f"teacher, view {view + 1} of {views}", flush=True)
         return np.stack(found)
 
     def _of_halves(self, on_its_own):

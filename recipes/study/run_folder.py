@@ -321,3 +321,19 @@ def load_model(path, option="--teacher"):
 def _sha256(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_report(report, folder, name):
+    """Saves a report beside those of earlier calls.
+
+    Args:
+        report: what has a method `save`.
+        folder: path.
+        name: of the file, without its ending.
+    """
+    number, path = 1, folder / f"{name}.html"
+    while path.exists():
+        number += 1
+        path = folder / f"{name}-{number}.html"
+    report.save(path)
+    click.echo(f"Report: {path}")

@@ -11,6 +11,7 @@ from keras_kd.tuning.outcome import DEFAULT_KD
 from keras_kd.tuning.spaces import BASELINES, SPACES
 from study import attribution
 from study.options import STUDENT_BUDGET
+from study.run_folder import save_report
 
 # Learning rates are searched from so much below the recipe's to so much above.
 _FACTOR = 4
@@ -48,7 +49,7 @@ def tune(study, losses):
     )
     click.echo(f"\n{tuning}\n")
     tuning.to_tensorboard(study.run.tensorboard)
-    attribution.save(tuning, study.run.folder, "tuning")
+    save_report(tuning, study.run.folder, "tuning")
     study.run.echo_tensorboard()
 
 
