@@ -7,10 +7,10 @@
 
 Only the first needs TensorFlow. Every student is trained by the Distiller's own
 step, of which an epoch is one compiled program, and the teacher of images runs
-once over the views that all students see. A killed study resumes after its last
-student. Small networks leave a GPU idle, so several processes may share the
-students of one study: `--part 1/4` to `--part 4/4`, after `--prepare`. The same
-command without `--part` then makes the report.
+once over the views that all students see. A killed study resumes after the last
+epoch of each student. Small networks leave a GPU idle, so several processes can
+share a study's students: `--part 1/4` to `--part 4/4`, after `--prepare`. The
+same command without `--part` then makes the report.
 """
 
 import os

@@ -25,7 +25,6 @@ from study.epoch_program import (
 from study.gpu_students import (
     WITHOUT_TEACHER,
     Students,
-    append_epoch,
     bins_for,
     digest,
     histogram,
@@ -48,6 +47,7 @@ class Images(Students):
     """
 
     metric, heading, scale = "accuracy", "top-1 %", 100
+    validated = "accuracy"
     methods = (
         *DEFAULT_METHODS,
         "dkd",
@@ -149,6 +149,7 @@ class Images(Students):
             keras.utils.set_random_seed(1000 + half)
             of_half = np.arange(half, len(self.labels), 2)
             student, history = self._train(
+                f"half-{half}",
                 PLAIN,
                 of_half,
                 2 * self.options["epochs"],
@@ -167,6 +168,7 @@ class Images(Students):
         keras.utils.set_random_seed(seed)
         positions = np.arange(len(self.labels))
         distiller, history = self._train(
+            f"{method}-{seed}",
             method,
             positions,
             self.options["epochs"],
@@ -182,7 +184,7 @@ class Images(Students):
             **histogram(history),
         }
 
-    def _train(self, method, positions, epochs, seed, depth):
+    def _train(self, name, method, positions, epochs, seed, depth):
         """A student trained on some images, in its Distiller; its history."""
         options, batch_size = self.options, self.options["batch_size"]
         base = method.removesuffix(SEEN).removesuffix(HELD_OUT)
@@ -225,19 +227,15 @@ class Images(Students):
             self._draw(logits is not None),
             np.arange(batch_size, dtype="int32"),
         )
-        history = {}
-        for epoch in range(epochs):
-            view = epoch % options["views"]
-            chosen = positions[next(order)].astype("int32")
-            logs = program.train(view, chosen)
-            logs["val_accuracy"] = float(self._right(student).mean())
-            append_epoch(history, logs, distiller)
-            print(
-                f"{method}, seed {seed}, epoch {epoch + 1}: test accuracy "
-                f"{logs['val_accuracy']:.4f}",
-                flush=True,
-            )
-        return distiller, history
+        inputs = (
+            (epoch % options["views"], positions[chosen].astype("int32"))
+            for epoch, chosen in enumerate(order)
+        )
+        return distiller, self.train_epochs(name, program, epochs, inputs)
+
+    def validate(self, model):
+        """The share of the test images that it has right."""
+        return float(self._right(model).mean())
 
     def _draw(self, with_teacher):
         def draw(arrays, view, positions):

@@ -4,7 +4,9 @@ On the JAX backend alone; see `one_gpu.py`.
 """
 
 import hashlib
+import itertools
 
+import keras
 import numpy as np
 
 import keras_kd as kd
@@ -18,7 +20,8 @@ class Students:
     """Trains students of one study, as `kd.attribute` takes it.
 
     A subclass has the name of its `metric`, and what it is called in a table,
-    `heading`, where it is multiplied by `scale`.
+    `heading`, where it is multiplied by `scale`; and the name of what it
+    `validate`s after each epoch, `validated`.
 
     Args:
         folder: path of the study, for what its processes share.
@@ -56,6 +59,46 @@ class Students:
         """The results of a student; see `kd.attribute`."""
         raise NotImplementedError
 
+    def validate(self, model):
+        """What a model reaches after an epoch, a float."""
+        raise NotImplementedError
+
+    def train_epochs(self, name, program, epochs, inputs):
+        """Trains a network, from where a killed process left it.
+
+        Args:
+            name: of the network, its own in the study.
+            program: its `EpochProgram`.
+            epochs: integer.
+            inputs: iterator over what the program's `train` takes, by epoch.
+
+        Returns:
+            Dict of lists by name, over all epochs.
+        """
+        distiller, history = program.distiller, keras.callbacks.History()
+        backup = kd.callbacks.BackupAndRestore(
+            self.shared / f"{name}-backup", callbacks=[history]
+        )
+        done = backup.epochs_done()
+        for callback in (history, backup):
+            callback.set_model(distiller)
+            callback.set_params({"epochs": epochs})
+            callback.on_train_begin()
+        left = itertools.islice(enumerate(inputs), done, epochs)
+        for epoch, given in left:
+            backup.on_epoch_begin(epoch)
+            logs = program.train(*given)
+            reached = self.validate(distiller.student)
+            logs[f"val_{self.validated}"] = reached
+            history.on_epoch_end(epoch, logs | _counts(distiller))
+            backup.on_epoch_end(epoch)
+            print(
+                f"{name}, epoch {epoch + 1}: {self.validated} {reached:.4f}",
+                flush=True,
+            )
+        backup.on_train_end()
+        return history.history
+
     def kept(self, name, make):
         """An array that all processes share, from its file once it is made."""
         path = self.shared / f"{name}.npy"
@@ -74,27 +117,11 @@ def bins_for(method):
     return False if method == PLAIN else None
 
 
-def append_epoch(history, logs, distiller):
-    """Adds an epoch to a history, with its histogram of w.
-
-    Args:
-        history: dict of lists by name.
-        logs: dict of the epoch's numbers by name.
-        distiller: the `Distiller` that was trained.
-    """
-    for name, value in logs.items():
-        history.setdefault(name, []).append(value)
-    scale = distiller.gradient_scales.get("all")
-    if scale is not None:
-        counts = np.asarray(scale.summary()["histogram"], "float64")
-        history.setdefault("counts", []).append(np.round(counts, 3).tolist())
-
-
 def histogram(history):
     """Takes the histogram of w out of a history, as `kd.attribute` knows it.
 
     Args:
-        history: what `append_epoch` made.
+        history: what `Students.train_epochs` returned.
 
     Returns:
         A dict, empty if there is none.
@@ -104,6 +131,15 @@ def histogram(history):
         return {}
     edges = kd.metrics.bin_edges().tolist()
     return {"gradient_scale": {"edges": edges, "counts": counts}}
+
+
+def _counts(distiller):
+    """The histogram of w of an epoch, empty if there is none."""
+    scale = distiller.gradient_scales.get("all")
+    if scale is None:
+        return {}
+    counts = np.asarray(scale.summary()["histogram"], "float64")
+    return {"counts": np.round(counts, 3).tolist()}
 
 
 def digest(arrays):

@@ -1,6 +1,7 @@
 """LSTM language models whose texts are in a GPU's memory."""
 
 import functools
+import itertools
 import time
 
 import jax
@@ -21,7 +22,6 @@ from study.epoch_program import EpochProgram, Outputs
 from study.gpu_students import (
     WITHOUT_TEACHER,
     Students,
-    append_epoch,
     bins_for,
     digest,
     histogram,
@@ -38,6 +38,7 @@ class Texts(Students):
     """
 
     metric, heading, scale = "test_perplexity", "test perplexity", 1
+    validated = "perplexity"
     higher_is_better = False
     methods = (
         PLAIN,
@@ -72,7 +73,7 @@ class Texts(Students):
             keras.utils.set_random_seed(0)
             model = self._build("teacher")
             began = time.perf_counter()
-            history = self._train(model, None, PLAIN, "teacher")
+            history = self._train("teacher", model, None, PLAIN, "teacher")
             history["seconds"] = round(time.perf_counter() - began, 1)
             history["test_perplexity"] = self._perplexity(model, "test")[0]
             self.shared.mkdir(parents=True, exist_ok=True)
@@ -90,7 +91,9 @@ class Texts(Students):
         keras.utils.set_random_seed(seed)
         student = self._build("student")
         teacher = None if method in WITHOUT_TEACHER else self.teacher
-        history = self._train(student, teacher, method, "student")
+        history = self._train(
+            f"{method}-{seed}", student, teacher, method, "student"
+        )
         valid, _ = self._perplexity(student, "valid")
         test, rows = self._perplexity(student, "test")
         return {
@@ -113,7 +116,7 @@ class Texts(Students):
             name=role,
         )
 
-    def _train(self, model, teacher, method, role):
+    def _train(self, name, model, teacher, method, role):
         """Trains a model, teachers too, and returns its history."""
         options, data = self.options, self.data["train"]
         prefix = "teacher_" if role == "teacher" else ""
@@ -139,17 +142,12 @@ class Texts(Students):
 
         order = np.arange(batches, dtype="int32")
         program = EpochProgram(distiller, data, draw, order[0])
-        history = {}
-        for epoch in range(epochs):
-            logs = program.train(epoch, order)
-            logs["val_perplexity"] = self._perplexity(model, "valid")[0]
-            append_epoch(history, logs, distiller)
-            print(
-                f"{method} {role}, epoch {epoch + 1}: valid perplexity "
-                f"{logs['val_perplexity']:.2f}",
-                flush=True,
-            )
-        return history
+        inputs = itertools.repeat((0, order))
+        return self.train_epochs(name, program, epochs, inputs)
+
+    def validate(self, model):
+        """Perplexity of the validation text."""
+        return self._perplexity(model, "valid")[0]
 
     def _perplexity(self, model, part):
         """A text's perplexity, and the losses of its rows whose mean it is."""

@@ -204,6 +204,19 @@ def run(*arguments):
     return result.output
 
 
+def small_texts(folder):
+    """Options of language models of 8 words that are written to a folder."""
+    rng = np.random.default_rng(0)
+    for part in ("train", "valid", "test"):
+        words = " ".join(f"w{i}" for i in rng.integers(0, 9, 130))
+        (folder / f"{part}.txt").write_text(f"{words}\n")
+    return (
+        *("--data-dir", folder, "--vocabulary", 8, "--learning-rate", 1),
+        *("--teacher-units", 4, "--student-units", 4, "--teacher-epochs", 1),
+        *("--batch-size", 4, "--time-steps", 5),
+    )
+
+
 def refusal(*arguments):
     result = CliRunner().invoke(one_gpu.main, [str(a) for a in arguments])
     assert result.exit_code
@@ -239,7 +252,7 @@ def test_parts_of_a_study_make_its_report(images, tmp_path):
     # Students in turn: of each seed both methods.
     first, second = (run(*arguments, "--part", f"{i}/3") for i in (1, 2))
     assert "plain, seed 0: " in first and "kd_held_out, seed 1: " in first
-    assert "kd_held_out, seed 0, epoch 2: test accuracy" in second
+    assert "kd_held_out-0, epoch 2: accuracy 0." in second
     assert "plain, seed 1: " in run(*arguments, "--part", "3/3")
     trained = sorted(
         path.stat().st_mtime_ns for path in tmp_path.glob("attribution/run-*")
@@ -257,6 +270,46 @@ def test_parts_of_a_study_make_its_report(images, tmp_path):
             found = json.loads(path.read_text())["results"]["examples"]
             assert score == pytest.approx(100 * np.mean(found), abs=1e-3)
     _check_halves(images, tmp_path)
+
+
+@pytest.mark.parametrize("command", ["cifar100", "ptb"])
+def test_a_killed_student_is_that_of_an_undisturbed_run(
+    command, images, tmp_path, monkeypatch
+):
+    options = ["--method", "plain", "--method", "kd_pt"]
+    options += ["--seeds", 2, "--epochs", 3]
+    if command == "ptb":
+        options += small_texts(tmp_path)
+    else:
+        options += ["--data", images / "cifar100.npz", "--batch-size", 16]
+        options += ["--teacher", images / "teacher.keras", "--depth", 8]
+    undisturbed, killed = (
+        [command, tmp_path / name, *options] for name in ("whole", "killed")
+    )
+    for arguments in (undisturbed, killed):
+        run(*arguments, "--prepare")
+    run(*undisturbed, "--part", "2/4")
+    train, epochs = EpochProgram.train, []
+
+    def train_until_killed(self, *given):
+        epochs.append(given)
+        if len(epochs) == 3:
+            raise SystemExit(9)
+        return train(self, *given)
+
+    monkeypatch.setattr(EpochProgram, "train", train_until_killed)
+    refusal(*killed, "--part", "2/4")
+    assert "kd_pt-0, epoch 3: " in run(*killed, "--part", "2/4")
+    assert len(epochs) == 4
+    expected, found = (
+        json.loads((folder / "attribution" / "run-kd_pt-0.json").read_text())[
+            "results"
+        ]
+        for _, folder, *_ in (undisturbed, killed)
+    )
+    assert len(expected["history"]["loss"]) == 3
+    assert found == expected
+    assert not list(tmp_path.glob("killed/shared/*-backup"))
 
 
 def test_all_networks_but_the_teacher_have_the_dtype(images, tmp_path):
@@ -304,17 +357,10 @@ def _check_halves(images, folder):
 
 
 def test_perplexities_are_those_of_the_whole_text(tmp_path):
-    rng = np.random.default_rng(0)
-    for part in ("train", "valid", "test"):
-        words = " ".join(f"w{i}" for i in rng.integers(0, 9, 130))
-        (tmp_path / f"{part}.txt").write_text(f"{words}\n")
     folder = tmp_path / "study"
     run(
-        *("ptb", folder, "--data-dir", tmp_path, "--vocabulary", 8),
-        *("--teacher-units", 4, "--student-units", 4, "--teacher-epochs", 1),
-        *("--epochs", 2, "--batch-size", 4, "--time-steps", 5),
-        *("--learning-rate", 1, "--seeds", 2),
-        *("--method", "plain", "--method", "kd"),
+        *("ptb", folder, *small_texts(tmp_path), "--epochs", 2),
+        *("--seeds", 2, "--method", "plain", "--method", "kd"),
     )
     teacher = keras.models.load_model(folder / "shared" / "teacher.keras")
     about = json.loads((folder / "shared" / "teacher.json").read_text())
