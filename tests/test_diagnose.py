@@ -215,7 +215,7 @@ def test_class_relations(case):
     close(numbers["logit_margin"], (label_logits - mean_others).mean())
 
 
-@pytest.mark.parametrize("value", [-1e4, -1e9, -np.inf])
+@pytest.mark.parametrize("value", [-120, -1e3, -5e3, -1e4, -1e9, -np.inf])
 def test_classes_that_are_ruled_out_say_nothing_of_the_scale(value):
     """Two more than there are labels, as a vocabulary is filled up."""
     x, _, _ = data(EXAMPLES, seed=3)

@@ -434,7 +434,46 @@ def test_logits_as_no_training_makes_them_are_of_inputs_on_another_scale():
     logits, labels = knowing()
     (problem,) = found(255 * logits, logits.argmax(-1))
     assert problem.code == "wrong_inputs"
-    assert "logits" in problem.summary
+    assert "the label's logit" in problem.summary
+
+
+def ruled_out(logits, labels, share, value):
+    """Other classes in each example, drawn, get a constant added."""
+    is_out = np.random.default_rng(1).random(logits.shape) < share
+    is_out[np.arange(len(labels)), labels] = False
+    return np.where(is_out, logits + value, logits).astype("float32")
+
+
+@pytest.mark.parametrize("value", [-120, -1e3, -1e9])
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_classes_ruled_out_by_example_are_not_inputs_on_another_scale(
+    share, value
+):
+    """In 3 of 10 examples a share of 0.9 leaves the label alone."""
+    logits, labels = knowing()
+    problems = found(ruled_out(logits, labels, share, value), labels)
+    # Without wrong answers to choose from it is sure, as it should be.
+    expected = set() if share == 0.5 else {"over_confident"}
+    assert {each.code for each in problems} == expected
+
+
+def test_log_probabilities_with_a_floor_are_not_accused():
+    logits, labels = knowing()
+    p = np.maximum(reference.softmax(logits), 1e-7)
+    assert not found(np.log(p).astype("float32"), labels)
+
+
+def test_a_temperature_in_the_logits_is_a_matter_of_confidence():
+    """The same knowledge, said with too little or too much certainty."""
+    logits, labels = knowing()
+    kwargs = {"loss": kd.KD(temperature=0.5)}
+    diagnosis = kd.diagnose(
+        passing_through(), batched(logits / 4, labels), **kwargs
+    )
+    codes = [each.code for each in diagnosis.findings]
+    assert "under_confident" in codes and not diagnosis.problems
+    codes = {each.code for each in found(20 * logits, labels)}
+    assert "over_confident" in codes and "wrong_inputs" not in codes
 
 
 def test_forms_keep_token_ids_in_the_vocabulary():

@@ -318,18 +318,29 @@ def over_confident(numbers):
 
 
 def weak_teacher(numbers):
-    """A teacher that knows little about the labels."""
-    tokens = numbers["data"]["tokens"]
-    if numbers["teacher"]["skill"] >= _LEAST_SKILL[tokens]:
+    """A teacher that knows little about the labels.
+
+    One that is right and says too little of it, as where a temperature has
+    divided its logits, knows more than its probabilities tell.
+    """
+    least = _LEAST_SKILL[numbers["data"]["tokens"]]
+    is_right = numbers["agreement"]["above_chance"] >= least
+    if numbers["teacher"]["skill"] >= least or (
+        is_right and _is_modest(numbers)
+    ):
         return None
     return knows_little(numbers)
+
+
+def _is_modest(numbers):
+    """Whether a teacher is far less sure than it is right."""
+    return confidence_gap(numbers) <= -_OVER_CONFIDENT_GAP
 
 
 def knows_little(numbers):
     """The finding about a teacher that knows little, however it comes."""
     # One whose confidence is right may know all that can be known.
-    is_modest = confidence_gap(numbers) <= -_OVER_CONFIDENT_GAP
-    if knows_the_odds(numbers) and not is_modest:
+    if knows_the_odds(numbers) and not _is_modest(numbers):
         return _hard_task(numbers)
     return _weak_teacher(numbers)
 

@@ -14,6 +14,7 @@ from keras_kd.diagnosis.measures import (
     confidence_gap,
     knows_the_odds,
 )
+from keras_kd.diagnosis.relations import FAR_AHEAD
 
 # A teacher is looked at more closely if so much less is right than it believes,
 _SUSPECT_GAP = 0.1
@@ -28,9 +29,9 @@ _STRANGE_SCALE = 2.0
 NEAR_CHANCE = 0.1
 # Above this it is used as it was trained, as far as predictions can tell.
 _POOR = 0.5
-# Cross-entropy has no gradient left where the label's logit is this far above
-# the others; memorised training data end at 15 to 40.
-_STRANGE_MARGIN = 100
+# In so many examples the label's logit is further above every other than
+# training puts it. Where a rule leaves one class, that is in some alone.
+_STRANGE_SHARE = 0.5
 # With strange inputs, below this it misses what it would know.
 _MISSING = 0.75
 # A gain in accuracy that counts, and in how many standard errors.
@@ -531,17 +532,19 @@ def inputs_too_large(numbers):
     inputs and predicts the same.
     """
     relations, inputs = numbers["class_relations"], numbers["inputs"]
-    if relations is None or relations["logit_margin"] < _STRANGE_MARGIN:
+    if relations is None or relations["far_ahead_share"] < _STRANGE_SHARE:
         return None
     looks = inputs["looks"] if inputs else {}
     return Finding(
         "wrong_inputs",
         PROBLEM,
         "The inputs are on another scale than those the teacher was trained "
-        f"on: the labels' logits are {relations['logit_margin']:.0f} above the "
-        "others, where training stops long before 100. "
-        + _looks_in_words(looks),
-        _evidence(numbers, logit_margin=relations["logit_margin"], **looks),
+        f"on: in {relations['far_ahead_share']:.0%} of the examples the "
+        f"label's logit is more than {FAR_AHEAD} above every other, where "
+        "training stops long before. " + _looks_in_words(looks),
+        _evidence(
+            numbers, far_ahead_share=relations["far_ahead_share"], **looks
+        ),
         "Its soft targets are all but one-hot: nothing of its confidence and "
         "of its class relations is left.",
         "Give the teacher inputs in the range that it was trained on, such as "

@@ -24,8 +24,8 @@ def under_confident(numbers):
         f"confidence only {teacher['confidence']:.1%}.",
         {k: teacher[k] for k in ("accuracy", "confidence")},
         "All examples are turned down alike, as by a lower weight. Noisy "
-        "labels, mixup, strong regularisation and stopping early have this "
-        "effect.",
+        "labels, mixup, strong regularisation, stopping early and logits "
+        "divided by a temperature have this effect.",
         "A temperature below 1 restores the confidence.",
     )
 

@@ -187,9 +187,11 @@ def relation_numbers(totals, num_classes, temperature):
         - totals["off_label_entropy"] / sampled,
         "relation": _divergence(totals["relations"], by_label),
         "permuted": _divergence(totals["control"], by_group),
-        # In logits: the label above the others' mean, and the deviation of
-        # those beyond a quarter of the classes.
+        # In logits: the label above the others' mean; how often it is above
+        # each of them as training never puts it; and the deviation of those
+        # beyond a quarter of the classes.
         "logit_margin": margin,
+        "far_ahead_share": totals["far_ahead"] / sampled,
         "tail_spread": temperature * tail["deviation_beyond_quarter"],
         "strong_competitor_share": strong / max(totals["placed"], 1),
         "strong_competitor_place": place / strong if strong else None,

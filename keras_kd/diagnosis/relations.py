@@ -16,10 +16,13 @@ _MOST_GROUPS = 4096
 _FEWEST_OTHERS = 5
 # A class this likely competes with the label.
 _STRONG = 0.25
+# Cross-entropy has no gradient left where the label's logit is this far above
+# every other; memorised training data end at 15 to 40.
+FAR_AHEAD = 100
 # A class whose logit is so far below the largest is ruled out, as padding of a
-# vocabulary and illegal moves are, by -1e4 or less. That says nothing of the
-# scale of the other logits.
-_RULED_OUT_BELOW = 5e3
+# vocabulary and illegal moves are, by adding -100, -1e4 or -inf. That says
+# nothing of the scale of the other logits.
+_RULED_OUT_BELOW = 75
 
 
 class Relations:
@@ -120,10 +123,14 @@ class Relations:
         label_logit = backend.take_classes(logits, at_label)[:, 0]
         mean_other = ops.sum(ops.where(is_other, logits, 0.0), axis=-1)
         mean_other = mean_other / others[:, 0]
+        best_other = ops.max(ops.where(is_label, -1e30, logits), axis=-1)
         mean, has_mean = self._mean_of_others(labels, known, centred)
         return {
             "off_label_entropy": -_sum(keep, ops.sum(p * log_p, axis=-1)),
             "logit_margin": _sum(keep, label_logit - mean_other),
+            "far_ahead": _sum(
+                keep, as_number(label_logit - best_other > FAR_AHEAD)
+            ),
             "ranked": ops.sum(known),
             **_by_rank(
                 is_other,
@@ -180,7 +187,8 @@ class Relations:
         below = (mean < backend.take_classes(mean, likeliest)) & is_other
         others = ops.sum(as_number(is_other), axis=-1) - 1
         place = ops.sum(as_number(below), axis=-1) / ops.maximum(others, 1.0)
-        strong = has_mean * as_number(probability > _STRONG)
+        # Alone among classes that are ruled out it has no place.
+        strong = has_mean * as_number((probability > _STRONG) & (others > 0))
         return {
             "placed": ops.sum(has_mean),
             "strong_competitors": ops.sum(strong),
