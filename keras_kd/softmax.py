@@ -90,10 +90,15 @@ class LabelSoftmax:
         return ops.sigmoid(-self.log_odds)
 
     @functools.cached_property
+    def scaled(self):
+        """[..., classes], (z - max z) / T, a constant to the gradient."""
+        scaled = ops.stop_gradient(self.logits) - self.shift
+        return scaled / self.temperature
+
+    @functools.cached_property
     def probabilities(self):
         """[..., classes], the softmax itself, a constant to the gradient."""
-        scaled = ops.stop_gradient(self.logits) - self.shift
-        return ops.softmax(scaled / self.temperature, axis=-1)
+        return ops.softmax(self.scaled, axis=-1)
 
     # Of all classes at once, where the label is the largest one: then no
     # other probability is above 1/2. Each is kept, since several terms and the

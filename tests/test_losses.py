@@ -328,6 +328,26 @@ def test_kd_is_hinton_loss_and_0_where_the_student_agrees():
     assert (agreeing >= 0).all()
 
 
+@pytest.mark.parametrize("temperature", [20.0, 100.0, 1000.0])
+@pytest.mark.parametrize("name", ["kd", "kd_topk", "dkd"])
+def test_a_divergence_keeps_its_digits_at_high_temperatures(name, temperature):
+    """It is a small difference of entropies, times T ** 2."""
+    case = Case(name, seed=5)
+    case.weight, case.squared = 1.0, True
+    loss = case.loss(reduction=None)
+    case.temperature = loss.temperature = temperature
+    y_true = targets(loss, case.labels, case.teacher_logits)
+    np.testing.assert_allclose(
+        loss(y_true, case.logits), case.expected(), rtol=1e-4
+    )
+    _, gradient = value_and_gradient(
+        lambda z: keras.ops.sum(loss(y_true, z)), case.logits
+    )
+    expected = case.expected_gradient()
+    largest = abs(expected).max()
+    np.testing.assert_allclose(gradient, expected, atol=1e-4 * largest)
+
+
 def test_a_class_that_the_teacher_rules_out_has_no_mass():
     labels = np.array([0, 2])
     teacher = np.array([[1, -np.inf, 0], [0, 2, 1]], "float32")

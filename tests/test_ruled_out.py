@@ -42,17 +42,17 @@ def targets(loss, labels, teacher):
     return {"labels": labels, **statistics}
 
 
-def expected(name, logits, teacher, labels):
+def expected(name, logits, teacher, labels, temperature=TEMPERATURE):
     """Sum and gradient of a loss, from models without these classes."""
     logits, teacher = logits[:, LEFT], teacher[:, LEFT]
     labels = np.searchsorted(LEFT, labels)
     if name == "dkd":
-        settings = teacher, WEIGHT, 1.0, 8.0, TEMPERATURE, True
+        settings = teacher, WEIGHT, 1.0, 8.0, temperature, True
         value = reference.dkd_loss(logits, labels, *settings)
         slope = reference.dkd_gradient(logits, labels, *settings)
     else:
-        terms = [(WEIGHT, reference.kd_target(teacher, TEMPERATURE))]
-        given = logits, labels, terms, TEMPERATURE
+        terms = [(WEIGHT, reference.kd_target(teacher, temperature))]
+        given = logits, labels, terms, temperature
         is_divergence = not name.startswith("kd_sampled")
         value = reference.per_example_loss(*given, divergence=is_divergence)
         slope = reference.per_example_gradient(*given)
@@ -61,22 +61,23 @@ def expected(name, logits, teacher, labels):
     return value.sum(), gradient
 
 
-def assert_as_expected(name, given_labels):
+def assert_as_expected(name, given_labels, temperature=TEMPERATURE):
     """The loss of labels in any form, and its gradient."""
     logits, teacher, labels = case()
-    loss = made(name)
+    loss = made(name, temperature=temperature)
     y_true = targets(loss, given_labels, teacher)
     value, gradient = value_and_gradient(
         lambda z: loss(y_true, z), logits.astype("float32")
     )
-    right, slope = expected(name, logits, teacher, labels)
+    right, slope = expected(name, logits, teacher, labels, temperature)
     np.testing.assert_allclose(value, right, rtol=1e-5)
     np.testing.assert_allclose(gradient, slope, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [TEMPERATURE, 100.0])
 @losses
-def test_a_class_without_mass_adds_nothing(name):
-    assert_as_expected(name, case()[-1])
+def test_a_class_without_mass_adds_nothing(name, temperature):
+    assert_as_expected(name, case()[-1], temperature)
 
 
 @pytest.mark.parametrize("name", ["kd", "dkd"])
@@ -85,12 +86,15 @@ def test_soft_labels_of_one_class_are_its_id(name):
     assert_as_expected(name, soft)
 
 
+@pytest.mark.parametrize("temperature", [TEMPERATURE, 100.0])
 @pytest.mark.parametrize("is_soft", [False, True])
 @pytest.mark.parametrize("name", ["kd", "dkd", "kd_topk", "kd_sampled"])
-def test_a_class_of_the_teachers_costs_infinitely_much(name, is_soft):
+def test_a_class_of_the_teachers_costs_infinitely_much(
+    name, is_soft, temperature
+):
     logits, _, labels = case()
     teacher = np.random.default_rng(1).normal(0, 1, logits.shape)
-    loss = made(name)
+    loss = made(name, temperature=temperature)
     if is_soft:
         labels = reference.one_hot(labels, CLASSES).astype("float32")
     y_true = targets(loss, labels, teacher)

@@ -33,6 +33,8 @@ from keras_kd.softmax import (
 
 # Outside of these a temperature leaves no digit of float32 logits, or of T**2.
 _TEMPERATURES = (1e-4, 1e4)
+# Above this, a difference of two entropies leaves few digits of a divergence.
+_HOT = 16.0
 _PROBABILITIES = (
     "A distillation loss in a plain model compares logits. Received: "
     "probabilities, values that are not negative and sum to 1 for each "
@@ -282,6 +284,15 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
             self._tunables[key] = keras.Variable(
                 self._number(value), self.dtype, trainable=False, name=key
             )
+        self._note_heat(values)
+
+    def _note_heat(self, values):
+        """Notes whether the temperature is high, which a step reads once.
+
+        It decides of digits of the loss's value, not of the gradient.
+        """
+        if "temperature" in values:
+            self._is_hot = bool(values["temperature"] > _HOT)
 
     # -- what a subclass says ------------------------------------------------
 
@@ -412,6 +423,7 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
         self._check_tunables({**self.tunables, **values})
         for key, value in values.items():
             self._tunables[key].assign(self._number(value))
+        self._note_heat(values)
 
     def _number(self, value):
         # PyTorch makes a float32 of a Python float first.
@@ -557,7 +569,7 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
         hard = batch.of_labelled(hard)
         copies = tempered.copies(len(targets))
         terms = {
-            key: term(target, copy)
+            key: term(target, copy, self._is_hot)
             for (key, target), copy in zip(targets.items(), copies, strict=True)
         }
         factor = self._term_factor()

@@ -32,6 +32,14 @@ class _TwoClassTarget(LabelTarget):
         """[...], of the two probabilities with the student's."""
         return _two_class_cross_entropy(self.mass, self.rest, softmax.log_odds)
 
+    def compared(self, softmax):
+        """[..., 2] each; see `DenseTarget.compared`."""
+        log_odds = ops.stop_gradient(softmax.log_odds)
+        return (
+            ops.stack([self.mass, self.rest], axis=-1),
+            ops.stack([log_odds, ops.zeros_like(log_odds)], axis=-1),
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class _OtherClassesTarget(DenseTarget):
@@ -61,8 +69,7 @@ class _AllClasses:
         self.others = softmax.complements
         self.log_others = ops.log_sigmoid(-log_odds)
         # [..., classes], the distribution over all but the largest class.
-        scaled = ops.stop_gradient(softmax.logits) - softmax.shift
-        scaled = _finite(scaled / softmax.temperature)
+        scaled = _finite(softmax.scaled)
         self.but_largest = ops.softmax(
             softmax.with_largest(scaled, _BOTTOM), axis=-1
         )

@@ -75,6 +75,10 @@ class SparseTarget:
         rest = weighed(self.rest, normaliser + mean_gap)
         return ops.sum(named, axis=-1) + rest
 
+    def compared(self, softmax):
+        """See `DenseTarget.compared`."""
+        return self._dense(softmax.num_classes), softmax.scaled
+
     def off_label_mass(self, labels, num_classes):
         """[...], 1 - target[label], without cancellation.
 
@@ -129,6 +133,15 @@ class DenseTarget:
         """[...], H(target, softmax)."""
         return softmax.log_normaliser + softmax.expected_gap(self.probabilities)
 
+    def compared(self, softmax):
+        """Two [..., classes], what the divergence is between.
+
+        Returns:
+            The target's probabilities; and the logarithms of the student's, up
+            to a constant of each example, constants to the gradient.
+        """
+        return self.probabilities, softmax.scaled
+
     def off_label_mass(self, labels, num_classes):
         """[...], 1 - target[label]; of soft labels, that of every class."""
         if self.off_label is not None:
@@ -141,12 +154,15 @@ class DenseTarget:
         )
 
 
-def term(target, softmax):
+def term(target, softmax, is_hot=False):
     """What a distillation term compares a student with a target by.
 
     Args:
         target: a `LabelTarget`, `SparseTarget` or `DenseTarget`.
         softmax: the student's `LabelSoftmax`.
+        is_hot: whether the temperature is so high that the divergence is far
+            smaller than the entropy. It is then computed without their
+            difference, in more passes over the classes.
 
     Returns:
         [...], the divergence KL(target, softmax) where the target knows its
@@ -155,7 +171,39 @@ def term(target, softmax):
     cross_entropy = target.cross_entropy(softmax)
     if target.entropy is None:
         return cross_entropy
-    return _at_least_zero(cross_entropy - ops.stop_gradient(target.entropy))
+    divergence = cross_entropy - ops.stop_gradient(target.entropy)
+    if is_hot:
+        divergence = _near(divergence, *target.compared(softmax))
+    return _at_least_zero(divergence)
+
+
+def _near(divergence, probabilities, logs):
+    """A divergence with more digits where two distributions are alike.
+
+    With u = log(q / p) less its mean under p, it is
+    log(1 + mean of (exp(u) - 1 - u)), of which nothing cancels.
+
+    Args:
+        divergence: [...], the same by a difference.
+        probabilities: [..., classes], p.
+        logs: [..., classes], log q, up to a constant of each example.
+
+    Returns:
+        [...], with the gradient of `divergence`.
+    """
+    p = ops.stop_gradient(probabilities)
+    is_counted = p > 0
+    logs = logs - ops.log(ops.where(is_counted, p, 1.0))
+    p = p / ops.sum(p, axis=-1, keepdims=True)
+    mean = ops.sum(weighed(p, logs), axis=-1, keepdims=True)
+    u = ops.where(is_counted, logs - mean, 0.0)
+    exact = ops.log1p(ops.sum(p * (ops.expm1(u) - u), axis=-1))
+    # Its value alone is replaced.
+    exact = ops.stop_gradient(exact) + (
+        divergence - ops.stop_gradient(divergence)
+    )
+    are_alike = ops.max(ops.abs(u), axis=-1) < 1
+    return ops.where(are_alike, exact, divergence)
 
 
 def _mean_of_others(total, named, others):
