@@ -830,7 +830,7 @@ class Distiller(backend.Trainer):
         settled = self.settle(y, y_pred, sample_weight)
         for_all = {"inputs": soundness.bad_inputs(x)}
         if of_layers is not None:
-            for_all["layers"] = soundness.not_finite(of_layers)
+            for_all |= soundness.of_layers(of_layers, y_pred)
         total, updates = 0.0, []
         for index, head in enumerate(self.heads):
             part = settled[head.name]

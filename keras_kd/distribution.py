@@ -286,6 +286,38 @@ def clip_sums(clip, gradients):
     ]
 
 
+def of_examples(gradients, rows):
+    """Gradients without what a replica makes of no examples, inside of a step.
+
+    In a batch of fewer examples than replicas some get none. Means over them
+    are 0 / 0, as in batch normalisation, whose scale then becomes NaN for all.
+
+    Args:
+        gradients: list of this replica's gradients, or `None`s.
+        rows: scalar, how many examples it has.
+
+    Returns:
+        A list; without examples, of gradients that are 0 where they were not
+        finite.
+    """
+    if _context_of_several() is None:
+        return gradients
+    import tensorflow as tf
+
+    def finite(values):
+        # Of sparse gradients also the rows, which are integers.
+        if not values.dtype.is_floating:
+            return values
+        return tf.where(tf.math.is_finite(values), values, 0)
+
+    def sound():
+        return tf.nest.map_structure(finite, own, expand_composites=True)
+
+    own = [each for each in gradients if each is not None]
+    found = iter(tf.cond(tf.equal(rows, 0), sound, lambda: own))
+    return [None if each is None else next(found) for each in gradients]
+
+
 class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     """Keras's loss scaling, for several replicas.
 

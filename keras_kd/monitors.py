@@ -121,9 +121,10 @@ class Monitors:
 # What `InvalidExamples` counts in a step, in this order: labels that are not
 # class ids and the largest of them, examples whose loss is not finite because
 # of the inputs, the student or the teacher, losses of the student's layers that
-# are not finite, statistics of another temperature or teacher, outputs other
-# than those expected of student or teacher, and a teacher's outputs in the data
-# that are not valid, with what is wrong with the first and where it is.
+# are not finite, of examples or on a replica that has none, statistics of
+# another temperature or teacher, outputs other than those expected of student
+# or teacher, and a teacher's outputs in the data that are not valid, with what
+# is wrong with the first and where it is.
 _ROLES = ("student", "teacher")
 COUNTS = (
     "labels",
@@ -132,6 +133,7 @@ COUNTS = (
     "student",
     "teacher",
     "layers",
+    "empty",
     "stale",
     "other_teacher",
     "student_output",
@@ -306,6 +308,16 @@ def _message(counts, distiller, head):
             f"{distiller.student.name!r}, with finite inputs. Look for "
             "divisions by zero and roots of negative numbers in it; lower the "
             "learning rate, or clip gradients."
+        )
+    if counts["empty"]:
+        return (
+            "A loss of the student's own layers is not finite on a replica "
+            "without examples. Received: a batch of fewer examples than "
+            "replicas, and NaN or infinity from `add_loss` or a regularizer of "
+            f"student {distiller.student.name!r}; a mean over no examples is "
+            "0 / 0, in plain Keras too. Leave such a batch out, with "
+            "batch(size, drop_remainder=True), or let the layer divide by "
+            "at least 1."
         )
     if counts["stale"]:
         return (

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_kd import backend
 from keras_kd.head import number
+from keras_kd.states import num_rows
 
 
 def counts(distiller, index, y_pred, settled, values, training):
@@ -58,6 +59,24 @@ def _contradicted(invalid_examples, reader, outputs, index):
 def not_finite(values):
     """How many values are infinite or NaN, a float32 scalar."""
     return number(ops.logical_not(ops.isfinite(values)))
+
+
+def of_layers(loss, y_pred):
+    """Whether the losses of the student's layers are finite.
+
+    Args:
+        loss: scalar, their sum.
+        y_pred: the student's outputs, on a replica perhaps of no examples.
+
+    Returns:
+        Dict of scalars, 1 if not: "layers" of examples, "empty" of none.
+    """
+    bad = not_finite(loss)
+    has_rows = num_rows(y_pred) > 0
+    return {
+        "layers": ops.where(has_rows, bad, 0.0),
+        "empty": ops.where(has_rows, 0.0, bad),
+    }
 
 
 def bad_inputs(x):

@@ -323,6 +323,61 @@ def test_a_layers_loss_that_is_not_finite_is_refused(
     assert_same_weights(weights_of(distiller.student), before, 0)
 
 
+class MeanSquare(keras.layers.Layer):
+    """Adds the mean square of its inputs to the loss."""
+
+    def call(self, inputs):
+        self.add_loss(keras.ops.mean(keras.ops.square(inputs)))
+        return inputs
+
+
+def on_one_example(strategy, between, policy="float32"):
+    """A student trained on one example; of two replicas one gets none."""
+    x, labels, _ = data(1)
+    keras.config.set_dtype_policy(policy)
+    with strategy.scope():
+        keras.utils.set_random_seed(1)
+        student = keras.Sequential(
+            [
+                keras.Input((FEATURES,)),
+                keras.layers.Dense(6, kernel_regularizer="l2"),
+                between(),
+                keras.layers.Dense(CLASSES),
+            ]
+        )
+        teacher = mlp(seed=5)
+        distiller = compiled(student, teacher, kd.KD(), "sgd", **TRACED)
+    fit(distiller, x, labels)
+    return distiller
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_a_replica_without_examples_adds_nothing(policy, two_replicas):
+    """Nor does batch normalisation, whose mean over none is 0 / 0."""
+    layer = keras.layers.BatchNormalization
+    one = on_one_example(tf.distribute.get_strategy(), layer, policy)
+    two = on_one_example(two_replicas, layer, policy)
+    tolerance = 1e-6
+    if policy != "float32":
+        # Nothing overflowed, so that no step was left out.
+        scales = [each.optimizer.dynamic_scale for each in (one, two)]
+        np.testing.assert_array_equal(*map(np.array, scales))
+        tolerance = 1e-3
+    for weight, other in zip(
+        one.student.trainable_variables,
+        two.student.trainable_variables,
+        strict=True,
+    ):
+        np.testing.assert_allclose(weight, other, atol=tolerance)
+
+
+def test_a_mean_over_no_examples_is_named(two_replicas):
+    distiller = on_one_example(tf.distribute.get_strategy(), MeanSquare)
+    assert np.isfinite(distiller.history.history["loss"]).all()
+    with pytest.raises(ValueError, match="replica without examples.*drop_rem"):
+        on_one_example(two_replicas, MeanSquare)
+
+
 def aligned(array):
     """A copy where TensorFlow takes an array as it is, without copying."""
     room = np.empty(array.nbytes + 64, "uint8")

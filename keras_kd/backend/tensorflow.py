@@ -208,7 +208,9 @@ class Trainer(keras.Model):
         private.loss_tracker(self).update_state(loss, sample_weight=num_rows(x))
         if self.trainable_weights:
             weights = list(self.trainable_weights)
-            gradients = tape.gradient(scaled, weights)
+            gradients = distribution.of_examples(
+                tape.gradient(scaled, weights), num_rows(x)
+            )
             # Several values with a reduction of `None`.
             is_sound = tf.reduce_all(tf.math.is_finite(loss))
             self._apply(is_sound, gradients, variables, before)
