@@ -1,5 +1,6 @@
 """Backups of unfinished training that are whole or not there."""
 
+import collections
 import contextlib
 import json
 import os
@@ -24,8 +25,8 @@ _OF_CALLBACKS, _OF_GENERATORS = "callbacks-", "random-"
 # The locks of the folders that this process trains in, by path. No callback is
 # told that an error ends a `fit`, so the next one takes the place of its lock.
 _LOCKS = {}
-# The folders in which this process has ended a `fit` and removed its backup.
-_DONE = set()
+# How many times this process has ended a `fit` and removed its backup, by path.
+_DONE = collections.Counter()
 
 
 class BackupAndRestore(keras.callbacks.BackupAndRestore):
@@ -139,6 +140,8 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
                 file[f"{_OF_GENERATORS}{i}"]
                 for i in range(about.get("generators", 0))
             ]
+        if self._writes:
+            self._warn_of_other_fit(about.get("fit"))
         self._assign(arrays)
         if generators:
             assign_generators(generators)
@@ -169,7 +172,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         private.set_initial_epoch(self.model, None)
         if self.delete_checkpoint:
             self.delete()
-            _DONE.add(self._lock_path)
+            _DONE[self._lock_path] += 1
         self._unlock()
 
     def delete(self):
@@ -206,8 +209,33 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         if held is not None:
             held.close()
 
+    @property
+    def _fit(self):
+        """The number of this `fit` among those of the process in the folder."""
+        return _DONE[self._lock_path] + 1
+
+    def _warn_of_other_fit(self, fit):
+        """Says that a backup may be that of another `fit`.
+
+        It may also be this one's: of a program that leaves out, when it is
+        started again, what it has trained.
+
+        Args:
+            fit: the number of the `fit` that wrote it, or `None`.
+        """
+        if fit in (None, self._fit):
+            return
+        warnings.warn(
+            f"The backup {self.path} may be that of another `fit`. Received: "
+            f"one of `fit` number {fit} in this folder of the program that "
+            f"wrote it, for number {self._fit} of this one, which goes on from "
+            "it. If they are not the same, remove the backup, start again, and "
+            "give each `fit` a folder.",
+            stacklevel=2,
+        )
+
     def _warn_of_second_fit(self):
-        if self._lock_path in _DONE:
+        if self._fit > 1:
             warnings.warn(
                 "`backup_dir` must be of one `fit` alone. Received: "
                 f"{str(self.path.parent)!r}, in which an earlier `fit` of this "
@@ -237,6 +265,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         in_callbacks, generators = [], read_generators()
         about = {
             "epoch": epoch,
+            "fit": self._fit,
             "seconds": self.seconds,
             "variables": len(arrays),
             "generators": len(generators),

@@ -1,5 +1,6 @@
 """Backups: whole or not there, whenever training is stopped."""
 
+import collections
 import errno
 import os
 import random
@@ -174,6 +175,26 @@ def test_a_second_fit_in_a_folder_is_warned_of(tmp_path):
     assert not [w for w in first if "backup_dir" in str(w.message)]
     with pytest.warns(UserWarning, match="Give each `fit` a folder"):
         train(tmp_path / "backup")
+
+
+def test_another_fits_backup_is_warned_of_where_it_is_taken(
+    tmp_path, monkeypatch
+):
+    folder = tmp_path / "backup"
+    train(folder)
+    with pytest.warns(UserWarning, match="Give each `fit` a folder"):
+        interrupt(folder)
+    # Within the program it is the one that goes on.
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with pytest.raises(Killed):
+            train(folder, StopAt(2))
+    assert not [w for w in seen if "another `fit`" in str(w.message)]
+    # The program is started again, with its first one.
+    monkeypatch.setattr("keras_kd.backup._DONE", collections.Counter())
+    words = "number 2 in this folder.*number 1 of this"
+    with pytest.warns(UserWarning, match=words):
+        train(folder)
 
 
 def test_seconds_are_added_up_over_interruptions(tmp_path):
