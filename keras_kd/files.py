@@ -8,9 +8,12 @@ import re
 import socket
 import struct
 import tempfile
+import weakref
 
 # How the names of what is being written end.
 UNFINISHED = ".unfinished"
+# The open files of this process's locks.
+_LOCKED = weakref.WeakSet()
 
 
 def path_text(path, argument="path"):
@@ -230,7 +233,22 @@ def lock(folder, argument="folder"):
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
+    _LOCKED.add(file)
     return file
+
+
+def _leave_locks():
+    """Closes, in a process that was forked, what its parent has locked.
+
+    A lock is held until all have closed it, and processes that read data may
+    outlive the `fit` that they were made for.
+    """
+    for file in list(_LOCKED):
+        file.close()
+
+
+if hasattr(os, "register_at_fork"):  # Windows knows no fork.
+    os.register_at_fork(after_in_child=_leave_locks)
 
 
 def check_folder(folder, name, about, argument):

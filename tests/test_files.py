@@ -1,6 +1,7 @@
 """Folders that two processes begin to use at once, and files written once."""
 
 import errno
+import multiprocessing
 import os
 import pathlib
 import shutil
@@ -143,3 +144,19 @@ def test_a_holder_that_ends_while_it_is_named_is_still_named(
         monkeypatch.setattr(files, "_lock_file", refused_and_removed)
         with pytest.raises(OSError, match=f"in use.*process {os.getpid()}"):
             files.lock(folder)
+
+
+def test_a_process_that_was_forked_does_not_keep_its_parents_lock(tmp_path):
+    """Such as those that read a `PyDataset`, after its `fit` has ended."""
+    fork = multiprocessing.get_context("fork")
+    has_ended = fork.Event()
+    with files.lock(tmp_path):
+        reader = fork.Process(target=has_ended.wait)
+        reader.start()
+        with pytest.raises(OSError, match="in use"):
+            files.lock(tmp_path)
+    try:
+        files.lock(tmp_path).close()
+    finally:
+        has_ended.set()
+        reader.join()
