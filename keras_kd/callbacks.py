@@ -281,7 +281,8 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
             return
         classes = self.similarity_classes
         if isinstance(classes, int):
-            classes = np.arange(min(classes, len(student)))
+            shared = min(len(similarity.weights), len(student))
+            classes = np.arange(min(classes, shared))
         image = similarity_image(similarity.weights[classes], student[classes])
         name = f"{output}class_similarity"
         self.summary.image(name, image[None], step=epoch)

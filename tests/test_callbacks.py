@@ -232,6 +232,23 @@ def test_chosen_classes_are_shown(tmp_path):
     assert len(np.unique(image[: image.shape[0] // 2, 0], axis=0)) == 1
 
 
+def test_of_a_student_with_more_classes_the_shared_ones_are_shown(tmp_path):
+    x, labels, _ = data()
+    distiller = kd.Distiller(
+        mlp(seed=1, classes=CLASSES + 3), mlp(seed=5), shared_classes=True
+    )
+    distiller.compile("sgd", kd.KDSim())
+    fit(distiller, x, labels, callbacks=[kd.callbacks.KDTensorBoard(tmp_path)])
+    png = tensors(read(tmp_path / "train"), "class_similarity")[0][2]
+    found = tf.image.decode_png(png).numpy() / 255
+    rows = [
+        model.layers[-1].get_weights()[0].T[:CLASSES]
+        for model in (distiller.teacher, distiller.student)
+    ]
+    expected = kd.callbacks.similarity_image(*rows)
+    np.testing.assert_allclose(found, expected, atol=1 / 255)
+
+
 def test_a_student_without_a_logit_layer_warns_and_trains_on(tmp_path):
     x, labels, _ = data()
     base = mlp(seed=1)
