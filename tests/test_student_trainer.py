@@ -702,6 +702,54 @@ def test_callbacks_remember_through_an_interruption(
     )
 
 
+def _in_the_third_epoch(self, epoch, logs=None):
+    self._began = 0.0
+    if epoch == 2:
+        raise Killed
+
+
+def _in_the_evaluation(self, distiller):
+    raise Killed
+
+
+@pytest.mark.parametrize(
+    "owner, name, killed",
+    [
+        (
+            kd.callbacks.BackupAndRestore,
+            "on_epoch_begin",
+            _in_the_third_epoch,
+        ),
+        (kd.StudentTrainer, "_measured", _in_the_evaluation),
+    ],
+)
+def test_a_student_that_was_stopped_is_no_finished_one(
+    owner, name, killed, tmp_path, monkeypatch
+):
+    """Killed before the search could keep that it has stopped it."""
+
+    def study(report=None):
+        trainer = make(folder=tmp_path, epochs=5)
+        return trainer.train("plain", 0, report=report)
+
+    def stop(epoch, value):
+        told.append((epoch, value))
+        return epoch == 2
+
+    told = []
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, killed)
+        with pytest.raises(Killed):
+            study(stop)
+    told.clear()
+    stopped = study(stop)["history"]
+    assert told == list(enumerate(stopped["val_accuracy"]))
+    assert len(told) == 3
+    # Nobody stops this one.
+    expected = make(epochs=5)("plain", 0)
+    assert study()["history"] == expected["history"]
+
+
 def test_an_epoch_recorded_twice_counts_once(tmp_path, monkeypatch):
     """Killed between what was recorded of an epoch and its backup."""
 

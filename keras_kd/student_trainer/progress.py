@@ -6,6 +6,7 @@ import time
 import keras
 import numpy as np
 
+from keras_kd.backend import private
 from keras_kd.data import EpochsOfArrays
 from keras_kd.files import read_json, write_whole
 from keras_kd.states import reset_states
@@ -46,6 +47,11 @@ class Record(keras.callbacks.Callback):
             for name, values in self._history.items()
         }
 
+    def values(self, name):
+        """List of pairs of an epoch and its number of a name."""
+        values = enumerate(self._history.get(name, []))
+        return [(epoch, value) for epoch, value in values if value is not None]
+
     def on_epoch_end(self, epoch, logs=None):
         """Adds the epoch."""
         now = time.perf_counter()
@@ -73,16 +79,27 @@ class Record(keras.callbacks.Callback):
 class Report(keras.callbacks.Callback):
     """Tells a function the score of each epoch, and stops if it says so.
 
+    It comes after the backup, which holds no decision of a function that a
+    later call may not have: that one is asked again.
+
     Args:
         report: function of (epoch, value) to a boolean.
         key: of the logs.
+        before: list of (epoch, value) of an interrupted call.
     """
 
-    def __init__(self, report, key):
+    def __init__(self, report, key, before=()):
         super().__init__()
         self._report = report
         self._key = key
+        self._before = before
         self.has_stopped = False
+
+    def on_train_begin(self, logs=None):
+        """Asks about the epochs of the interrupted call."""
+        self.has_stopped = any(self._report(*each) for each in self._before)
+        if self.has_stopped:
+            private.set_initial_epoch(self.model, self.params["epochs"])
 
     def on_epoch_end(self, epoch, logs=None):
         """Asks."""

@@ -308,8 +308,9 @@ class StudentTrainer:
             settings: optional dict of arguments of the method's loss, such as
                 "weight" and "temperature", and of "learning_rate".
             report: optional function of (epoch, value), called after each
-                evaluated epoch with the metric of the validation data; where
-                it returns true, training stops, and the result is not kept.
+                evaluated epoch with the metric of the validation data, where a
+                student resumes also with those before; where it returns true,
+                training stops, and the result is not kept.
 
         Returns:
             A dict in JSON's types. Of the last epoch's student the scores by
@@ -352,16 +353,17 @@ class StudentTrainer:
         keras.utils.set_random_seed(seed)
         student = self._students.make()
         distiller = self._compiled(method, settings, cache, student)
-        reporter = report and progress.Report(report, f"val_{self.metric}")
-        others = [*self._callbacks(name), *([reporter] if reporter else [])]
+        others = self._callbacks(name)
         backup = folder and results.backup_of(folder, others)
         done = 0 if backup is None else backup.epochs_done()
         path = None if folder is None else folder / "epochs.json"
         record = progress.Record(path, done)
+        key = f"val_{self.metric}"
+        reporter = report and progress.Report(report, key, record.values(key))
         bar = progress.Bar(
             f"{method}, seed {seed}",
             self.epochs,
-            f"val_{self.metric}",
+            key,
             self._verbose,
         )
         given = self._data.epochs(seed, done, cache, distiller.loss)
@@ -380,6 +382,7 @@ class StudentTrainer:
                     bar,
                     record,
                     *([backup] if backup else []),
+                    *([reporter] if reporter else []),
                 ],
             )
         finally:
