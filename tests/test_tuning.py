@@ -7,6 +7,7 @@ import itertools
 import logging
 import math
 import os
+import time
 
 import numpy as np
 import optuna
@@ -20,7 +21,15 @@ import keras_kd as kd
 from keras_kd.diagnosis import Diagnosis
 from keras_kd.diagnosis.finding import INFO, PROBLEM, Finding
 from keras_kd.monitors import DivergedError
-from keras_kd.tuning import SPACES, Trial, Tuning, budget, report, spaces
+from keras_kd.tuning import (
+    SPACES,
+    Trial,
+    Tuning,
+    budget,
+    report,
+    search,
+    spaces,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -678,6 +687,72 @@ def test_a_killed_search_resumes(tmp_path, epoch):
     assert set(result.final.scores) == set(unbroken.final.scores)
 
 
+class Killed(BaseException):
+    """Ends the process, as it were."""
+
+
+def few(each_epoch=lambda trainer: None):
+    return SurfaceTrainer(heights=FEW, epochs=3, each_epoch=each_epoch)
+
+
+@pytest.mark.parametrize("writes", range(6))
+def test_killed_again_while_it_resumes_a_search_loses_no_student(
+    writes, tmp_path, monkeypatch
+):
+    with pytest.raises(KeyboardInterrupt):
+        tune(few(KillAt(1)), 12, folder=tmp_path)
+    append, left = search._Journal.append_logs, [writes]
+
+    def killed(self, logs):
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        append(self, logs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(search._Journal, "append_logs", killed)
+        with pytest.raises(Killed):
+            tune(few(), 12, folder=tmp_path)
+    result = tune(few(), 12, folder=tmp_path)
+    started = [t for t in result.trials if t.why == "default"]
+    finished = [t.method for t in started if t.state == "finished"]
+    assert sorted(finished) == sorted(FEW)
+    failed = {t.method for t in started if t.state == "failed"}
+    assert failed == {"plain"}
+
+
+def test_a_process_that_was_killed_while_writing_is_not_waited_for(
+    tmp_path, monkeypatch
+):
+    with pytest.raises(KeyboardInterrupt):
+        tune(few(KillAt(8)), 12, folder=tmp_path)
+
+    def sleep(seconds):
+        raise AssertionError("It waits for nobody.")
+
+    # What Optuna itself leaves there.
+    journal = tmp_path / "tuning.journal"
+    (tmp_path / "tuning.journal.lock").symlink_to(journal)
+    monkeypatch.setattr(time, "sleep", sleep)
+    result = tune(few(), 12, folder=tmp_path)
+    assert [t.state for t in result.trials].count("failed") == 1
+
+
+def test_one_call_searches_in_a_folder(tmp_path):
+    def search_as_well(trainer):
+        if not refused:
+            refused.append(True)
+            with pytest.raises(OSError, match="is in use. Received: process"):
+                tune(few(), 12, folder=tmp_path)
+
+    refused = []
+    result = tune(few(search_as_well), 12, folder=tmp_path)
+    assert refused
+    assert {t.state for t in result.trials} == {"finished"}
+    # It is nobody's afterwards.
+    tune(few(), 12, folder=tmp_path)
+
+
 def test_a_line_that_was_not_finished_is_dropped(tmp_path):
     trainer = SurfaceTrainer(heights=FEW, epochs=3, each_epoch=KillAt(20))
     with pytest.raises(KeyboardInterrupt):
@@ -1061,9 +1136,14 @@ def test_importance_tells_what_matters():
 
 
 def test_tensorboard_has_a_row_for_each_student(tmp_path):
+    larger = tune(SurfaceTrainer(epochs=3), 30)
+    larger.to_tensorboard(tmp_path)
     result = tune(SurfaceTrainer(heights=FEW, epochs=3), 20)
+    # In place of a table with more students.
+    assert len(result.trials) < len(larger.trials)
     result.to_tensorboard(tmp_path)
-    rows = sorted((tmp_path / "hparams").glob("*-*"))
+    files = (tmp_path / "hparams").glob("*-*/*")
+    rows = sorted(path.parent for path in files)
     assert len(rows) == len(result.trials)
     for row, trial in zip(rows, result.trials, strict=True):
         events = event_accumulator.EventAccumulator(str(row))

@@ -101,6 +101,10 @@ def write_hparams(log_dir, runs):
 
     chosen = {name: None for choice, _ in runs.values() for name in choice}
     measured = {name: None for _, result in runs.values() for name in result}
+    folder = _hparams_folder(log_dir)
+    # Runs of an earlier table would be rows of this one.
+    for each in [folder, *folder.glob("*")]:
+        events.remove(each)
     with _writing(log_dir, "."):
         api.hparams_config(
             hparams=[api.HParam(name) for name in chosen],
@@ -115,9 +119,10 @@ def write_hparams(log_dir, runs):
 
 @contextlib.contextmanager
 def _writing(log_dir, name):
-    """Makes TensorFlow's summaries go to a new event file, the only one."""
-    folder = pathlib.Path(user_path(log_dir, "log_dir")) / "hparams" / name
-    for old in folder.glob("events.out.tfevents.*"):
-        old.unlink()
-    with events.writing(folder):
+    """Makes TensorFlow's summaries go to a new event file."""
+    with events.writing(_hparams_folder(log_dir) / name):
         yield
+
+
+def _hparams_folder(log_dir):
+    return pathlib.Path(user_path(log_dir, "log_dir")) / "hparams"

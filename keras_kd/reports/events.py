@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import pathlib
 
 from keras_kd.files import errors_naming, user_path
 
@@ -35,6 +36,16 @@ def writing(log_dir):
         except tf.errors.OpError as error:
             # TensorFlow gives the operating system's reason as text alone.
             raise OSError(errno.EIO, error.message) from error
+
+
+def remove(folder):
+    """Removes the event files in a folder, not those of folders in it.
+
+    Args:
+        folder: path, of which there may be none.
+    """
+    for path in pathlib.Path(folder).glob("events.out.tfevents.*"):
+        path.unlink()
 
 
 def _own_files(log_dir):

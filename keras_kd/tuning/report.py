@@ -264,7 +264,10 @@ def to_tensorboard(tuning, log_dir):
                 {tuning.metric: trial.curve[-1], "epochs": trial.epochs},
             )
     write_hparams(log_dir, runs)
-    with events.writing(os.path.join(user_path(log_dir, "log_dir"), "tuning")):
+    folder = os.path.join(user_path(log_dir, "log_dir"), "tuning")
+    # Pictures of an earlier search would stay among these.
+    events.remove(folder)
+    with events.writing(folder):
         tf.summary.text("tuning", tuning.to_markdown(), step=0)
         for name, image in images.items():
             tf.summary.image(f"tuning/{name}", image[None], step=0)

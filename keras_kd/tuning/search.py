@@ -1,5 +1,6 @@
 """The search: Optuna's studies, the trials in them, and what is kept."""
 
+import contextlib
 import copy
 import itertools
 import json
@@ -12,7 +13,7 @@ from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from keras_kd.files import errors_naming, user_path
+from keras_kd.files import errors_naming, lock, user_path
 from keras_kd.monitors import DivergedError
 from keras_kd.tuning.outcome import Trial, counted, score_of
 from keras_kd.tuning.spaces import BASELINES, LEARNING_RATE, Range, is_free
@@ -117,11 +118,21 @@ class Search:
         lost = 0
         for study in self._studies.values():
             for trial in study.get_trials(False, (TrialState.RUNNING,)):
+                self._repeat(study, trial)
                 study.tell(trial.number, state=TrialState.FAIL)
                 lost += _epochs(trial)
-                fixed = trial.system_attrs.get("fixed_params", {})
-                study.enqueue_trial({**fixed, **trial.params}, trial.user_attrs)
         return lost
+
+    def _repeat(self, study, trial):
+        """Puts a trial in line again, if a call that was killed did not."""
+        others = study.get_trials(False)
+        if trial.number in {t.user_attrs.get("repeats") for t in others}:
+            return
+        fixed = trial.system_attrs.get("fixed_params", {})
+        study.enqueue_trial(
+            {**fixed, **trial.params},
+            {**trial.user_attrs, "repeats": trial.number},
+        )
 
     def next_group(self):
         """Name of the study whose turn it is; `None` if all has been tried."""
@@ -469,28 +480,35 @@ def _trial(number, trial):
     )
 
 
+@contextlib.contextmanager
 def open_storage(folder):
-    """Optuna's storage, in a folder or in memory.
+    """Optuna's storage, in memory or in a folder that no other call uses.
 
     Args:
         folder: path, or `None`.
 
-    Returns:
+    Yields:
         An `optuna.storages.BaseStorage`.
 
     Raises:
         ValueError: if the folder's journal is damaged.
-        OSError: if it can't be written.
+        OSError: if it can't be written, or another call uses the folder.
     """
     if folder is None:
-        return InMemoryStorage()
+        yield InMemoryStorage()
+        return
     folder = pathlib.Path(user_path(folder, "folder"))
+    with lock(folder, "`folder`"):
+        yield _journal_in(folder)
+
+
+def _journal_in(folder):
+    """The storage in a folder that is locked."""
     path = folder / _JOURNAL
     with errors_naming(path):
-        folder.mkdir(parents=True, exist_ok=True)
         _drop_unfinished_line(path)
         try:
-            return JournalStorage(_Journal(str(path)))
+            return JournalStorage(_Journal(str(path), _NoLock()))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"The file {path} is damaged: it must be a journal of Optuna. "
@@ -499,11 +517,22 @@ def open_storage(folder):
             ) from error
 
 
+class _NoLock:
+    """In place of Optuna's, which the end of a killed process leaves locked."""
+
+    def acquire(self):
+        """The folder is locked already."""
+        return True
+
+    def release(self):
+        """It stays locked."""
+
+
 class _Journal(JournalFileBackend):
     """A journal whose errors say which file could not be written."""
 
-    def __init__(self, path):
-        super().__init__(path)
+    def __init__(self, path, lock_obj):
+        super().__init__(path, lock_obj)
         self._named = path
 
     def append_logs(self, logs):

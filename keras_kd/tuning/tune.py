@@ -102,7 +102,8 @@ def tune(
             that the trainer can't train, or without a teacher; a space that a
             loss does not take; a folder of another search; or a metric that is
             not logged.
-        OSError: if a trial can't be kept, such as on a full disk.
+        OSError: if a trial can't be kept, such as on a full disk, or another
+            call uses the folder.
 
     Example:
     ```python
@@ -134,9 +135,9 @@ def tune(
             learning_rate,
             verbose,
         )
-        call.open(folder, space, seed, sampler, pruner)
-        call.search()
-        return call.result()
+        with call.opened(folder, space, seed, sampler, pruner):
+            call.search()
+            return call.result()
 
 
 class _Call:
@@ -159,12 +160,20 @@ class _Call:
         self.final_runs = fresh_seeds * min(len(methods), 3)
         self._check_budget()
 
-    def open(self, folder, space, seed, sampler, pruner):
-        """Opens the folder, and puts in line what is to be tried first."""
+    @contextlib.contextmanager
+    def opened(self, folder, space, seed, sampler, pruner):
+        """A context in which no other call uses the folder."""
+        from keras_kd.tuning.search import open_storage
+
+        with open_storage(folder) as storage:
+            self._begin(folder, storage, space, seed, sampler, pruner)
+            yield
+
+    def _begin(self, folder, storage, space, seed, sampler, pruner):
+        """Reads what is kept, and puts in line what is to be tried first."""
         from keras_kd.tuning import search
 
         trainer = self.trainer
-        storage = search.open_storage(folder)
         self.record = search.Record(storage)
         self.record.claim(
             folder,
