@@ -20,6 +20,7 @@ TEACHER_LOGITS = "teacher_logits"
 TEACHER_RIGHT = "teacher_right"
 STATISTICS_TEMPERATURE = "statistics_temperature"
 TEACHER_FINGERPRINT = "teacher_fingerprint"
+TEACHER_CLASSES = "teacher_classes"
 # That number where no teacher is given.
 UNKNOWN_TEACHER = -1
 # The class id of an example without a label, as in scikit-learn.

@@ -34,6 +34,7 @@ from keras_kd.backend.private import (
 from keras_kd.batch import (
     LABELS,
     STATISTICS_TEMPERATURE,
+    TEACHER_CLASSES,
     TEACHER_FINGERPRINT,
     as_dict,
     class_ids,
@@ -52,7 +53,7 @@ _OF_PRODUCTS = ("weights", "features")
 # In y, what the teacher's logit layer reads.
 _TEACHER_FEATURES = "teacher_features"
 # Beside labels, what a batch tells once, not for each token.
-_OF_BATCH = (STATISTICS_TEMPERATURE, TEACHER_FINGERPRINT)
+_OF_BATCH = (STATISTICS_TEMPERATURE, TEACHER_FINGERPRINT, TEACHER_CLASSES)
 
 # Where the number of chunks is not given, a chunk's logits take at most so many
 # bytes of float32; but there are some tokens in a chunk, without which matrix

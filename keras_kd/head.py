@@ -18,6 +18,7 @@ from keras_kd.backend.private import (
 )
 from keras_kd.batch import (
     STATISTICS_TEMPERATURE,
+    TEACHER_CLASSES,
     TEACHER_FINGERPRINT,
     TEACHER_LOGITS,
     TEACHER_RIGHT,
@@ -321,6 +322,7 @@ class Head:
         return {
             "stale": number(self._stale(y)),
             "other_teacher": number(_of_other_teacher(y, teacher_number)),
+            "other_classes": number(self._of_other_classes(y)),
         }
 
     def outputs_to_check(self, settled, y_pred):
@@ -340,6 +342,18 @@ class Head:
         kept = ops.convert_to_tensor(kept)
         wanted = ops.cast(self.loss.temperature, kept.dtype)
         return ops.abs(kept - wanted) > 1e-4 * wanted
+
+    def _of_other_classes(self, y):
+        """Booleans: whether statistics are of another number of classes."""
+        kept = y.get(TEACHER_CLASSES)
+        if kept is None or not self.loss.statistics:
+            return ops.zeros((1,), dtype="bool")
+        return ops.not_equal(kept, self.compared_classes)
+
+    @property
+    def compared_classes(self):
+        """How many classes the distillation term is over."""
+        return self.student_reader.num_classes or self.num_classes
 
     def metric_arguments(self, settled, y_pred):
         """What Keras's metrics read.

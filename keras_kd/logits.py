@@ -697,8 +697,8 @@ def class_count_message(student_classes, teacher_classes):
         f"Received: a student with {student_classes} classes and a teacher "
         f"with {teacher_classes}. Give the student's last layer "
         f"{teacher_classes} units, use a teacher of the same task, or say "
-        "`shared_classes` if the first classes are the same, as in padded "
-        "vocabularies."
+        "`shared_classes`, a number, if the first ones are the same, as in "
+        "padded vocabularies."
     )
 
 

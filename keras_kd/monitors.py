@@ -122,9 +122,9 @@ class Monitors:
 # class ids and the largest of them, examples whose loss is not finite because
 # of the inputs, the student or the teacher, losses of the student's layers that
 # are not finite, of examples or on a replica that has none, statistics of
-# another temperature or teacher, outputs other than those expected of student
-# or teacher, and a teacher's outputs in the data that are not valid, with what
-# is wrong with the first and where it is.
+# another temperature, teacher or number of classes, outputs other than those
+# expected of student or teacher, and a teacher's outputs in the data that are
+# not valid, with what is wrong with the first and where it is.
 _ROLES = ("student", "teacher")
 COUNTS = (
     "labels",
@@ -136,6 +136,7 @@ COUNTS = (
     "empty",
     "stale",
     "other_teacher",
+    "other_classes",
     "student_output",
     "teacher_output",
     "outputs",
@@ -259,7 +260,7 @@ def _refuse(counts, distiller, head):
             if counts[f"{role}_output"]:
                 head.reader(role).refuse()
     output = "" if head.name is None else f"Output {head.name!r}: "
-    others = ("inputs", "outputs", "teacher")
+    others = ("inputs", "outputs", "teacher", "other_classes")
     of_student = counts["student"] or counts["layers"]
     diverged = of_student and not any(counts[name] for name in others)
     raise (DivergedError if diverged else ValueError)(
@@ -282,6 +283,17 @@ def _message(counts, distiller, head):
             counts["fault"],
             counts["fault_row"],
             head.num_classes,
+        )
+    if counts["other_classes"]:
+        return (
+            "Statistics of a teacher belong to its classes. Received: "
+            f"{how_many(counts['other_classes'], 'example')} with those of "
+            "another number of classes than the "
+            f"{head.compared_classes} that are compared. Use the cache of a "
+            "teacher of these classes. Where models share the first n alone, "
+            "say shared_classes=n, and write the cache for `KD`, or for a "
+            "teacher that was cut: keras.Model(t.inputs, "
+            "t.outputs[0][..., :n])."
         )
     if counts["teacher"]:
         return (

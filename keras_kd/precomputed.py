@@ -27,6 +27,7 @@ from keras_kd import backend, losses
 from keras_kd.batch import (
     LABELS,
     STATISTICS_TEMPERATURE,
+    TEACHER_CLASSES,
     TEACHER_FINGERPRINT,
     TEACHER_LOGITS,
     TEACHER_RIGHT,
@@ -50,6 +51,7 @@ KEYS = (
     TEACHER_RIGHT,
     STATISTICS_TEMPERATURE,
     TEACHER_FINGERPRINT,
+    TEACHER_CLASSES,
 )
 # What fills up a list.
 PADDING = -1

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import reference
+import tensorflow as tf
 from models import (
     EAGERLY,
     FEATURES,
@@ -173,6 +174,65 @@ def test_class_relations_of_the_shared_rows():
         * reference.log_softmax(z / distiller.loss.tunables["temperature"])
     ).sum(-1)
     np.testing.assert_allclose(logs["distillation"], term.mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("as_arrays", (True, False))
+@pytest.mark.parametrize("shared", (None, SHARED))
+@pytest.mark.parametrize("chunks", (None, 2))
+def test_kept_statistics_of_other_classes_are_refused(
+    as_arrays, shared, chunks, tmp_path
+):
+    """The teacher's p of a label is another one over other classes."""
+    x, labels, _ = data(16, classes=SHARED)
+    given = x, labels
+    if not as_arrays:
+        given = tf.data.Dataset.from_tensor_slices(given).batch(8)
+    teacher = mlp(classes=7, seed=5)
+    cache = kd.TeacherCache.write(
+        tmp_path / "whole", given, teacher, kd.KDPt(), verbose=0
+    )
+    student = mlp(classes=6)
+    before = student.get_weights()
+    distiller = kd.Distiller(
+        student, shared_classes=shared, logit_chunks=chunks
+    )
+    distiller.compile(keras.optimizers.SGD(RATE), kd.KDPt())
+    count = shared or 6
+    with pytest.raises(ValueError, match=f"number of classes than the {count}"):
+        distiller.fit(cache.attach(given), verbose=0)
+    assert_same_weights(student.get_weights(), before, 0)
+
+    # Those of a teacher that was cut are those of a teacher beside it.
+    online = kd.Distiller(mlp(classes=6), teacher, shared_classes=count)
+    online.compile(keras.optimizers.SGD(RATE), kd.KDPt())
+    online.fit(x, labels, batch_size=16, shuffle=False, verbose=0)
+    cut = keras.Model(teacher.inputs, teacher.outputs[0][..., :count])
+    cache = kd.TeacherCache.write(
+        tmp_path / "cut", (x, labels), cut, kd.KDPt(), verbose=0
+    )
+    distiller.fit(cache.attach((x, labels), batch_size=16), verbose=0)
+    assert_same_weights(student.get_weights(), online.student.get_weights())
+
+
+def test_without_a_teacher_the_smaller_count_is_not_known(tmp_path):
+    """Only its statistics are there, of fewer classes than the student's."""
+    x, labels, _ = data(16, classes=SHARED)
+    teacher = mlp(classes=6, seed=5)
+    cache = kd.TeacherCache.write(
+        tmp_path, (x, labels), teacher, kd.KDPt(), verbose=0
+    )
+
+    def trained(shared, teacher=None):
+        student = mlp(classes=7)
+        distiller = kd.Distiller(student, teacher, shared_classes=shared)
+        distiller.compile(keras.optimizers.SGD(RATE), kd.KDPt())
+        given = cache.attach((x, labels), batch_size=16)
+        distiller.fit(given, verbose=0)
+        return student.get_weights()
+
+    with pytest.raises(ValueError, match="than the 7 .* shared_classes=n"):
+        trained(True)
+    assert_same_weights(trained(6), trained(True, teacher))
 
 
 def test_it_is_saved(tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 from keras_kd.batch import (
     LABELS,
     STATISTICS_TEMPERATURE,
+    TEACHER_CLASSES,
     TEACHER_FINGERPRINT,
     TEACHER_RIGHT,
 )
@@ -25,7 +26,7 @@ from keras_kd.cache.data import (
 )
 from keras_kd.cache.manifest import CHECKSUM, Manifest
 from keras_kd.cache.storage import Table
-from keras_kd.cache.stores import OwnStore, Store
+from keras_kd.cache.stores import LogitsStore, OwnStore, Store
 from keras_kd.data import num_rows
 from keras_kd.data_errors import DataError
 from keras_kd.fingerprint import teacher_number
@@ -223,6 +224,9 @@ class Reading:
         """What is the same for all examples: whose statistics, and of what."""
         number = teacher_number(self.manifest.teacher)
         marks = {TEACHER_FINGERPRINT: np.int32(number)}
+        # The number of logits is seen.
+        if self.store is not None and not isinstance(self.store, LogitsStore):
+            marks[TEACHER_CLASSES] = np.int32(self.manifest.classes)
         if self.wanted is not None and self.wanted.temperature is not None:
             temperature = np.float32(self.wanted.temperature)
             marks[STATISTICS_TEMPERATURE] = temperature
