@@ -149,10 +149,16 @@ def test_a_holder_that_ends_while_it_is_named_is_still_named(
 def test_a_process_that_was_forked_does_not_keep_its_parents_lock(tmp_path):
     """Such as those that read a `PyDataset`, after its `fit` has ended."""
     fork = multiprocessing.get_context("fork")
-    has_ended = fork.Event()
+    has_begun, has_ended = fork.Event(), fork.Event()
+
+    def read():
+        has_begun.set()
+        has_ended.wait()
+
     with files.lock(tmp_path):
-        reader = fork.Process(target=has_ended.wait)
+        reader = fork.Process(target=read)
         reader.start()
+        has_begun.wait()
         with pytest.raises(OSError, match="in use"):
             files.lock(tmp_path)
     try:
