@@ -755,6 +755,64 @@ def test_both_together_is_held_against_the_better_of_the_two():
     assert found.interval.verdict == "loss"
 
 
+@pytest.mark.parametrize("lonely", [{}, {2: 99.0}])
+def test_the_better_of_the_two_is_the_one_that_gains_more(lonely):
+    """Less is better here; a seed that plain has not counts for nothing."""
+    scores = {
+        "kd_sim": {0: 9.0, 1: 8.0, **lonely},
+        "kd_pt": {0: 10.0, 1: 9.0},
+        "kd_pt_sim": {0: 7.0, 1: 7.0},
+        "plain": {0: 11.0, 1: 12.0},
+    }
+    outcome = Attribution(scores, higher_is_better=False)
+    found = comparison(outcome, "kd_pt_sim", "kd_sim")
+    assert found.interval.mean == pytest.approx(1.5)
+
+
+def test_gains_are_of_the_seeds_that_both_have():
+    ours, theirs = {0: 1.0, 1: 5.0, 3: 7.0, 4: 9.0}, {4: 2.0, 2: 0.0, 1: 4.0}
+    gain = Attribution({"kd": ours, "plain": theirs}).gain("kd")
+    assert gain == attribution.paired_interval([5.0 - 4.0, 9.0 - 2.0])
+
+
+@pytest.mark.parametrize(
+    ("spread", "verdict"), [(0.36, "inconclusive"), (0.25, "gain")]
+)
+def test_a_corrected_p_value_of_at_most_5_percent_survives(spread, verdict):
+    """Of two comparisons, which a third without an interval isn't one of."""
+    steps = np.array([1 - spread, 1.0, 1 + spread])
+    scores = {
+        method: dict(enumerate(0.5 + gain * steps))
+        for method, gain in {"plain": 0.0, "kd": 0.1, "mine": 0.2}.items()
+    }
+    outcome = Attribution({**scores, "lonely": {0: 0.9}})
+    p = 2 * 2 * scipy.stats.t.sf(math.sqrt(3) / spread, 2)
+    assert (p <= 0.05) == (verdict == "gain") and p < 0.1
+    for found in (outcome.comparison("kd"), outcome.comparison("mine")):
+        assert found.interval.verdict == "gain"
+        assert found.adjusted_p_value == pytest.approx(p)
+        assert (found.verdict, found.comparisons) == (verdict, 2)
+    assert outcome.to_dict()["comparisons"] == 2
+
+
+def test_accuracies_in_percent_are_shown_as_they_are():
+    scores = {"plain": {0: 71.0, 1: 71.5}, "kd": {0: 72.0, 1: 72.25}}
+    outcome = Attribution(scores, "accuracy")
+    rows = {row["method"]: row for row in outcome.method_rows()}
+    assert rows["kd"]["gain over plain"].startswith("+0.9 [")
+    assert float(rows["kd"]["mean accuracy"]) == pytest.approx(72.1, abs=0.05)
+
+
+def test_means_have_the_digits_of_the_narrowest_interval():
+    gains = {"plain": (0.0, 0.0), "kd": (0.01, 0.0101), "mine": (0.1, 0.3)}
+    outcome = Attribution(
+        {m: {0: 0.5 + a, 1: 0.5 + b} for m, (a, b) in gains.items()}
+    )
+    rows = {row["method"]: row for row in outcome.method_rows()}
+    assert rows["kd"]["mean score"] == "0.51005"
+    assert rows["mine"]["mean score"] == "0.70000"
+
+
 def test_a_gain_of_a_control_too_is_not_laid_to_the_knowledge():
     outcome = outcome_of(
         {"kd_sim": 2.0, "kd_sim_permuted": 2.0, "kd_pt": 2.0}, noise=0.001

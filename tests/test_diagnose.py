@@ -133,7 +133,7 @@ def check_scales(numbers, w, case):
     close(numbers["median"], expected, 1e-4)
     for c in range(CLASSES):
         of_class = case.labels == c
-        close(numbers["by_class"]["mean"][c], w[of_class].mean(), 1e-3)
+        check_shares(numbers["by_class"], c, w[of_class])
     difficulty = np.minimum(
         (case.p[case.rows, case.labels] * 10).astype(int), 9
     )
@@ -141,7 +141,13 @@ def check_scales(numbers, w, case):
         inside = difficulty == i
         assert numbers["by_difficulty"]["count"][i] == inside.sum()
         if inside.any():
-            close(numbers["by_difficulty"]["mean"][i], w[inside].mean(), 1e-3)
+            check_shares(numbers["by_difficulty"], i, w[inside])
+
+
+def check_shares(numbers, place, w):
+    close(numbers["mean"][place], w.mean(), 1e-3)
+    close(numbers["reversed_share"][place], (w < 0).mean())
+    close(numbers["switched_off_share"][place], (np.abs(w) < 0.1).mean())
 
 
 def test_gradient_scales_of_the_student(case):
@@ -183,6 +189,39 @@ def test_temperatures_against_the_closest_label_smoothing(case):
     assert numbers["best"] == numbers["grid"][int(np.argmax(found[:-1]))]
 
 
+def ring(seed=0, noise=0.7):
+    """Logits of a teacher that knows which classes are neighbours on a ring."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, CLASSES, EXAMPLES).astype("int32")
+    angle = 2 * np.pi * np.arange(CLASSES) / CLASSES
+    alike = np.cos(angle[:, None] - angle)
+    logits = 3 * reference.one_hot(labels, CLASSES) + 2 * alike[labels]
+    logits += random.normal(0, noise, logits.shape)
+    return logits.astype("float32"), labels
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.62])
+def test_temperatures_that_are_worth_it(temperature):
+    """Also where the loss's own, which isn't in the grid, would be the best."""
+    logits, labels = ring()
+    numbers = diagnose(
+        passing_through(),
+        batched(logits, labels),
+        loss=kd.KD(temperature=temperature),
+    ).numbers["temperature"]
+    grid = np.array(numbers["grid"])
+    nats = np.array(numbers["nats_beyond_label_smoothing"])
+    best = grid[nats == nats.max()]
+    assert numbers["best"] == best and grid[0] < best < grid[-1]
+    assert (numbers["nats_at_loss"] > nats.max()) == (temperature == 1.62)
+    useful = grid[nats >= nats.max() / 2]
+    assert numbers["suggested"] == [useful.min(), useful.max()]
+    # Below the best one, too, there is little beyond label smoothing.
+    smooth = grid[nats < 0.02]
+    assert smooth.min() < best
+    assert numbers["label_smoothing_from"] == smooth[smooth > best].min()
+
+
 def off_label(p, labels):
     """The distributions without their labels."""
     others = p * (1 - reference.one_hot(labels, CLASSES))
@@ -213,6 +252,95 @@ def test_class_relations(case):
     label_logits = case.logits[case.rows, case.labels]
     mean_others = (case.logits.sum(-1) - label_logits) / (CLASSES - 1)
     close(numbers["logit_margin"], (label_logits - mean_others).mean())
+
+
+def known_of_others(labels, centred, batches):
+    """Mean of the others of the label so far, after each batch; NaN of few."""
+    found, seen = np.full(centred.shape, np.nan), np.zeros(0, int)
+    for rows in batches:
+        seen = np.concatenate([seen, rows])
+        for row in rows:
+            others = seen[(labels[seen] == labels[row]) & (seen != row)]
+            if len(others) >= 5:
+                found[row] = centred[others].mean(0)
+    return found
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_relations_by_rank_and_competitors(sampled, monkeypatch):
+    """Also where half of the examples are looked at, of the first classes."""
+    logits, labels = ring(noise=1.6)
+    rows, known = np.arange(EXAMPLES), np.full(EXAMPLES, True)
+    batches = np.split(rows, range(32, EXAMPLES, 32))
+    if sampled:
+        monkeypatch.setattr(survey, "_SAMPLE_CELLS", 20 * CLASSES)
+        monkeypatch.setattr(relations, "PROFILE_CELLS", 5 * CLASSES)
+        batches = [b[i % 2 :: 2] for i, b in enumerate(batches[:-1])]
+        batches += [rows[192:]]
+        known = labels < 5
+    whole = diagnose(
+        passing_through(), batched(logits, labels), loss=loss()
+    ).numbers
+    numbers, looked_at = whole["class_relations"], np.concatenate(batches)
+    logits = logits.astype("float64")
+    at_label = reference.softmax(logits)[rows, labels]
+    close(whole["teacher"]["label_probability"], at_label.mean())
+    close(
+        whole["teacher"]["label_probability_deviation"],
+        at_label[looked_at].std(),
+    )
+    p = off_label(reference.softmax(logits / TEMPERATURE), labels)
+    is_other = reference.one_hot(labels, CLASSES) == 0
+    logs = np.log(np.where(is_other, p, 1))
+    centred = logs - logs.sum(-1, keepdims=True) / (CLASSES - 1)
+    centred = np.where(is_other, centred, 0)
+    margin = logits[~is_other] - logits.mean(-1, where=is_other)
+    close(numbers["logit_margin"], margin[looked_at].mean())
+    entropy = -(p * logs).sum(-1)
+    close(
+        numbers["against_uniform"],
+        np.log(CLASSES - 1) - entropy[looked_at].mean(),
+    )
+
+    ranked = looked_at[known[looked_at]]
+    batches = [b[known[b]] for b in batches]
+    mean = known_of_others(labels, centred, batches)
+    placed = ranked[np.isfinite(mean[ranked, 0])]
+    assert 0.05 < len(placed) / len(ranked) < 1
+    close(numbers["measured_share"], len(placed) / len(ranked))
+
+    soft = reference.softmax(logits / TEMPERATURE)
+    order = np.argsort(-soft, axis=-1)
+    by_rank = {
+        name: np.take_along_axis(each, order, -1)[placed]
+        for name, each in (("u", centred), ("m", mean), ("is_other", is_other))
+    }
+    mass = np.take_along_axis(soft, order, -1)[ranked].mean(0)
+    tail, explained = numbers["tail"], np.zeros(CLASSES)
+    for k in range(CLASSES):
+        close(tail["mass_beyond"][k], mass[k + 1 :].sum())
+        used = by_rank["is_other"][:, k:]
+        u, m = (by_rank[name][:, k:][used] for name in "um")
+        explained[k] = max(np.corrcoef(u, m)[0, 1], 0) ** 2
+        if k == tail["quarter"]:
+            close(tail["deviation_beyond_quarter"], u.std(), 1e-3)
+            close(numbers["tail_spread"], TEMPERATURE * u.std(), 1e-3)
+    close(tail["explained_beyond"], explained, 2e-3)
+    assert tail["quarter"] == 2  # Of 7.
+    close(tail["explained_beyond_quarter"], explained[2], 2e-3)
+    close(tail["mass_beyond_quarter"], mass[2:].sum())
+
+    likeliest = np.where(is_other, p, -1).argmax(-1)
+    probability = reference.softmax(logits)[rows, likeliest]
+    strong = placed[probability[placed] > 0.25]
+    assert 0 < len(strong) < len(placed)
+    close(numbers["strong_competitor_share"], len(strong) / len(placed))
+    places = [
+        (mean[row] < mean[row, likeliest[row]])[is_other[row]].sum()
+        / (CLASSES - 2)
+        for row in strong
+    ]
+    close(numbers["strong_competitor_place"], np.mean(places))
 
 
 @pytest.mark.parametrize("value", [-120, -1e3, -5e3, -1e4, -1e9, -np.inf])

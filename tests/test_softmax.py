@@ -6,7 +6,12 @@ import reference
 from gradients import seeds, value_and_gradient
 from keras import ops
 
-from keras_kd.softmax import label_softmax, plain_and_tempered
+from keras_kd import backend
+from keras_kd.softmax import (
+    label_softmax,
+    plain_and_tempered,
+    softmax_of_largest,
+)
 
 
 def random_case(seed, scale, dtype="float64"):
@@ -29,6 +34,14 @@ def explicit(logits, labels, temperature):
     normaliser = ops.logsumexp(scaled, -1) - shift
     gap_sum = ops.sum(shift[..., None] - scaled, -1)
     return log_odds, normaliser, gap_sum
+
+
+@pytest.fixture(autouse=True, params=["kept", "recomputed"])
+def way(request, monkeypatch):
+    """Each backend has one of the two; both must be right on all."""
+    monkeypatch.setattr(
+        backend, "fuses_operations", lambda: request.param == "recomputed"
+    )
 
 
 @pytest.mark.parametrize("seed", seeds(8))
@@ -58,6 +71,54 @@ def test_values_and_gradients_are_those_of_autodiff(seed, scale, float64):
         rtol=1e-8,
         atol=1e-10,
     )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+@pytest.mark.parametrize("scale", [0.1, 30.0])
+def test_two_temperatures_at_once_are_those_of_autodiff(
+    temperature, scale, float64
+):
+    """One softmax serves both where they are the same."""
+    random = np.random.default_rng(0)
+    logits, labels = scale * random.normal(size=(4, 5)), np.array([0, 1, 4, 2])
+    upstream = ops.convert_to_tensor(random.normal(size=(6, 4)))
+
+    def ours(logits):
+        both = plain_and_tempered(logits, labels, temperature)
+        return ops.stack(
+            [
+                number
+                for each in both
+                for number in (each.log_odds, each.log_normaliser, each.gap_sum)
+            ]
+        )
+
+    def by_autodiff(logits):
+        both = [explicit(logits, labels, t) for t in (1.0, temperature)]
+        return ops.stack([number for each in both for number in each])
+
+    tensor = ops.convert_to_tensor(logits)
+    np.testing.assert_allclose(
+        ours(tensor), by_autodiff(tensor), rtol=1e-9, atol=1e-12
+    )
+
+    def gradient(numbers):
+        def total(logits):
+            return ops.sum(upstream * numbers(logits))
+
+        return value_and_gradient(total, logits)[1]
+
+    np.testing.assert_allclose(
+        gradient(ours), gradient(by_autodiff), rtol=1e-8, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize("gap", [1e3, 1e6])
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_a_label_far_above_all_others_keeps_its_log_odds(gap, temperature):
+    logits = np.array([[0.0, -gap, -2 * gap]], "float32")
+    softmax = label_softmax(logits, np.array([0]), temperature)
+    np.testing.assert_allclose(softmax.log_odds, [gap / temperature], rtol=1e-6)
 
 
 @pytest.mark.parametrize("num_classes", [6, 1500])
@@ -120,6 +181,24 @@ def test_float32_keeps_the_digits_of_a_confident_student(confidence):
     )
     np.testing.assert_allclose(
         softmax.cross_entropy, [-np.log1p(-expected)], rtol=1e-5
+    )
+    others = np.exp(logits[0, 1:].astype("float64") - confidence).sum()
+    np.testing.assert_allclose(
+        softmax.log_normaliser, [np.log1p(others)], rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("confidence", [0.5, 5.0, 12.0, 30.0, 60.0])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_float32_keeps_the_digits_of_every_class(confidence, temperature):
+    """Of the largest class 1 - q too, and the log-odds of all."""
+    logits = np.array([[0.3, confidence, -0.2, 0.1]], "float32")
+    softmax = softmax_of_largest(logits, temperature)
+    q = reference.softmax(logits.astype("float64") / temperature)
+    rest = (1 - np.eye(4)) @ q[0]
+    np.testing.assert_allclose(softmax.complements[0], rest, rtol=1e-5)
+    np.testing.assert_allclose(
+        softmax.all_log_odds[0], np.log(q[0]) - np.log(rest), rtol=1e-5
     )
 
 
