@@ -107,6 +107,18 @@ def test_student_against_teacher(case):
     close(student["lead_error"], lead.std() / np.sqrt(EXAMPLES))
 
 
+def test_the_error_of_a_large_lead():
+    logits, labels = ring()
+    inputs = keras.Input((CLASSES,))
+    student = keras.Model(inputs, layers.Rescaling(-1.0)(inputs))
+    found = diagnose(
+        passing_through(), batched(logits, labels), student=student
+    ).numbers["student"]
+    lead = (logits.argmin(-1) == labels) * 1.0 - (logits.argmax(-1) == labels)
+    assert lead.mean() < -0.5
+    close(found["lead_error"], lead.std() / np.sqrt(EXAMPLES))
+
+
 def gradient_scales(case, student_logits):
     """The ratio of two gradients on the label's logit."""
     target = reference.kd_target(case.logits, TEMPERATURE)
@@ -266,6 +278,33 @@ def known_of_others(labels, centred, batches):
     return found
 
 
+def every_second(batches):
+    """What is looked at of batches where `_SAMPLE_CELLS` hold 20 examples."""
+    *whole, last = batches
+    return [rows[i % 2 :: 2] for i, rows in enumerate(whole)] + [last]
+
+
+def test_scales_are_of_the_examples_that_are_looked_at(monkeypatch):
+    """Some are undefined, as nothing is left to learn of a sure label."""
+    monkeypatch.setattr(survey, "_SAMPLE_CELLS", 20 * CLASSES)
+    logits, labels = ring(noise=3.0)
+    logits = logits.round()
+    inputs = keras.Input((CLASSES,))
+    sure = keras.Model(inputs, layers.Rescaling(300.0)(inputs))
+    found = diagnose(
+        passing_through(), batched(logits, labels), student=sure, loss=loss()
+    ).numbers["gradient_scale"]
+    rows = np.arange(EXAMPLES)
+    hot = reference.one_hot(labels, CLASSES)
+    lead = logits[rows, labels] - np.where(hot, -np.inf, logits).max(-1)
+    batches = np.split(rows, range(32, EXAMPLES, 32))
+    looked_at = np.concatenate(every_second(batches))
+    undefined = (lead > 0)[looked_at]
+    assert 0 < undefined.sum() < len(undefined) < EXAMPLES
+    close(found["undefined_share"], undefined.mean())
+    assert sum(found["histogram"]) == (~undefined).sum()
+
+
 @pytest.mark.parametrize("sampled", [False, True])
 def test_relations_by_rank_and_competitors(sampled, monkeypatch):
     """Also where half of the examples are looked at, of the first classes."""
@@ -275,8 +314,7 @@ def test_relations_by_rank_and_competitors(sampled, monkeypatch):
     if sampled:
         monkeypatch.setattr(survey, "_SAMPLE_CELLS", 20 * CLASSES)
         monkeypatch.setattr(relations, "PROFILE_CELLS", 5 * CLASSES)
-        batches = [b[i % 2 :: 2] for i, b in enumerate(batches[:-1])]
-        batches += [rows[192:]]
+        batches = every_second(batches)
         known = labels < 5
     whole = diagnose(
         passing_through(), batched(logits, labels), loss=loss()
@@ -422,6 +460,30 @@ def test_relations_are_told_from_the_permuted_control():
     # The tail beyond the top class is even, or explained by nothing.
     assert results["related"]["tail"]["explained_beyond"][1] > 0.5
     assert results["unrelated"]["tail"]["explained_beyond"][1] < 0.05
+
+
+@pytest.mark.parametrize(
+    ("related", "mass_beyond_3", "k"),
+    [(6, 0.3, 5), (10, 0.3, 10), (10, 0.011, 4), (10, 0.008, 3), (-10, 0.3, 1)],
+)
+def test_k_to_try_is_where_mass_or_relation_ends(related, mass_beyond_3, k):
+    """Related are some first ranks; none where all go against the others."""
+    random = np.random.default_rng(0)
+    mean = random.normal(size=(500, 10))
+    own = random.normal(size=(500, 10))
+    ranks = np.arange(10)
+    own += np.sign(related) * mean * (ranks < abs(related))
+    mass = np.where(ranks < 3, (1 - mass_beyond_3) / 3, mass_beyond_3 / 7)
+    moments = [np.ones_like(own), own, mean, own**2, mean**2, own * mean]
+    tail = measures._tail(mass, np.sum(moments, axis=1))
+    close(tail["mass_beyond"], [mass[i + 1 :].sum() for i in range(10)])
+    for start in range(10):
+        correlation = np.corrcoef(
+            own[:, start:].ravel(), mean[:, start:].ravel()
+        )[0, 1]
+        close(tail["explained_beyond"][start], max(correlation, 0) ** 2)
+    assert tail["suggested_k"] == k
+    assert tail["quarter"] == 2
 
 
 def passing_through(classes=CLASSES):
