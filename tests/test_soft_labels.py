@@ -27,7 +27,7 @@ from test_distiller_correctness import get_loss
 from test_losses import Case
 
 import keras_kd as kd
-from keras_kd.batch import settle
+from keras_kd.batch import class_weight_array, settle
 
 every_soft_loss = pytest.mark.parametrize("name", kd.losses.NAMES)
 LABEL_FREE = [
@@ -200,6 +200,54 @@ def test_an_example_without_a_label_has_the_teachers_term(name, soft, float64):
         rtol=1e-9,
         atol=1e-12,
     )
+
+
+# -- what a batch is ----------------------------------------------------------
+
+
+def settled(labels, reader=None, **arguments):
+    """A batch of logits that don't matter, as NumPy arrays by name."""
+    logits = np.zeros((len(labels), CLASSES), "float32")
+    found = settle(labels, logits, label_reader=reader, **arguments)
+    return {
+        name: keras.ops.convert_to_numpy(value)
+        for name, value in vars(found).items()
+        if name not in ("y", "outside") and value is not None
+    }
+
+
+@pytest.mark.parametrize(
+    ("dtype", "near", "far"),
+    [("float32", 9e-4, 2e-3), ("float16", 1.5e-2, 3e-2)],
+)
+def test_shares_that_nearly_sum_to_1_are_made_to(dtype, near, far):
+    """As rounding to the dtype leaves them; others are refused."""
+    rows = np.full((4, CLASSES), 1 / CLASSES)
+    rows *= np.array([[1 + near], [1 - near], [1 + far], [1 - far]])
+    found = settled(rows.astype(dtype))
+    np.testing.assert_array_equal(found["is_valid"], [True, True, False, False])
+    sums = found["labels"].sum(-1)
+    np.testing.assert_allclose(sums, [1, 1, 0, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_what_has_no_label_has_the_weight_1_of_no_class(soft):
+    """And counts, also where a class doesn't; but not under a mask."""
+    ids = np.array([-1, 0, 2, -1, 1])
+    hot = reference.one_hot(np.maximum(ids, 0), CLASSES)
+    hot = np.where((ids < 0)[:, None], 0, hot).astype("float32")
+    found = settled(
+        hot if soft else ids,
+        sample_weight=np.array([2.0, 3.0, 5.0, 7.0, 11.0]),
+        mask=np.array([True, True, True, False, True]),
+        ignore_class=2,
+        class_weight=class_weight_array({0: 10.0, 2: 100.0}, CLASSES),
+    )
+    assert found["is_valid"].all()
+    np.testing.assert_array_equal(found["is_labelled"], ids >= 0)
+    np.testing.assert_array_equal(found["counted"], [1, 1, 0, 0, 1])
+    counted = found["counted"] > 0
+    np.testing.assert_allclose(found["weights"][counted], [2.0, 30.0, 11.0])
 
 
 # -- trained by a Distiller ---------------------------------------------------

@@ -514,6 +514,37 @@ def test_findings_tables_and_pictures_agree():
     assert [each["verdict"] for each in told] == ["inconclusive"] * 4
 
 
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_leaders_are_the_best_of_each_method_from_the_best_on(higher_is_better):
+    given = [("kd", 3.0), ("plain", 5.0), ("dkd", 1.0), ("kd", 7.0)]
+    trials = [
+        Trial(number, method, {}, score, "finished", [score], 1.0, "search", 1)
+        for number, (method, score) in enumerate(given)
+    ]
+    trials.append(Trial(4, "dkd", {}, None, "stopped", [9.0], 1.0, "search", 1))
+    scores = {"plain": {1: 5.0}, "kd": {1: 3.0}}
+    result = Tuning(
+        trials,
+        kd.Attribution(scores, higher_is_better=higher_is_better),
+        winner=trials[0],
+        winner_name="kd",
+        loss=kd.KD(),
+        plain=trials[1],
+        metric="score",
+        higher_is_better=higher_is_better,
+        importance={},
+        spent={"epochs": 5, "seconds": 5.0},
+        verdict=[],
+    )
+    found = [(trial.method, trial.score) for trial in result.leaders]
+    best_first = [("kd", 7.0), ("plain", 5.0), ("dkd", 1.0)]
+    least_first = [("dkd", 1.0), ("kd", 3.0), ("plain", 5.0)]
+    assert found == (best_first if higher_is_better else least_first)
+    rows = {row["best of each method"]: row for row in result.method_rows()}
+    assert list(rows) == [method for method, _ in found]
+    assert (rows["dkd"]["students"], rows["dkd"]["stopped"]) == ("2", "1")
+
+
 @pytest.mark.parametrize("rates", [None, (1e-4, 1e-2)])
 @pytest.mark.parametrize("best", ["plain", "kd"])
 def test_a_winner_that_is_a_baseline_is_trained_once(best, rates):
