@@ -394,6 +394,13 @@ def test_histograms_count_the_classes_of_a_soft_label_by_their_shares():
     assert summary["count"] == pytest.approx(EXAMPLES, rel=1e-5)
 
 
+def test_histograms_leave_out_the_share_of_a_class_that_does_not_count():
+    distiller, _ = trained(mlp(seed=1), kd.KDPt(ignore_class=2), shares)
+    summary = distiller.gradient_scales["all"].summary()
+    expected = np.delete(shares, 2, axis=-1).sum()
+    assert summary["count"] == pytest.approx(expected, rel=1e-5)
+
+
 # -- without labels -----------------------------------------------------------
 
 
