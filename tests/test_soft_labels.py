@@ -250,6 +250,31 @@ def test_what_has_no_label_has_the_weight_1_of_no_class(soft):
     np.testing.assert_allclose(found["weights"][counted], [2.0, 30.0, 11.0])
 
 
+@every_soft_loss
+def test_the_share_of_an_ignored_class_counts_for_nothing(name, float64):
+    case = SoftCase(name, seed=2, dtype="float64")
+    loss = case.loss(reduction="sum", ignore_class=1)
+    y_true = soft_targets(loss, case.shares, case.teacher_logits)
+    losses = case.over_classes(lambda: Case.expected(case))
+    counted = case.shares * (np.arange(case.num_classes) != 1)
+    np.testing.assert_allclose(
+        loss(y_true, case.logits),
+        (np.stack(losses, -1) * counted).sum(),
+        rtol=1e-6,
+    )
+
+
+def test_what_does_not_count_is_0_also_where_it_is_infinite():
+    mask = np.array([False, True, True])
+    found = settle(
+        np.eye(3, CLASSES, dtype="float32"),
+        np.zeros((3, CLASSES), "float32"),
+        mask=mask,
+        ignore_class=2,
+    ).counted_part(np.array([np.inf, 5.0, np.nan], "float32"))
+    np.testing.assert_array_equal(found, [0.0, 5.0, 0.0])
+
+
 # -- trained by a Distiller ---------------------------------------------------
 
 EXAMPLES = 18
