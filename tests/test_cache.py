@@ -429,6 +429,24 @@ def test_many_classes_have_wider_ids(tmp_path):
     )
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_largest_k_is_kept_whichever_comes_first(order, tmp_path):
+    teacher, dataset = mlp(12, seed=5), batches(14)
+    several = [kd.KDTopK(k=2, temperature=3.0), kd.KDTopK(k=4)][::order]
+    cache = write(
+        tmp_path / "cache", dataset, teacher, several, dtype="float32"
+    )
+    assert cache.record_bytes == 4 * (2 + 4) + 2 * 4
+    logits = outputs_of(teacher, data(14)[0]).astype("float64")
+    for loss in several:
+        p = -np.sort(-reference.kd_target(logits, loss.temperature), axis=-1)
+        found = cache.statistics(range(14), loss)
+        top = found["top_probabilities"]
+        np.testing.assert_allclose(top, p[:, : loss.k], rtol=1e-5)
+        tail = p[:, loss.k :].sum(-1)
+        np.testing.assert_allclose(found["tail_probability"], tail, rtol=1e-5)
+
+
 # -- what is kept besides -----------------------------------------------------
 
 

@@ -89,6 +89,31 @@ def test_other_shares_are_noticed(tmp_path):
 
 
 @kinds
+@pytest.mark.parametrize("arrays", [(x, shares), (x,)])
+def test_a_shuffled_cache_of_soft_labels_and_of_none(tmp_path, kind, arrays):
+    """In the order of the largest shares; or of -1 for all."""
+    data, seen = of_kind(kind, *arrays), []
+    cache = kd.TeacherCache.write(
+        tmp_path / "cache", data, teacher(), kd.KD(), verbose=0
+    )
+
+    def order(labels):
+        seen.append(labels)
+        return np.arange(EXAMPLES)[::-1]
+
+    control = cache.shuffled(tmp_path / "control", data, order)
+    soft = len(arrays) > 1
+    expected = shares.argmax(-1) if soft else np.full(EXAMPLES, -1)
+    np.testing.assert_array_equal(seen, [expected])
+    np.testing.assert_array_equal(
+        control[:]["teacher_logits"], cache[::-1]["teacher_logits"]
+    )
+    other = of_kind(kind, *(each[::-1].copy() for each in arrays))
+    with pytest.raises(ValueError, match="what the teacher saw"):
+        cache.shuffled(tmp_path / "other", other, order)
+
+
+@kinds
 @pytest.mark.parametrize("name", ["kd", "kd_topk"])
 def test_no_labels(tmp_path, kind, name):
     data = of_kind(kind, x)

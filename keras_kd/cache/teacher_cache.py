@@ -709,7 +709,7 @@ class TeacherCache:
                     0, batch.position, min(stop, self.examples), [CHECKSUM]
                 )
                 positions = np.arange(batch.position, stop)
-                reading.compare(batch.x, batch.ids, kept[CHECKSUM], positions)
+                reading.compare(batch.x, batch.y, kept[CHECKSUM], positions)
                 found.append(batch.ids)
         return np.concatenate(found)
 
