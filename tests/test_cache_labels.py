@@ -130,6 +130,25 @@ def test_no_labels(tmp_path, kind, name):
     assert_same_weights(found, trained_online(name, soft=False), 1e-5)
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_teachers_accuracy_is_of_the_labels_that_there_are(soft, tmp_path):
+    """Not of missing or ignored ones, nor of those of weight 0."""
+    model, weights = teacher(), np.ones(EXAMPLES, "float32")
+    best = keras.ops.convert_to_numpy(model(x)).argmax(-1)
+    right = np.arange(EXAMPLES) % 3 > 0
+    labels = np.where(right, best, (best + 1) % CLASSES)
+    labels[:3], labels[3:5], weights[5:7] = -1, 255, 0
+    if soft:
+        labels = (labels[:, None] == np.arange(CLASSES)).astype("float32")
+    data = x, labels, weights
+    cache = kd.TeacherCache.write(
+        tmp_path / "cache", data, model, kd.KD(), batch_size=BATCH, verbose=0
+    )
+    expected = pytest.approx(right[7:].mean())
+    assert cache.teacher_accuracy == expected
+    assert cache.verify(data, model).teacher_accuracy == expected
+
+
 def test_losses_that_need_labels_are_refused(tmp_path):
     with pytest.raises(ValueError, match="KDPt reads the label"):
         kd.TeacherCache.write(

@@ -285,7 +285,8 @@ def class_ids(y, label_shape):
 
     Returns:
         [batch, *label_shape]; of soft labels the class with the largest
-        share; -1 (of one example, which stands for all) without labels.
+        share, -1 where there is none; -1 (of one example, which stands for
+        all) without labels.
 
     Raises:
         DataError: if they are not whole numbers.
@@ -295,7 +296,7 @@ def class_ids(y, label_shape):
         return np.full((1, *label_shape), UNLABELLED)
     labels = np.asarray(labels)
     if are_soft(labels, label_shape):
-        return labels.argmax(axis=-1)
+        return np.where(labels.any(-1), labels.argmax(-1), UNLABELLED)
     if labels.dtype.kind == "f" and (labels != np.trunc(labels)).any():
         found = labels[labels != np.trunc(labels)].flat[0]
         raise DataError(

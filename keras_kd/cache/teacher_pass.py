@@ -228,18 +228,22 @@ def logits_shape(teacher, reader, x):
     return tuple(reader.logits(outputs).shape)
 
 
-def count_right(right, sample_weight=None):
+def count_right(right, examples, classes):
     """How many labels a teacher gets right, and of how many.
+
+    What is no class (as is missing or ignored) does not count, nor what has
+    weight 0, such as padding.
 
     Args:
         right: [examples, ...] booleans.
-        sample_weight: optional, [examples], [examples, 1] or [examples, ...];
-            what has weight 0, such as padding, does not count.
+        examples: `keras_kd.cache.data.Examples`, which these are of.
+        classes: integer.
 
     Returns:
         Two floats.
     """
-    counted = weighted(right.shape, sample_weight)
+    counted = weighted(right.shape, examples.weight)
+    counted = counted & (inside(examples.ids, classes) >= 0)
     return float((right * counted).sum()), float(counted.sum())
 
 
@@ -248,7 +252,7 @@ def weighted(shape, sample_weight=None):
 
     Args:
         shape: tuple, of the labels.
-        sample_weight: see `count_right`.
+        sample_weight: optional, [examples], [examples, 1] or [examples, ...].
     """
     if sample_weight is None:
         return np.ones(shape, bool)

@@ -83,7 +83,7 @@ def verify(table, manifest, source, teacher_pass, batches):
             arrays, _ = teacher_pass.run(batch)
             found = arrays[TEACHER_RIGHT]
             examples += len(found)
-            counts = count_right(found, batch.weight)
+            counts = count_right(found, batch, manifest.classes)
             right, labels = right + counts[0], labels + counts[1]
             start = number * size
             kept = table.read(view, start, start + len(found), list(errors))

@@ -358,7 +358,9 @@ class _ViewWriter:
                 "weights, its input's preprocessing and its dtype (float16 "
                 "overflows at 65504)."
             )
-        right, labels = count_right(arrays[TEACHER_RIGHT], examples.weight)
+        right, labels = count_right(
+            arrays[TEACHER_RIGHT], examples, self._plan.manifest.classes
+        )
         progress.right += right
         progress.labels += labels
         return arrays
