@@ -175,7 +175,7 @@ def test_one_cache_serves_every_loss(kept, losses_online, tmp_path):
     if kept == "kd":
         cache.attach(dataset, other)
     else:
-        with pytest.raises(ValueError, match="7.0"):
+        with pytest.raises(ValueError, match="KDTopK needs .*7.0"):
             cache.attach(dataset, other)
         with pytest.raises(ValueError, match="several losses"):
             cache.attach(dataset)
@@ -414,19 +414,27 @@ def test_logits_that_tell_nothing_are_refused(classes, value, tmp_path):
         write(tmp_path, (x, labels), teacher, kd.KD())
 
 
-def test_many_classes_have_wider_ids(tmp_path):
+@pytest.mark.parametrize(
+    ("classes", "id_bytes"), [(65_536, 2), (65_537, 4), (70_000, 4)]
+)
+def test_many_classes_have_wider_ids(classes, id_bytes, tmp_path):
     inputs = keras.Input((2,))
-    teacher = keras.Model(inputs, layers.Dense(70_000)(inputs))
+    teacher = keras.Model(inputs, layers.Dense(classes)(inputs))
+    bias = np.zeros(classes, "float32")
+    bias[[-1, 40_000]] = 50.0, 40.0
+    teacher.layers[-1].bias.assign(bias)
     x = np.random.default_rng(0).normal(size=(4, 2)).astype("float32")
     dataset = tf.data.Dataset.from_tensor_slices(
-        (x, np.arange(4, dtype="int32") + 69_000)
+        (x, np.arange(4, dtype="int32") + 60_000)
     ).batch(2)
     cache = write(tmp_path / "cache", dataset, teacher, kd.KDTopK(k=3))
+    assert cache.record_bytes == 3 * (id_bytes + 2) + 4
     y = next(cache.attach(dataset).as_numpy_iterator())[1]
     logits = np.array(teacher(x[:2]))
     np.testing.assert_array_equal(
         y["top_classes"], np.argsort(-logits, axis=-1)[:, :3]
     )
+    assert (y["top_classes"][:, :2] == [classes - 1, 40_000]).all()
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -114,6 +114,19 @@ def test_an_interrupted_cache_goes_on_with_the_same_draws(tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+def test_no_chunk_of_a_batch_has_the_draws_of_another(tmp_path, monkeypatch):
+    """Where all logits are many, a batch draws once for each chunk."""
+    module = "keras_kd.cache.teacher_pass"
+    monkeypatch.setattr(f"{module}.are_many", lambda *_: True)
+    monkeypatch.setattr(f"{module}.most_tokens", lambda *_: 4)
+    inputs = keras.Input((3,))
+    teacher = keras.Model(inputs, layers.Dense(40)(inputs))
+    data = np.ones((48, 3), "float32"), np.zeros(48, "int32")
+    cache = write(tmp_path / "cache", data, teacher, loss(), batch_size=12)
+    classes = cache[:]["sampled_classes"].reshape(12, -1)
+    assert len(np.unique(classes, axis=0)) == 12
+
+
 def test_all_logits_serve_draws_that_differ_in_each_step(tmp_path):
     teacher, dataset = mlp(seed=5), batches(8)
     cache = write(tmp_path / "cache", dataset, teacher, [kd.KD(), loss()])

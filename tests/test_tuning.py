@@ -1016,6 +1016,9 @@ def test_without_a_teacher_label_smoothing_is_tuned():
     result = tune(trainer, 24)
     assert result.method == "label_smoothing"
     assert set(result.final.scores) == {"plain", "tuned"}
+    assert result.gain("kd") is None
+    assert len(result.final.comparisons) == 1
+    assert result.gain().mean > 0
     smoothing = result.settings["smoothing"]
     assert abs(math.log(smoothing / BEST["smoothing"], 4)) < 0.5
 
