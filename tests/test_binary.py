@@ -249,8 +249,9 @@ def test_labels_other_than_0_and_1_are_refused(labels):
     assert_same_weights(weights_of(student), weights_of(before), 0)
 
 
-def test_unlabelled_units_have_the_teachers_term():
-    labels = labels_of(UNITS)
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+def test_unlabelled_units_have_the_teachers_term(dtype):
+    labels = labels_of(UNITS).astype(dtype)
     labels[::2] = -1
     student = model(UNITS, "sigmoid", seed=1)
     distiller, _ = trained(student, model(UNITS, "sigmoid", 5), kd.KD(), labels)
