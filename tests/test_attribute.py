@@ -102,6 +102,19 @@ def test_bad_data_of_controls_are_refused():
         attribution.shuffle_within_labels(np.zeros(4), np.zeros(3, int))
 
 
+def test_levels_of_decoupled_distillation_are_alone_whatever_is_set():
+    settings = {"alpha": 0.7, "beta": 3.0, "temperature": 5.0}
+    for method, expected in (
+        ("dkd_tckd", (0.7, 0.0)),
+        ("dkd_nckd", (0.0, 3.0)),
+        ("dkd", (0.7, 3.0)),
+    ):
+        loss = attribution.make_loss(method, settings)
+        found = loss.get_config()
+        assert (found["alpha"], found["beta"]) == pytest.approx(expected)
+        assert found["temperature"] == 5.0
+
+
 # -- running -------------------------------------------------------------------
 
 
@@ -632,6 +645,7 @@ def test_perplexities_are_compared_by_their_logarithms():
             {"examples": [1.0, 0.0]},
             "must follow.*0.6 for.* 0, where mean of the examples is 0.5",
         ),
+        ({"examples": [0.6013]}, "must follow.*examples is 0.6013"),
         (
             {"examples": [0.6], "examples_of": "median"},
             '"examples_of" must be "mean" or "exp_mean"',

@@ -80,6 +80,28 @@ def test_soft_labels(tmp_path, kind, name):
     assert_same_weights(found, trained_online(name, soft=True), 1e-5)
 
 
+@kinds
+@pytest.mark.parametrize(
+    "labels", [ids, ids[:, None], shares], ids=["ids", "column", "shares"]
+)
+def test_the_largest_class_tells_where_the_teacher_is_right(
+    tmp_path, kind, labels
+):
+    model, loss = teacher(), kd.KDTopK(k=2)
+    data = of_kind(kind, x, labels)
+    cache = kd.TeacherCache.write(
+        tmp_path / "cache", data, model, loss, batch_size=BATCH, verbose=0
+    )
+    joined = attached(cache, data, kind, loss)
+    batches = (joined[i] for i in range(2)) if kind == "arrays" else joined
+    found = np.concatenate([batch[1]["teacher_right"] for batch in batches])
+    best = keras.ops.convert_to_numpy(model(x)).argmax(-1)
+    wanted = shares.argmax(-1) if labels is shares else ids
+    assert 0 < (best == wanted).sum() < EXAMPLES
+    np.testing.assert_array_equal(found, best == wanted)
+    assert cache.teacher_accuracy == pytest.approx((best == wanted).mean())
+
+
 def test_other_shares_are_noticed(tmp_path):
     cache = kd.TeacherCache.write(
         tmp_path / "cache", (x, shares), teacher(), kd.KD(), verbose=0

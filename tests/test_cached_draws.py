@@ -1,5 +1,7 @@
 """KDSampled from a cache: one draw for each view, in four bytes a class."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -85,13 +87,22 @@ def test_what_is_written_again_or_verified_is_drawn_as_before(tmp_path):
     assert (kept(other, dataset)[0] != kept(caches[0], dataset)[0]).any()
 
 
-def test_an_interrupted_cache_goes_on_with_the_same_draws(tmp_path):
+@pytest.mark.parametrize("batched", [True, False])
+def test_an_interrupted_cache_goes_on_with_the_same_draws(batched, tmp_path):
+    """Also of examples, of which those of whole batches are there already."""
     teacher, dataset = mlp(seed=5), batches()
-    whole = write(tmp_path / "whole", dataset, teacher, loss())
+    if not batched:
+        dataset = dataset.unbatch()
+        size = int(dataset.reduce(0, lambda count, *_: count + 1))
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(size))
+    write_again = functools.partial(
+        write, teacher=teacher, losses=loss(), batch_size=8
+    )
+    whole = write_again(tmp_path / "whole", dataset)
 
     def fail_at(number, element):
         def check(number, x):
-            if number == 2:
+            if number == (2 if batched else 20):
                 raise RuntimeError("interrupted")
             return x
 
@@ -100,14 +111,12 @@ def test_an_interrupted_cache_goes_on_with_the_same_draws(tmp_path):
         return (tf.ensure_shape(checked, x.shape), *rest)
 
     with pytest.raises(Exception, match="interrupted"):
-        write(
+        write_again(
             tmp_path / "cache",
             dataset.enumerate().map(fail_at),
-            teacher,
-            loss(),
             checkpoint_seconds=0,
         )
-    cache = write(tmp_path / "cache", dataset, teacher, loss())
+    cache = write_again(tmp_path / "cache", dataset)
     for one, other in zip(
         kept(whole, dataset), kept(cache, dataset), strict=True
     ):

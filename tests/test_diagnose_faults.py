@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import layers
 
 import keras_kd as kd
-from keras_kd.diagnosis import initialised, normalisers, trials
+from keras_kd.diagnosis import initialised, measures, normalisers, trials
 from keras_kd.diagnosis.agreement import Agreement, agreement_numbers
 
 CLASSES, EXAMPLES = 12, 1200
@@ -561,6 +561,24 @@ def with_true_odds(shares, told):
     shown = told * reference.one_hot(labels, len(shares))
     seen = shown + random.normal(size=shown.shape)
     return (np.log(shares) + told * seen).astype("float32"), labels
+
+
+@pytest.mark.parametrize(
+    ("confidence", "skill", "told"),
+    [
+        (0.79, 0.5, True),
+        (0.81, 0.5, False),
+        (0.2, 0.5, True),
+        (0.7, 0.03, True),
+        (0.7, 0.01, False),
+    ],
+)
+def test_who_is_surer_than_right_does_not_know_the_odds(
+    confidence, skill, told
+):
+    """Who is less sure may."""
+    teacher = {"accuracy": 0.7, "confidence": confidence, "skill": skill}
+    assert measures.knows_the_odds({"teacher": teacher}) == told
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,20 @@ def test_a_class_that_the_student_rules_out_takes_no_even_share():
         fit(distiller, x, np.where(labels == 2, 0, labels))
 
 
+def test_one_example_is_enough():
+    x, labels, _ = data(8)
+    labels = np.where(labels == 2, 0, labels)
+    labels[5] = 2
+    student = mlp()
+    bias = np.zeros(CLASSES, "float32")
+    bias[2] = -np.inf
+    student.layers[-1].bias.assign(bias)
+    distiller = kd.Distiller(student)
+    distiller.compile("sgd", kd.LabelSmoothing(weight=0.0))
+    with pytest.raises(ValueError, match="student .* for 1 example of"):
+        fit(distiller, x, labels)
+
+
 def test_evaluation():
     x, labels, _ = data(8)
     distiller = compiled(normalised_student(), mlp())
