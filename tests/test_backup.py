@@ -15,6 +15,7 @@ from models import CLASSES, FEATURES, data, mlp, uniform
 
 import keras_kd as kd
 from keras_kd import distribution, files
+from keras_kd.generators import assign_generators, read_generators
 
 EPOCHS = 3
 
@@ -166,6 +167,31 @@ def test_the_order_of_examples_goes_on_in_another_process(tmp_path, arrays):
     found, drawn_since = run(tmp_path / "backup", seed=seed)
     assert drawn_since == drawn[2:]
     assert_equal(found, expected)
+
+
+@pytest.mark.parametrize("drawn", [0, 1])
+def test_global_generators_go_on_after_half_a_pair_of_normal_numbers(drawn):
+    """They make two at a time, and keep the second one."""
+
+    def draw():
+        return [random.gauss(0, 1), *np.random.normal(size=3), random.random()]
+
+    def seed(number):
+        random.seed(number)
+        np.random.seed(number)
+
+    before = read_generators()
+    seed(1)
+    for _ in range(drawn):
+        random.gauss(0, 1), np.random.normal()
+    kept = read_generators()
+    expected = draw()
+    seed(2)
+    draw()
+    assign_generators(kept)
+    found = draw()
+    assign_generators(before)
+    assert found == expected
 
 
 def test_a_second_fit_in_a_folder_is_warned_of(tmp_path):
