@@ -1161,6 +1161,25 @@ def test_similarities_are_sorted_means_beside_the_teachers():
     assert "sorted by superclass" in caption
 
 
+def test_of_many_classes_some_are_shown_and_all_are_correlated():
+    """The student's rows are the teacher's where they are shown."""
+    random = np.random.default_rng(0)
+    rows, others = random.normal(size=(2, 150, 3))
+    others[::2] = rows[::2]
+    teacher, own = (kd.similarity.class_similarity(r) for r in (rows, others))
+    results = {"plain": {0: {"class_similarity": own.tolist()}}}
+    outcome = Attribution(
+        {"plain": {0: 1.0}}, results=results, teacher_similarity=teacher
+    )
+    figure, caption = pictures.of_training(outcome)["class_similarity"]
+    axes = figure.to_matplotlib().axes
+    assert axes[1].images[0].get_array().shape == (75, 75)
+    pairs = ~np.eye(150, dtype=bool)
+    r = np.corrcoef(own[pairs], teacher[pairs])[0, 1]
+    assert axes[1].get_title() == f"plain, r = {r:.2f}" and r < 0.9
+    assert "over all pairs of classes" in caption
+
+
 @pytest.mark.parametrize("others", [1, 4])
 def test_long_names_stay_above_their_own_panel(others):
     names = [f"a_loss_of_mine_with_a_name_as_long_{n}" for n in range(others)]

@@ -206,7 +206,7 @@ def _similarities(attribution):
         "(domain knowledge)."
     )
     if teacher is not None:
-        panels = _with_correlations(panels, others)
+        panels = _with_correlations(panels, found)
         caption += (
             " r: correlation with the teacher's, over all pairs of classes."
         )
@@ -227,12 +227,13 @@ def _matrices(attribution):
     }
 
 
-def _with_correlations(panels, others):
-    """The matrices with their correlation with the first in their names."""
-    teacher = next(iter(panels.values()))[others]
+def _with_correlations(panels, matrices):
+    """The panels, in whose names is how their matrix follows the teacher's."""
+    others = ~np.eye(len(matrices["teacher"]), dtype=bool)
+    teacher = matrices["teacher"][others]
     named = {}
     for name, matrix in panels.items():
-        own = matrix[others]
+        own = matrices[name][others]
         if name != "teacher" and own.std() > 0 and teacher.std() > 0:
             name = f"{name}, r = {np.corrcoef(own, teacher)[0, 1]:.2f}"
         named[name] = matrix
