@@ -83,6 +83,7 @@ def test_what_is_written_again_or_verified_is_drawn_as_before(tmp_path):
             np.testing.assert_array_equal(one, other)
     found = caches[0].verify(dataset, teacher, losses=loss())
     assert max(found.largest_errors.values()) < 1e-3
+    assert found.examples == 2 * 30  # Of the first and the last view.
     other = write(tmp_path / "other", dataset, teacher, loss(seed=9))
     assert (kept(other, dataset)[0] != kept(caches[0], dataset)[0]).any()
 

@@ -57,6 +57,7 @@ def test_paired_intervals_are_those_of_the_t_test():
         ([1.0, 1.1, 0.9], "gain"),
         ([-1.0, -1.1, -0.9], "loss"),
         ([1.0, -1.1, 0.9], "inconclusive"),
+        ([-1.0, 1.1, -0.9], "inconclusive"),
         ([0.0, 0.0, 0.0], "inconclusive"),
         ([5.0], "inconclusive"),
         # They say nothing of how far apart other seeds are.
@@ -188,6 +189,15 @@ def test_seeds_that_agree_to_the_last_example_are_not_certain(right, verdict):
     assert interval.low < interval.mean < interval.high
     assert interval.high - interval.low > 2 / 360
     assert interval.verdict == verdict
+
+
+def test_two_examples_are_enough_and_one_is_seeds_alone():
+    differences = np.array([[3.0, 3.2], [3.1, 3.3], [3.2, 3.1]])
+    both = paired_interval(differences)
+    assert (both.seeds, both.examples) == (3, 2)
+    assert both.low < both.mean == pytest.approx(differences.mean())
+    alone = paired_interval(differences[:, :1])
+    assert alone == paired_interval(differences[:, 0])
 
 
 def test_one_example_alone_is_never_a_gain():
