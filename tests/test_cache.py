@@ -477,6 +477,36 @@ def test_verify_tells_the_right_teacher_from_another(tmp_path):
     assert "64 examples" in str(found)
 
 
+@pytest.mark.parametrize("batch", [0, 1, 2])
+def test_the_largest_error_is_that_of_the_worst_batch(batch, tmp_path):
+    """Two batches of three are the first and the last."""
+    x, labels, _ = data(24)
+    x *= np.arange(24)[:, None] // 8 == batch
+    teacher, other = mlp(12, seed=5), mlp(12, seed=5)
+    other.layers[1].kernel.assign(3 * other.layers[1].kernel)
+    odds = []
+    for model in (teacher, other):
+        p = reference.kd_target(outputs_of(model, x), kd.KDPt().temperature)
+        p = p[np.arange(24), labels]
+        odds.append(np.log(p) - np.log1p(-p))
+    kept, now = odds
+    expected = (np.abs(kept - now) / np.maximum(np.abs(now), 1)).max()
+    assert expected > 0.01
+    cache = write(
+        tmp_path / "cache",
+        (x, labels),
+        teacher,
+        kd.KDPt(),
+        batch_size=8,
+        dtype="float32",
+    )
+    for count, seen in ((3, expected), (2, expected * (batch != 1))):
+        found = cache.verify((x, labels), other, batches=count)
+        assert found.examples == 8 * count
+        (error,) = found.largest_errors.values()
+        assert error == pytest.approx(seen, rel=1e-4, abs=1e-5)
+
+
 def test_a_changed_temperature_is_refused_by_the_step(tmp_path):
     teacher, dataset, loss = mlp(12, seed=5), batches(14), kd.KDPt()
     cache = write(tmp_path / "cache", dataset, teacher, loss)
