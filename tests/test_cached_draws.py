@@ -9,7 +9,7 @@ import reference
 import tensorflow as tf
 from caches import batches, compiled, write
 from keras import layers
-from models import CLASSES, mlp
+from models import CLASSES, data, mlp
 
 import keras_kd as kd
 
@@ -43,6 +43,42 @@ def test_a_view_is_one_draw_and_views_differ_without_augmentation(tmp_path):
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[0], third[0])
     assert (first[0] != second[0]).any()
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, *arrays):
+        super().__init__()
+        self.arrays = arrays
+
+    @property
+    def num_batches(self):
+        return 3
+
+    def __getitem__(self, number):
+        return tuple(each[4 * number : 4 * number + 4] for each in self.arrays)
+
+
+def test_views_of_other_data_follow_the_epochs_too(tmp_path):
+    """Arrays are passed over again and again, other data once."""
+    arrays = data(12)[:2]
+    cache = write(
+        tmp_path / "cache", arrays, mlp(seed=5), loss(), batch_size=4, views=2
+    )
+    views = [cache.statistics(range(12), view=view) for view in (0, 1)]
+    views = [statistics["sampled_classes"] for statistics in views]
+    assert (views[0] != views[1]).any()
+
+    def drawn(attached):
+        y = [attached[number][1] for number in range(3)]
+        return np.concatenate([part["sampled_classes"] for part in y])
+
+    attached = cache.attach(arrays, batch_size=4, epoch=1)
+    for epoch in (1, 2, 3):
+        np.testing.assert_array_equal(drawn(attached), views[epoch % 2])
+        attached.on_epoch_end()
+    for epoch in (1, 2):
+        attached = cache.attach(Batches(*arrays), epoch=epoch)
+        np.testing.assert_array_equal(drawn(attached), views[epoch % 2])
 
 
 def test_views_of_other_losses_need_an_augmentation(tmp_path):
