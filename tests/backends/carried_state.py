@@ -51,6 +51,11 @@ def main(path, folder):
         found[f"{name} state after evaluate"] = state(student)
         if name == "online":
             found["teacher state"] = state(teacher)
+            found["student state before refusal"] = state(student)
+            try:
+                distiller.train_on_batch(x.numpy(), np.full_like(x, 99))
+            except ValueError:
+                found["student state after refusal"] = state(student)
     np.savez(path, **found)
 
 

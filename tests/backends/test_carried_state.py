@@ -45,6 +45,15 @@ def test_every_kind_of_step_changes_the_state(found, place):
 
 
 @pytest.mark.parametrize("place", range(len(BACKENDS)))
+def test_a_refused_batch_leaves_the_state_as_it_was(found, place):
+    before, after = (
+        found[place][f"student state {when} refusal"]
+        for when in ("before", "after")
+    )
+    np.testing.assert_array_equal(after, before)
+
+
+@pytest.mark.parametrize("place", range(len(BACKENDS)))
 def test_a_cache_follows_the_state(found, place):
     online, cached = (
         found[place][f"{kind} losses"] for kind in ("online", "cached")
