@@ -257,3 +257,17 @@ def test_unlabelled_units_have_the_teachers_term(dtype):
     distiller, _ = trained(student, model(UNITS, "sigmoid", 5), kd.KD(), labels)
     summary = distiller.gradient_scales["all"].summary()
     assert summary["unlabelled"] == EXAMPLES // 2 * UNITS
+
+
+def test_metrics_are_of_rows_in_which_every_unit_has_a_label():
+    labels = labels_of(UNITS)
+    labels[::2, 0] = -1
+    student = model(UNITS, "sigmoid", seed=1)
+    distiller = kd.Distiller(student, model(UNITS, "sigmoid", 5))
+    distiller.compile(
+        keras.optimizers.SGD(0.0), kd.KD(), metrics=["binary_accuracy"]
+    )
+    right = (student.predict(x, verbose=0) > 0.5) == labels
+    logs = fit(distiller, labels, epochs=1)
+    expected = pytest.approx(right[1::2].mean(), rel=1e-5)
+    assert logs["binary_accuracy"] == [expected]
