@@ -278,6 +278,15 @@ BESIDE = {
         "colour",
         some_ignored,
     ),
+    "mean of ignored class": (
+        keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True,
+            ignore_class=-1,
+            reduction="mean_with_sample_weight",
+        ),
+        "colour",
+        some_ignored,
+    ),
     "integer labels": (Distance(), "age", np.arange(EXAMPLES)[:, None]),
     "one number": (OneNumber(), "age", age),
     "own __call__": (OwnCall(), "age", age),
