@@ -235,6 +235,44 @@ def test_masks_of_each_output_reach_its_metrics():
     assert found[0] == pytest.approx(right[:, :3].mean(), rel=1e-5)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_loss_beside_distillation_counts_no_masked_step(weighted):
+    """Rows have different lengths, and what is beyond them is far off."""
+    steps = random.normal(size=(10, 5, FEATURES)).astype("float32")
+    lengths = np.arange(10) % 5 + 1
+    steps[np.arange(5) >= lengths[:, None]] = 0
+    sizes = np.where(steps[..., :1] == 0, 1e3, steps.sum(-1, keepdims=True))
+    labels = random.integers(0, SPECIES, (10, 5)).astype("int32")
+
+    def make():
+        inputs = keras.Input((None, FEATURES))
+        hidden = layers.Masking()(inputs)
+        outputs = {
+            "species": dense(hidden, SPECIES, 1, name="species"),
+            "size": dense(hidden, 1, 2, name="size"),
+        }
+        return keras.Model(inputs, outputs)
+
+    plain, student = make(), make()
+    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    plain.compile(
+        keras.optimizers.SGD(0.1), {"species": cross_entropy, "size": "mse"}
+    )
+    losses = {"species": kd.LabelSmoothing(weight=0.0), "size": "mse"}
+    distiller = compiled(student, losses=losses, metrics=None)
+    y = {"species": labels, "size": sizes}
+    options = {}
+    if weighted:
+        of_steps = np.repeat(weights[:10, None], 5, axis=1)
+        options["sample_weight"] = dict.fromkeys(y, of_steps)
+    expected, found = (
+        fit(each, y, steps, **options) for each in (plain, distiller)
+    )
+    assert expected["loss"][-1] < 100
+    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-4)
+    assert_same_weights(plain.get_weights(), student.get_weights())
+
+
 class Distance(keras.losses.Loss):
     """Of Keras's own kind."""
 
