@@ -253,6 +253,29 @@ def test_training_on_a_stream_of_views_is_training_online(
     assert_same_weights(weights_of(cached.student), weights_of(online.student))
 
 
+def test_the_order_of_a_stream_follows_from_its_seed_and_epoch(tmp_path):
+    arrays = data(32)[:2]
+    dataset = tf.data.Dataset.from_tensor_slices(arrays)
+    cache = write(tmp_path / "cache", dataset, mlp(12, seed=5), kd.KDPt())
+
+    def order(seed, first_epoch=0):
+        stream = cache.epochs(
+            dataset,
+            first_epoch=first_epoch,
+            batch_size=32,
+            shuffle=32,
+            seed=seed,
+        )
+        x = next(iter(stream))[0].numpy()
+        rows = (x[:, None] == arrays[0]).all(-1)
+        assert (rows.sum(0) == 1).all() and (rows.sum(1) == 1).all()
+        return tuple(rows.argmax(1))
+
+    orders = [order(0), order(0), order(1), order(0, 1), tuple(range(32))]
+    assert orders[0] == orders[1]
+    assert len(set(orders)) == 4
+
+
 def test_an_interrupted_stream_goes_on_with_what_it_would_have_given(tmp_path):
     x, labels, _ = data(21)
     dataset = tf.data.Dataset.from_tensor_slices((x, labels))
