@@ -316,6 +316,50 @@ def test_lists_that_are_not_valid_are_refused_with_the_row(
             )
 
 
+@pytest.mark.parametrize("without", ["labels", "a label in that row"])
+def test_outputs_of_what_has_no_label_are_checked_in_a_cache(
+    given, without, tmp_path
+):
+    x, labels, log_p = given
+    y = spoilt(log_p, "sum to more than 1")
+    if without != "labels":
+        y["labels"] = np.where(np.arange(EXAMPLES) == 13, -1, labels)
+    with pytest.raises(ValueError, match="in row 13"):
+        kd.TeacherCache.write(
+            tmp_path / "cache",
+            (x, y),
+            losses=kd.KDTopK(k=2),
+            num_classes=CLASSES,
+            verbose=0,
+        )
+
+
+@pytest.mark.parametrize("why", ["weight", "ignored", "ignored as missing"])
+def test_outputs_of_what_does_not_count_may_be_anything(given, why, tmp_path):
+    """The teacher's accuracy is of the others, by the first of each list."""
+    x, labels, log_p = given
+    y, counts = spoilt(log_p, "NaN"), np.arange(EXAMPLES) != 13
+    ignored = {"weight": None, "ignored": CLASSES - 1}.get(why, -1)
+    labels = np.where(labels == ignored, 0, labels)
+    if ignored is not None:
+        labels[13] = ignored
+    y["labels"], weights = labels, np.ones(EXAMPLES)
+    weights[13] = why != "weight"
+    cache = kd.TeacherCache.write(
+        tmp_path / "cache",
+        (x, y, weights),
+        losses=kd.KDTopK(k=2, ignore_class=ignored),
+        num_classes=CLASSES,
+        verbose=0,
+    )
+    right = log_p.argmax(-1) == labels
+    if why == "ignored":
+        # A class of the teacher's, whose labels are there.
+        counts[:] = True
+        right[13] = cache[13]["top_classes"][0] == ignored
+    assert cache.teacher_accuracy == pytest.approx(right[counts].mean())
+
+
 def test_logits_that_are_not_valid_are_refused_with_the_row(given):
     _, labels, log_p = given
     # Of a class that the teacher rules out.

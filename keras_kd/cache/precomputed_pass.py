@@ -6,7 +6,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd import backend
-from keras_kd.batch import TEACHER_LOGITS, TEACHER_RIGHT
+from keras_kd.batch import TEACHER_LOGITS, TEACHER_RIGHT, UNLABELLED
 from keras_kd.cache.teacher_pass import inside, weighted
 from keras_kd.logits import with_finite_ruled_out
 from keras_kd.precomputed import (
@@ -43,6 +43,7 @@ class PrecomputedPass:
         self.classes = classes
         self._kind = carried(y)
         self._ignored = {loss.ignore_class for loss in losses} - {None}
+        self._needs_no_label = any(loss.label_reader is None for loss in losses)
         self._names = [self._kind]
         self._checked = False
         encode = self._encode_all
@@ -65,8 +66,11 @@ class PrecomputedPass:
         if self._kind == TEACHER_LOGITS:
             check_size(given[TEACHER_LOGITS].shape[-1], self.classes)
         ids = inside(examples.ids, self.classes)
-        counted = (ids >= 0) & weighted(ids.shape, examples.weight)
-        counted &= ~np.isin(ids, list(self._ignored))
+        counted = ids >= 0
+        if self._needs_no_label:
+            counted |= examples.ids == UNLABELLED
+        counted &= weighted(ids.shape, examples.weight)
+        counted &= ~np.isin(examples.ids, list(self._ignored))
         # A few logits may sum to 1, as those of a small batch among many.
         if self._kind != TEACHER_LOGITS or not self._checked:
             check_outputs(given, self.classes, examples.position, counted)
