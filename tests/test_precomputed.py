@@ -243,6 +243,21 @@ def test_lists_of_tokens_train_and_are_cached(tmp_path):
         )
 
 
+def test_weights_of_data_without_labels(given):
+    """Keras gives each entry of y the same ones."""
+    x, _, log_p = given
+    y = {"teacher_logits": log_p.astype("float32")}
+    weights = np.random.default_rng(1).uniform(0, 2, EXAMPLES)
+    options = {"batch_size": BATCH, "sample_weight": weights.astype("float32")}
+    found = trained(kd.KD(), x, y, **options)
+    unlabelled = np.full(EXAMPLES, -1)
+    teacher = mlp(12, seed=5)
+    wanted = trained(kd.KD(), x, unlabelled, teacher=teacher, **options)
+    assert_same_weights(found, wanted, 1e-5)
+    options["sample_weight"] = None
+    assert_weights_differ(found, trained(kd.KD(), x, y, **options))
+
+
 # -- bad input -----------------------------------------------------------------
 
 
