@@ -349,30 +349,51 @@ def test_outputs_of_what_has_no_label_are_checked_in_a_cache(
         )
 
 
-@pytest.mark.parametrize("why", ["weight", "ignored", "ignored as missing"])
-def test_outputs_of_what_does_not_count_may_be_anything(given, why, tmp_path):
+@pytest.mark.parametrize(
+    ("loss", "label", "weight"),
+    [
+        (kd.KDTopK(k=2), 0, 0.0),
+        (kd.KDTopK(k=2, ignore_class=-1), -1, 1.0),
+        (kd.KDTopK(k=2, ignore_class=255), 255, 1.0),
+        # It reads labels: what has none is never trained on.
+        (kd.KDPt(), -1, 1.0),
+    ],
+)
+def test_outputs_of_what_does_not_count_may_be_anything(
+    given, loss, label, weight, tmp_path
+):
     """The teacher's accuracy is of the others, by the first of each list."""
     x, labels, log_p = given
-    y, counts = spoilt(log_p, "NaN"), np.arange(EXAMPLES) != 13
-    ignored = {"weight": None, "ignored": CLASSES - 1}.get(why, -1)
-    labels = np.where(labels == ignored, 0, labels)
-    if ignored is not None:
-        labels[13] = ignored
-    y["labels"], weights = labels, np.ones(EXAMPLES)
-    weights[13] = why != "weight"
+    labels, weights = labels.copy(), np.ones(EXAMPLES)
+    labels[13], weights[13] = label, weight
     cache = kd.TeacherCache.write(
         tmp_path / "cache",
-        (x, y, weights),
-        losses=kd.KDTopK(k=2, ignore_class=ignored),
+        (x, {"labels": labels, **spoilt(log_p, "NaN")}, weights),
+        losses=loss,
         num_classes=CLASSES,
         verbose=0,
     )
-    right = log_p.argmax(-1) == labels
-    if why == "ignored":
-        # A class of the teacher's, whose labels are there.
-        counts[:] = True
-        right[13] = cache[13]["top_classes"][0] == ignored
-    assert cache.teacher_accuracy == pytest.approx(right[counts].mean())
+    right = np.delete(log_p.argmax(-1) == labels, 13)
+    assert cache.teacher_accuracy == pytest.approx(right.mean())
+
+
+def test_an_ignored_class_of_the_teachers_is_not_checked(given, tmp_path):
+    x, labels, log_p = given
+    labels = np.where(np.arange(EXAMPLES) == 13, 2, np.minimum(labels, 1))
+    data = x, {"labels": labels, **spoilt(log_p, "NaN")}
+
+    def write(ignored):
+        return kd.TeacherCache.write(
+            tmp_path / str(ignored),
+            data,
+            losses=kd.KDTopK(k=2, ignore_class=ignored),
+            num_classes=CLASSES,
+            verbose=0,
+        )
+
+    assert write(2).examples == EXAMPLES
+    with pytest.raises(ValueError, match="in row 13"):
+        write(1)
 
 
 def test_logits_that_are_not_valid_are_refused_with_the_row(given):
