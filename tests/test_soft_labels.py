@@ -266,12 +266,14 @@ def test_the_share_of_an_ignored_class_counts_for_nothing(name, float64):
 
 def test_what_does_not_count_is_0_also_where_it_is_infinite():
     mask = np.array([False, True, True])
-    found = settle(
+    batch = settle(
         np.eye(3, CLASSES, dtype="float32"),
         np.zeros((3, CLASSES), "float32"),
         mask=mask,
         ignore_class=2,
-    ).counted_part(np.array([np.inf, 5.0, np.nan], "float32"))
+    )
+    losses = np.array([np.inf, 5.0, np.nan], "float32")
+    found = batch.counted_part(keras.ops.convert_to_tensor(losses))
     np.testing.assert_array_equal(found, [0.0, 5.0, 0.0])
 
 
