@@ -630,11 +630,18 @@ def student_accuracy(kind, seed, data, teacher=None, temperature=1.0):
     "kinds",
     multiple=True,
     type=click.Choice([*KINDS, _CIFAR]),
-    default=KINDS,
+    default=list(KINDS),
+    show_default="all but the last",
     help="Kinds of teachers; may be given several times.",
 )
 @click.option(
-    "--case", "cases", multiple=True, type=click.Choice(CASES), default=CASES
+    "--case",
+    "cases",
+    multiple=True,
+    type=click.Choice(CASES),
+    default=list(CASES),
+    show_default="all",
+    help="What is done to them; may be given several times.",
 )
 @click.option(
     "--students", is_flag=True, help="Train a student with each, and without."

@@ -14,6 +14,10 @@ def invoke(*arguments):
     return CliRunner().invoke(failures.main, [str(each) for each in arguments])
 
 
+def test_help_says_no_more_than_names():
+    assert "<function" not in invoke("--help").output
+
+
 def test_the_study_resumes_and_grows(tmp_path):
     first = invoke(*ONE, "--log-dir", tmp_path / "run")
     assert first.exit_code == 0, first.output
