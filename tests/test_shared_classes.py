@@ -176,9 +176,15 @@ def test_class_relations_of_the_shared_rows():
     np.testing.assert_allclose(logs["distillation"], term.mean(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("as_arrays", (True, False))
-@pytest.mark.parametrize("shared", (None, SHARED))
-@pytest.mark.parametrize("chunks", (None, 2))
+@pytest.mark.parametrize(
+    ("as_arrays", "shared", "chunks"),
+    [
+        (True, None, None),
+        (True, SHARED, 2),
+        (False, SHARED, None),
+        (False, None, 2),
+    ],
+)
 def test_kept_statistics_of_other_classes_are_refused(
     as_arrays, shared, chunks, tmp_path
 ):
