@@ -211,14 +211,14 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
 
     @property
     def _fit(self):
-        """The number of this `fit` among those of the process in the folder."""
+        """Which `fit` of this process in this folder it is, from 1 on."""
         return _DONE[self._lock_path] + 1
 
     def _warn_of_other_fit(self, fit):
         """Says that a backup may be that of another `fit`.
 
-        It may also be this one's: of a program that leaves out, when it is
-        started again, what it has trained.
+        It may also be this one's, if the program skips what it has trained
+        when it is started again.
 
         Args:
             fit: the number of the `fit` that wrote it, or `None`.

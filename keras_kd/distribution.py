@@ -287,9 +287,9 @@ def clip_sums(clip, gradients):
 
 
 def of_examples(gradients, rows):
-    """Gradients without what a replica makes of no examples, inside of a step.
+    """Leaves out what a replica without examples adds to the gradients.
 
-    In a batch of fewer examples than replicas some get none. Means over them
+    In a batch of fewer examples than replicas some get none. Means over none
     are 0 / 0, as in batch normalisation, whose scale then becomes NaN for all.
 
     Args:
@@ -305,7 +305,7 @@ def of_examples(gradients, rows):
     import tensorflow as tf
 
     def finite(values):
-        # Of sparse gradients also the rows, which are integers.
+        # The row numbers of sparse gradients are integers.
         if not values.dtype.is_floating:
             return values
         return tf.where(tf.math.is_finite(values), values, 0)

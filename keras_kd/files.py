@@ -247,7 +247,7 @@ def _leave_locks():
         file.close()
 
 
-if hasattr(os, "register_at_fork"):  # Windows knows no fork.
+if hasattr(os, "register_at_fork"):  # Not on Windows.
     os.register_at_fork(after_in_child=_leave_locks)
 
 

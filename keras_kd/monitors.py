@@ -286,12 +286,12 @@ def _message(counts, distiller, head):
         )
     if counts["other_classes"]:
         return (
-            "Statistics of a teacher belong to its classes. Received: "
+            "A teacher's statistics belong to its classes. Received: "
             f"{how_many(counts['other_classes'], 'example')} with those of "
             "another number of classes than the "
             f"{head.compared_classes} that are compared. Use the cache of a "
-            "teacher of these classes. Where models share the first n alone, "
-            "say shared_classes=n, and write the cache for `KD`, or for a "
+            "teacher of these classes. If the models share only the first n, "
+            "pass shared_classes=n, and write the cache for `KD`, or for a "
             "teacher that was cut: keras.Model(t.inputs, "
             "t.outputs[0][..., :n])."
         )

@@ -228,7 +228,7 @@ def _matrices(attribution):
 
 
 def _with_correlations(panels, matrices):
-    """The panels, in whose names is how their matrix follows the teacher's."""
+    """The panels, named with each matrix's correlation with the teacher's."""
     others = ~np.eye(len(matrices["teacher"]), dtype=bool)
     teacher = matrices["teacher"][others]
     named = {}

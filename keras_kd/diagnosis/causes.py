@@ -320,8 +320,8 @@ def over_confident(numbers):
 def weak_teacher(numbers):
     """A teacher that knows little about the labels.
 
-    One that is right and says too little of it, as where a temperature has
-    divided its logits, knows more than its probabilities tell.
+    One that is right but unsure, as where a temperature has divided its
+    logits, knows more than its probabilities say.
     """
     least = _LEAST_SKILL[numbers["data"]["tokens"]]
     is_right = numbers["agreement"]["above_chance"] >= least

@@ -29,8 +29,9 @@ _STRANGE_SCALE = 2.0
 NEAR_CHANCE = 0.1
 # Above this it is used as it was trained, as far as predictions can tell.
 _POOR = 0.5
-# In so many examples the label's logit is further above every other than
-# training puts it. Where a rule leaves one class, that is in some alone.
+# The inputs are strange if in such a share of the examples the label's logit is
+# further above every other than training puts it. Masks that leave one class
+# alone do that in a few examples.
 _STRANGE_SHARE = 0.5
 # With strange inputs, below this it misses what it would know.
 _MISSING = 0.75

@@ -187,8 +187,8 @@ def relation_numbers(totals, num_classes, temperature):
         - totals["off_label_entropy"] / sampled,
         "relation": _divergence(totals["relations"], by_label),
         "permuted": _divergence(totals["control"], by_group),
-        # In logits: the label above the others' mean; how often it is above
-        # each of them as training never puts it; and the deviation of those
+        # In logits: the label above the others' mean; how often it is further
+        # above each of them than training puts it; and the deviation of those
         # beyond a quarter of the classes.
         "logit_margin": margin,
         "far_ahead_share": totals["far_ahead"] / sampled,

@@ -187,7 +187,7 @@ class Relations:
         below = (mean < backend.take_classes(mean, likeliest)) & is_other
         others = ops.sum(as_number(is_other), axis=-1) - 1
         place = ops.sum(as_number(below), axis=-1) / ops.maximum(others, 1.0)
-        # Alone among classes that are ruled out it has no place.
+        # Where all others are ruled out, it has no place among them.
         strong = has_mean * as_number((probability > _STRONG) & (others > 0))
         return {
             "placed": ops.sum(has_mean),

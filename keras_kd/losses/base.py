@@ -287,9 +287,9 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
         self._note_heat(values)
 
     def _note_heat(self, values):
-        """Notes whether the temperature is high, which a step reads once.
+        """Notes whether the temperature is high, as a compiled step reads once.
 
-        It decides of digits of the loss's value, not of the gradient.
+        Digits of the loss's value depend on it, not its gradient.
         """
         if "temperature" in values:
             self._is_hot = bool(values["temperature"] > _HOT)

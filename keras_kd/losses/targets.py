@@ -134,7 +134,7 @@ class DenseTarget:
         return softmax.log_normaliser + softmax.expected_gap(self.probabilities)
 
     def compared(self, softmax):
-        """Two [..., classes], what the divergence is between.
+        """What the divergence compares, two arrays of [..., classes].
 
         Returns:
             The target's probabilities; and the logarithms of the student's, up
@@ -178,10 +178,10 @@ def term(target, softmax, is_hot=False):
 
 
 def _near(divergence, probabilities, logs):
-    """A divergence with more digits where two distributions are alike.
+    """Keeps the digits of a divergence of two distributions that are alike.
 
     With u = log(q / p) less its mean under p, it is
-    log(1 + mean of (exp(u) - 1 - u)), of which nothing cancels.
+    log(1 + mean of (exp(u) - 1 - u)), in which nothing cancels.
 
     Args:
         divergence: [...], the same by a difference.

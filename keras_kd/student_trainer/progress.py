@@ -48,7 +48,7 @@ class Record(keras.callbacks.Callback):
         }
 
     def values(self, name):
-        """List of pairs of an epoch and its number of a name."""
+        """List of (epoch, value) of one of the logs, where it was logged."""
         values = enumerate(self._history.get(name, []))
         return [(epoch, value) for epoch, value in values if value is not None]
 
@@ -79,8 +79,8 @@ class Record(keras.callbacks.Callback):
 class Report(keras.callbacks.Callback):
     """Tells a function the score of each epoch, and stops if it says so.
 
-    It comes after the backup, which holds no decision of a function that a
-    later call may not have: that one is asked again.
+    It comes after the backup, so that this holds no decision of the function:
+    a later call may have another one, or none, which is asked instead.
 
     Args:
         report: function of (epoch, value) to a boolean.

@@ -518,7 +518,7 @@ def _journal_in(folder):
 
 
 class _NoLock:
-    """In place of Optuna's, which the end of a killed process leaves locked."""
+    """Stands for Optuna's lock, which a killed process leaves behind."""
 
     def acquire(self):
         """The folder is locked already."""
