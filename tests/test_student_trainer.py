@@ -723,7 +723,7 @@ def _in_the_evaluation(self, distiller):
         (kd.StudentTrainer, "_measured", _in_the_evaluation),
     ],
 )
-def test_a_student_that_was_stopped_is_no_finished_one(
+def test_a_stopped_student_is_not_taken_for_a_finished_one(
     owner, name, killed, tmp_path, monkeypatch
 ):
     """Killed before the search could keep that it has stopped it."""

@@ -470,6 +470,20 @@ def test_results_that_a_trainer_had_kept_count_by_their_history():
         assert len(trial.curve) == 3
 
 
+def tuning_of(trials, final, **chosen):
+    """A search that ended with these trials, each of one epoch and second."""
+    return Tuning(
+        trials,
+        final,
+        metric=final.metric,
+        higher_is_better=final.higher_is_better,
+        importance={},
+        spent={"epochs": len(trials), "seconds": float(len(trials))},
+        verdict=[],
+        **chosen,
+    )
+
+
 def test_findings_tables_and_pictures_agree():
     """Both gains exclude 0 by themselves, and not among three."""
     steps = np.array([0.64, 1.0, 1.36])  # p = 0.041 with two degrees.
@@ -484,18 +498,13 @@ def test_findings_tables_and_pictures_agree():
             (("plain", 0.9), ("dkd", 0.95))
         )
     ]
-    result = Tuning(
+    result = tuning_of(
         trials,
         kd.Attribution(scores, "accuracy"),
         winner=trials[1],
         winner_name="tuned",
         loss=kd.DKD(),
         plain=trials[0],
-        metric="accuracy",
-        higher_is_better=True,
-        importance={},
-        spent={"epochs": 2, "seconds": 2.0},
-        verdict=[],
     )
     assert result.gain().verdict == "gain"
     _, over_plain, over_kd = result.findings
@@ -523,18 +532,13 @@ def test_leaders_are_the_best_of_each_method_from_the_best_on(higher_is_better):
     ]
     trials.append(Trial(4, "dkd", {}, None, "stopped", [9.0], 1.0, "search", 1))
     scores = {"plain": {1: 5.0}, "kd": {1: 3.0}}
-    result = Tuning(
+    result = tuning_of(
         trials,
         kd.Attribution(scores, higher_is_better=higher_is_better),
         winner=trials[0],
         winner_name="kd",
         loss=kd.KD(),
         plain=trials[1],
-        metric="score",
-        higher_is_better=higher_is_better,
-        importance={},
-        spent={"epochs": 5, "seconds": 5.0},
-        verdict=[],
     )
     found = [(trial.method, trial.score) for trial in result.leaders]
     best_first = [("kd", 7.0), ("plain", 5.0), ("dkd", 1.0)]

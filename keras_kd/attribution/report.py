@@ -1,6 +1,5 @@
 """An attribution as a page with figures, and in TensorBoard."""
 
-import contextlib
 import dataclasses
 import pathlib
 
@@ -71,7 +70,7 @@ def to_tensorboard(attribution, log_dir):
             for seed, score in by_seed.items()
         },
     )
-    with _writing(log_dir, "levels"):
+    with events.writing(_hparams_folder(log_dir) / "levels"):
         for name, image in images.items():
             tf.summary.image(name, image[None], step=0)
         for comparison in attribution.levels:
@@ -105,23 +104,16 @@ def write_hparams(log_dir, runs):
     # Runs of an earlier table would be rows of this one.
     for each in [folder, *folder.glob("*")]:
         events.remove(each)
-    with _writing(log_dir, "."):
+    with events.writing(folder):
         api.hparams_config(
             hparams=[api.HParam(name) for name in chosen],
             metrics=[api.Metric(name) for name in measured],
         )
     for name, (choice, result) in runs.items():
-        with _writing(log_dir, name):
+        with events.writing(folder / name):
             api.hparams(choice, trial_id=name)
             for key, value in result.items():
                 tf.summary.scalar(key, value, step=0)
-
-
-@contextlib.contextmanager
-def _writing(log_dir, name):
-    """Makes TensorFlow's summaries go to a new event file."""
-    with events.writing(_hparams_folder(log_dir) / name):
-        yield
 
 
 def _hparams_folder(log_dir):

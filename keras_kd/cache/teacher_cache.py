@@ -96,8 +96,8 @@ class TeacherCache:
     def teacher_accuracy(self):
         """Share of labels (of all views) that the teacher got right.
 
-        Those that are no class, such as missing or ignored ones, don't count,
-        nor do those of weight 0.
+        Labels that are not classes, such as missing or ignored ones, don't
+        count, nor do those of weight 0.
         """
         return self._manifest.teacher_accuracy
 

@@ -231,8 +231,8 @@ def logits_shape(teacher, reader, x):
 def count_right(right, examples, classes):
     """How many labels a teacher gets right, and of how many.
 
-    What is no class (as is missing or ignored) does not count, nor what has
-    weight 0, such as padding.
+    Labels that are not classes (such as missing or ignored ones) don't count,
+    nor do those of weight 0, such as padding.
 
     Args:
         right: [examples, ...] booleans.

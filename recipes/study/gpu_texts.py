@@ -73,7 +73,7 @@ class Texts(Students):
             keras.utils.set_random_seed(0)
             model = self._build("teacher")
             began = time.perf_counter()
-            history = self._train("teacher", model, None, PLAIN, "teacher")
+            history = self._train("teacher", model, None, PLAIN)
             history["seconds"] = round(time.perf_counter() - began, 1)
             history["test_perplexity"] = self._perplexity(model, "test")[0]
             self.shared.mkdir(parents=True, exist_ok=True)
@@ -91,9 +91,7 @@ class Texts(Students):
         keras.utils.set_random_seed(seed)
         student = self._build("student")
         teacher = None if method in WITHOUT_TEACHER else self.teacher
-        history = self._train(
-            f"{method}-{seed}", student, teacher, method, "student"
-        )
+        history = self._train(f"{method}-{seed}", student, teacher, method)
         valid, _ = self._perplexity(student, "valid")
         test, rows = self._perplexity(student, "test")
         return {
@@ -116,10 +114,10 @@ class Texts(Students):
             name=role,
         )
 
-    def _train(self, name, model, teacher, method, role):
+    def _train(self, name, model, teacher, method):
         """Trains a model, teachers too, and returns its history."""
         options, data = self.options, self.data["train"]
-        prefix = "teacher_" if role == "teacher" else ""
+        prefix = "teacher_" if name == "teacher" else ""
         epochs, batches = options[f"{prefix}epochs"], len(data["x"])
         rate = keras.optimizers.schedules.CosineDecay(
             options[f"{prefix}learning_rate"], epochs * batches
