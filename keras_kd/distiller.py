@@ -716,7 +716,10 @@ class Distiller(backend.Trainer):
             for head, part in by_output.parts(self.student, self.heads, y)
         }
         for head in self.distilled_heads:
-            head.check_keys(by_head[head.name])
+            part = by_head[head.name]
+            head.check_keys(part)
+            width = functools.partial(self._width, x, head.name)
+            by_head[head.name] = head.with_known_classes(part, width)
         if self._runs_by_chunks:
             return self._chunked.value.with_teacher(by_head, x, inputs)
         outputs = []

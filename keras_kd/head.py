@@ -9,6 +9,7 @@ import dataclasses
 import keras
 import numpy as np
 from keras import ops
+from keras.backend import standardize_dtype
 
 from keras_kd import batch, precomputed
 from keras_kd.backend.private import (
@@ -136,6 +137,35 @@ class Head:
                 f"{unknown} in place of them. Pass the labels themselves, or "
                 "{'labels': …}."
             )
+
+    def with_known_classes(self, y, width):
+        """Replaces ids of classes that only another teacher's outputs have.
+
+        A batch with such statistics is refused, but at the end of a step, in
+        which TensorFlow would fail to find these classes among the student's.
+
+        Args:
+            y: dict of labels and what comes beside them.
+            width: function that returns the number of the output's units.
+
+        Returns:
+            A dict.
+        """
+        kept = y.get(TEACHER_CLASSES)
+        ids = [
+            name
+            for name in self.loss.statistics
+            if name in y and "int" in standardize_dtype(y[name].dtype)
+        ]
+        if kept is None or not ids:
+            return y
+        classes = self.student_reader.num_classes or width()
+        is_other = ops.any(ops.not_equal(kept, classes))
+        known = {
+            name: ops.where(is_other, ops.zeros_like(y[name]), y[name])
+            for name in ids
+        }
+        return {**y, **known}
 
     def with_statistics(self, y, teacher_outputs, width):
         """Adds to the labels what the loss needs from the teacher.
