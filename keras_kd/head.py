@@ -582,7 +582,7 @@ def _tracker(name):
 
 def _in_full_precision(outputs):
     """Outputs in float32 at least, as some metrics and losses ask."""
-    if keras.backend.standardize_dtype(outputs.dtype) in _HALF:
+    if standardize_dtype(outputs.dtype) in _HALF:
         return ops.cast(outputs, "float32")
     return outputs
 
@@ -607,7 +607,9 @@ def _worst_label(settled):
     if settled.is_soft:
         sums = ops.sum(ops.cast(given, "float32"), axis=-1)
         return ops.max(ops.where(bad, sums, float("-inf")))
-    lowest = np.iinfo(keras.backend.standardize_dtype(given.dtype)).min
+    # With its dtype: Keras 3.12 takes a plain number for an int32 on PyTorch.
+    dtype = standardize_dtype(given.dtype)
+    lowest = np.asarray(np.iinfo(dtype).min, dtype)
     return ops.cast(ops.max(ops.where(bad, given, lowest)), "float32")
 
 

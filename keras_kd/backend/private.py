@@ -326,8 +326,9 @@ def update_compiled_metrics(model, labels, outputs, weights, kept):
         (metrics._flat_metrics, kept),
         (metrics._flat_weighted_metrics, weights),
     ):
+        # Of several outputs without such metrics Keras 3.12 has an empty list.
         for each, y, y_pred, weight, all_kept in zip(
-            kinds, labels, outputs, used, kept, strict=True
+            kinds, labels, outputs, used, kept, strict=bool(kinds)
         ):
             for metric in each.metrics if each else ():
                 # Of the user's own weights it is to say that they don't fit.
