@@ -92,6 +92,7 @@ def test_soft_labels(tmp_path, kind, name):
     "kind, labels",
     [
         ("arrays", ids),
+        ("arrays", ids[:, None]),
         ("batches", ids[:, None]),
         ("examples", ids[:, None]),
         ("arrays", shares),
