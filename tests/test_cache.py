@@ -113,12 +113,14 @@ def test_losses_by_name(tmp_path):
 def test_training_from_the_cache_is_training_online(name, tmp_path):
     teacher, dataset = mlp(12, seed=5), batches(14)
     online = compiled(LOSSES[name](), teacher)
-    expected = losses_by_step(online, dataset, epochs=3)
+    expected = losses_by_step(online, dataset, epochs=2)
 
     loss = LOSSES[name]()
     cache = write(tmp_path / "cache", dataset, teacher, loss, dtype="float32")
-    cached = compiled(loss, run_eagerly=False)
-    found = losses_by_step(cached, cache.attach(dataset, loss), epochs=3)
+    # KD-pt and KD-topk are traced below.
+    is_traced = name in ("kd_sampled", "kd")
+    cached = compiled(loss, run_eagerly=not is_traced)
+    found = losses_by_step(cached, cache.attach(dataset, loss), epochs=2)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert_same_weights(weights_of(cached.student), weights_of(online.student))
     scales = cached.gradient_scales, online.gradient_scales
@@ -181,13 +183,17 @@ def test_one_cache_serves_every_loss(kept, losses_online, tmp_path):
             cache.attach(dataset)
 
 
+# One loss for each kind of what is kept.
+KEPT_APART = ("kd_pt", "kd_topk", "kd_sampled", "kd")
+
+
 @pytest.mark.parametrize("batched", [False, True])
-@pytest.mark.parametrize("name", NEEDY)
+@pytest.mark.parametrize("name", KEPT_APART)
 def test_each_epoch_has_the_pixels_that_the_teacher_saw(
     name, batched, caches_of_views
 ):
     """The loss of each example is that of the teacher run on its input."""
-    teacher, loss, stream = augmented(name, batched, caches_of_views)
+    teacher, loss, stream = augmented(name, batched, caches_of_views, 4)
     student, found = mlp(), list(stream.as_numpy_iterator())
     for x, y in found:
         statistics = loss.teacher_statistics(
@@ -199,11 +205,11 @@ def test_each_epoch_has_the_pixels_that_the_teacher_saw(
             loss.call({"labels": y["labels"], **statistics}, logits),
             rtol=1e-5,
         )
-    views = np.concatenate([x for x, _ in found]).reshape(6, 24, FEATURES)
-    # Three views, then the same again.
+    views = np.concatenate([x for x, _ in found]).reshape(4, 24, FEATURES)
+    # Three views, then the first again.
     order = [np.lexsort(view.T) for view in views]
     views = [view[o] for view, o in zip(views, order, strict=True)]
-    np.testing.assert_array_equal(views[:3], views[3:])
+    np.testing.assert_array_equal(views[0], views[3])
     assert len({view.tobytes() for view in views}) == 3
 
 
@@ -230,22 +236,23 @@ def caches_of_views(tmp_path_factory):
     return teacher, found
 
 
-def augmented(name, batched, caches_of_views):
-    """Teacher, loss, and six epochs of its cache."""
+def augmented(name, batched, caches_of_views, epochs):
+    """Teacher, loss, and epochs of its cache."""
     teacher, found = caches_of_views
     dataset, cache = found[batched, name in ("kd", "dkd")]
     loss = LOSSES[name]()
     more = {} if batched else {"batch_size": 8, "shuffle": 24}
-    return teacher, loss, cache.epochs(dataset, loss, **more).take(18)
+    stream = cache.epochs(dataset, loss, **more)
+    return teacher, loss, stream.take(3 * epochs)
 
 
 @pytest.mark.parametrize("batched", [False, True])
 def test_training_on_a_stream_of_views_is_training_online(
     batched, caches_of_views
 ):
-    teacher, loss, stream = augmented("kd_topk", batched, caches_of_views)
+    teacher, loss, stream = augmented("kd_topk", batched, caches_of_views, 2)
     plain = stream.map(lambda x, y: (x, y["labels"]))
-    online = compiled(LOSSES["kd_topk"](), teacher, run_eagerly=False)
+    online = compiled(LOSSES["kd_topk"](), teacher)
     expected = losses_by_step(online, plain)
     cached = compiled(loss, run_eagerly=False)
     found = losses_by_step(cached, stream)
@@ -299,7 +306,7 @@ def segments():
     return text()
 
 
-@pytest.mark.parametrize("name", NEEDY)
+@pytest.mark.parametrize("name", KEPT_APART)
 def test_the_cache_follows_a_teacher_that_carries_state(
     name, segments, tmp_path
 ):
@@ -312,13 +319,12 @@ def test_the_cache_follows_a_teacher_that_carries_state(
 
     errors = cache.verify(segments, teacher).largest_errors
     assert errors and max(errors.values()) < 1e-5
-    if name not in ("kd_pt", "kd_topk"):
+    if name != "kd_pt":
         return
     reset_states(teacher)
-    traced = {"run_eagerly": False}
-    online = compiled(LOSSES[name](), teacher, lstm(4, 9), **traced)
+    online = compiled(LOSSES[name](), teacher, lstm(4, 9))
     expected = losses_by_step(online, segments)
-    cached = compiled(loss, None, lstm(4, 9), **traced)
+    cached = compiled(loss, None, lstm(4, 9), run_eagerly=False)
     found = losses_by_step(cached, cache.attach(segments))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 

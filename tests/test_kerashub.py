@@ -32,6 +32,11 @@ def text_pair():
     return tasks.distilbert(4), teacher, tasks.texts(ROWS), tasks.labels(ROWS)
 
 
+def text_of_two_segments_pair():
+    student, teacher, x, y = text_pair()
+    return student, teacher, (x, x[::-1]), y
+
+
 def image_pair():
     """A teacher of other pixels, in another range."""
     teacher = tasks.resnet(10, 1 / 127.5, -1.0)
@@ -108,14 +113,18 @@ def assert_same_weights(one, other, tolerance=1e-6):
 # -- each method of a Distiller ------------------------------------------------
 
 
-@pytest.mark.parametrize("make", (*PAIRS, byte_pair_pair))
+@pytest.mark.parametrize(
+    "make",
+    (causal_lm_pair, byte_pair_pair, text_of_two_segments_pair, image_pair),
+)
 def test_fit_on_raw_data_is_fit_on_data_preprocessed_by_hand(make):
+    """One segment is fitted below, and images in traced steps."""
     student, teacher, x, y = make()
     twin = twin_of(student)
     before = student.get_weights()
     x_, y_, weight = by_hand_with_teacher(student, teacher, x, y)
-    given = {"epochs": 2, "shuffle": False, "verbose": 0}
-    distiller = compiled(student, teacher, run_eagerly=False)
+    given = {"shuffle": False, "verbose": 0}
+    distiller = compiled(student, teacher, run_eagerly=make != causal_lm_pair)
     raw = distiller.fit(x, y, BATCH, **given)
     prepared = compiled(twin).fit(in_batches(x_, y_, weight), **given)
     assert_same_weights(student, twin)
@@ -132,10 +141,11 @@ def test_fit_on_raw_data_is_fit_on_data_preprocessed_by_hand(make):
 def test_a_causal_lm_is_trained_by_chunks():
     """Its embedding makes the logits as well."""
     student, teacher, x, _ = causal_lm_pair()
-    twin = twin_of(student, student.preprocessor)
+    twin = twin_of(student)
+    token_ids = in_batches(*by_hand(student, x))
     for each, chunks in ((student, 5), (twin, None)):
         distiller = compiled(each, teacher, logit_chunks=chunks)
-        distiller.fit(x, batch_size=BATCH, shuffle=False, verbose=0)
+        distiller.fit(token_ids, verbose=0)
     assert_same_weights(student, twin, 1e-5)
 
 
@@ -146,10 +156,11 @@ def test_without_a_teachers_share_it_is_kerashubs_own_fit(make):
     own.compile(
         optimizer=keras.optimizers.SGD(0.1),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        **EAGERLY,
     )
-    own.fit(x, y, batch_size=BATCH, epochs=2, verbose=0)
+    own.fit(x, y, batch_size=BATCH, verbose=0)
     distiller = compiled(student, teacher, kd.KD(weight=0.0))
-    distiller.fit(x, y, batch_size=BATCH, epochs=2, shuffle=False, verbose=0)
+    distiller.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
     assert_same_weights(student, own, 1e-5)
     raw = {"batch_size": BATCH, "verbose": 0}
     prepared = in_batches(*by_hand(own, x, y))
@@ -183,24 +194,25 @@ def test_methods_on_one_batch(pair):
     )
 
 
-def test_validation_data():
-    student, teacher, x, y = text_pair()
+@pytest.mark.parametrize("make", (text_pair, image_pair))
+def test_validation_data(make):
+    """Split off from lists of text; of images by themselves."""
+    student, teacher, x, y = make()
     of_train, held_out = (
         (x[rows], y[rows]) for rows in (slice(4), slice(4, None))
     )
-    distiller = compiled(student, teacher)
-    for given in (
-        {"x": x, "y": y, "validation_split": 0.3},
-        dict(zip("xy", of_train, strict=True))
-        | {"validation_data": held_out, "validation_batch_size": 1},
-    ):
-        logs = distiller.fit(**given, batch_size=BATCH, verbose=0).history
-        x_, y_, weight = by_hand(student, *held_out)
-        expected = compiled(twin_of(student)).evaluate(
-            x_, y_, sample_weight=weight, verbose=0
-        )
-        found = [logs["val_loss"][0], logs["val_accuracy"][0]]
-        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    if make is text_pair:
+        given = {"x": x, "y": y, "validation_split": 0.3}
+    else:
+        given = dict(zip("xy", of_train, strict=True))
+        given |= {"validation_data": held_out, "validation_batch_size": 1}
+    logs = compiled(student, teacher).fit(**given, batch_size=BATCH, verbose=0)
+    x_, y_, weight = by_hand(student, *held_out)
+    expected = compiled(twin_of(student)).evaluate(
+        x_, y_, sample_weight=weight, verbose=0
+    )
+    found = [logs.history[name][0] for name in ("val_loss", "val_accuracy")]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 # -- every kind of data --------------------------------------------------------
@@ -241,24 +253,34 @@ def alike_pair():
     return tasks.distilbert(4), teacher, tasks.texts(ROWS), tasks.labels(ROWS)
 
 
-@pytest.mark.parametrize("make", (alike_pair, image_pair))
-def test_every_kind_of_data_trains_alike(make):
+@pytest.mark.parametrize(
+    ("make", "kinds", "epochs"),
+    [
+        (alike_pair, ("arrays", "objects", "PyDataset"), 1),
+        (image_pair, ("tf.data", "PyDataset", "generator"), 2),
+    ],
+)
+def test_every_kind_of_data_trains_alike(make, kinds, epochs):
+    """A generator's text is prepared as a `PyDataset`'s is.
+
+    Data sets of strings are below, also those with labels, of a cache.
+    """
     student, teacher, x, y = make()
     start = student.get_weights()
-    distiller = compiled(student, teacher, run_eagerly=False)
+    distiller = compiled(student, teacher, run_eagerly=make is alike_pair)
+    given = {"x": x, "y": y}
     expected = None
-    for kind, data in {"lists": None, **KINDS}.items():
+    for kind in (None, *kinds):
         student.set_weights(start)
-        if kind == "objects" and not isinstance(x, list):
-            continue
-        given = {"x": x, "y": y} if data is None else data(x, y)
+        if kind is not None:
+            given = KINDS[kind](x, y)
         if "y" in given:
             given["batch_size"] = BATCH
-        distiller.fit(**given, epochs=2, shuffle=False, verbose=0)
+        distiller.fit(**given, epochs=epochs, shuffle=False, verbose=0)
         found = student.get_weights()
         expected = expected or found
         for a, b in zip(found, expected, strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-5, err_msg=kind)
+            np.testing.assert_allclose(a, b, atol=1e-5, err_msg=f"{kind}")
 
 
 def test_a_language_model_reads_data_sets_of_strings_alone():
@@ -279,18 +301,6 @@ def test_a_language_model_reads_data_sets_of_strings_alone():
         distiller.test_on_batch(x),
         rtol=1e-5,
     )
-
-
-def test_pairs_of_texts_are_two_segments():
-    student, teacher, x, y = text_pair()
-    teacher = tasks.bert()
-    pairs = (x, x[::-1])
-    twin = twin_of(student)
-    x_, y_, _ = by_hand_with_teacher(student, teacher, pairs, y)
-    given = {"batch_size": BATCH, "shuffle": False, "verbose": 0}
-    compiled(student, teacher).fit(pairs, y, **given)
-    compiled(twin).fit(x_, y_, **given)
-    assert_same_weights(student, twin)
 
 
 def test_arrays_are_read_in_another_order_in_each_epoch():
@@ -356,12 +366,13 @@ def test_weights_that_a_language_model_would_drop_are_refused():
 
 def test_a_saved_distiller_reads_raw_data(tmp_path):
     student, teacher, x, y = text_pair()
-    distiller = compiled(student, teacher)
-    distiller.save(tmp_path / "distiller.keras")
+    prepared = by_hand_with_teacher(student, teacher, x, y)
+    compiled(student, teacher).save(tmp_path / "distiller.keras")
     again = keras.models.load_model(tmp_path / "distiller.keras")
-    for each in (distiller, again):
-        each.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
-    assert_same_weights(again.student, student)
+    again.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
+    twin = twin_of(student)
+    compiled(twin).fit(in_batches(*prepared), verbose=0)
+    assert_same_weights(again.student, twin)
 
 
 def test_a_plain_student_gets_the_raw_images_that_a_task_scales():
@@ -422,9 +433,8 @@ def test_a_cache_of_raw_data_serves_a_student_that_reads_them(make, tmp_path):
     cache = kd.TeacherCache.write(
         str(tmp_path / "cache"), data, teacher, kd.KD(), verbose=0
     )
-    given = {"epochs": 2, "verbose": 0}
-    compiled(student).fit(cache.attach(data), **given)
-    compiled(twin).fit(in_batches(x_, y_), **given)
+    compiled(student).fit(cache.attach(data), verbose=0)
+    compiled(twin).fit(in_batches(x_, y_), verbose=0)
     # A cache keeps half precision.
     assert_same_weights(student, twin, 2e-2)
 
