@@ -1,11 +1,7 @@
 """Losses, gradients, w and trained weights on one backend, as an .npz file.
 
-    KERAS_BACKEND=jax python tests/backends/compute.py result.npz
-
-`test_agreement.py` starts it once for each backend.
+`compared.py` calls it on each backend.
 """
-
-import sys
 
 import inputs
 import keras
@@ -87,7 +83,3 @@ def mlp(weights):
     )
     model.set_weights(weights)
     return model
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

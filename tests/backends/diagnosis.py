@@ -1,13 +1,9 @@
 """What `diagnose` says on one backend, as JSON.
 
-    KERAS_BACKEND=jax python tests/backends/diagnosis.py result.json
-
-`test_diagnosis.py` starts it once for each backend.
+`compared.py` calls it on each backend.
 """
 
 import json
-import pathlib
-import sys
 
 import inputs
 import keras
@@ -47,8 +43,4 @@ def main(path):
         verbose=False,
     )
     parsed["attribution"] = attribution.to_dict()
-    pathlib.Path(path).write_text(json.dumps(parsed))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+    path.write_text(json.dumps(parsed))

@@ -25,6 +25,9 @@ LOSSES = {
     "kd": {"weight": 0.7, "temperature": 4.0},
     "dkd": {"alpha": 1.5, "beta": 4.0, "weight": 0.6, "temperature": 3.0},
 }
+# Without a teacher; with the state of a loss, which devices share: draws and
+# relations of classes; and with statistics of all classes.
+ON_TWO_DEVICES = ("label_smoothing", "kd_sampled", "kd_pt_sim", "kd")
 
 
 def arrays():

@@ -1,13 +1,9 @@
 """Students of a StudentTrainer on one backend, as JSON.
 
-    KERAS_BACKEND=jax python tests/backends/students.py result.json
-
-`test_students.py` starts it once for each backend.
+`compared.py` calls it on each backend.
 """
 
 import json
-import pathlib
-import sys
 
 import inputs
 import numpy as np
@@ -32,7 +28,7 @@ def main(path):
             epochs=EPOCHS,
             optimizer="sgd",
             batch_size=inputs.BATCH,
-            folder=pathlib.Path(path).with_suffix(""),
+            folder=path.with_suffix(""),
             callbacks=callbacks,
             verbose=0,
         )
@@ -56,8 +52,4 @@ def main(path):
         assert np.mean(result["examples"]) == result["accuracy"]
         assert len(result["history"]["loss"]) == EPOCHS
         del result["seconds"]
-    pathlib.Path(path).write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+    path.write_text(json.dumps(found))

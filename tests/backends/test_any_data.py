@@ -5,10 +5,6 @@ backend.
 """
 
 import functools
-import os
-import pathlib
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -500,55 +496,3 @@ def test_statistics_of_another_temperature_are_refused(tmp_path):
     distiller.compile(optimizer="sgd", loss=kd.KDPt(temperature=3.0))
     with pytest.raises(ValueError, match="belong to a temperature"):
         distiller.fit(x, y, verbose=0)
-
-
-# -- without TensorFlow --------------------------------------------------------
-
-WITHOUT_TENSORFLOW = """
-import sys
-
-# Importing it fails.
-sys.modules["tensorflow"] = None
-import keras
-import numpy as np
-from models import assert_same_weights, data, mlp, weights_of
-import keras_kd as kd
-
-x, labels, weights = data(30)
-teacher = mlp(12, seed=5)
-loss = kd.KDTopK(k=3)
-cache = kd.TeacherCache.write(
-    sys.argv[1], (x, labels), teacher, [loss, kd.KDPt()], dtype="float32"
-)
-opened = kd.TeacherCache(sys.argv[1])
-assert opened.verify((x, labels), teacher).largest_errors["top_gaps"] < 1e-5
-trained = []
-for given in (
-    (opened.attach((x, labels), loss, batch_size=8),),
-    (x, {"labels": labels, **opened.statistics(slice(None), loss)}),
-    (x, labels),
-):
-    distiller = kd.Distiller(mlp(), teacher)
-    distiller.compile(optimizer=keras.optimizers.SGD(0.1), loss=loss)
-    more = {} if len(given) == 1 else {"batch_size": 8}
-    distiller.fit(*given, epochs=2, shuffle=False, verbose=0, **more)
-    trained.append(weights_of(distiller.student))
-assert_same_weights(trained[0], trained[2], 1e-5)
-assert_same_weights(trained[1], trained[2], 1e-5)
-assert kd.diagnose(teacher, (x, labels)).numbers["data"]["examples"] == 30
-assert not [name for name in sys.modules if name.startswith("tensorflow.")]
-"""
-
-
-@pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_a_cache_of_arrays_needs_no_tensorflow(backend, tmp_path):
-    tests = pathlib.Path(__file__).parent.parent
-    subprocess.run(
-        [sys.executable, "-c", WITHOUT_TENSORFLOW, str(tmp_path / "cache")],
-        env={
-            **os.environ,
-            "KERAS_BACKEND": backend,
-            "PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}",
-        },
-        check=True,
-    )
