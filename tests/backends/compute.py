@@ -57,10 +57,14 @@ def trained(name, given):
     distiller.compile(
         keras.optimizers.SGD(inputs.LEARNING_RATE), make_loss(name, given)
     )
+    examples = inputs.trained_examples(name)
+    x, labels, weights = (
+        given[key][:examples] for key in ("x", "labels", "sample_weight")
+    )
     history = distiller.fit(
-        given["x"],
-        given["labels"],
-        sample_weight=given["sample_weight"],
+        x,
+        labels,
+        sample_weight=weights,
         batch_size=inputs.BATCH,
         shuffle=False,
         verbose=0,

@@ -27,13 +27,18 @@ class Subclassed(keras.Model):
 def main(path):
     given = inputs.arrays()
     student, teacher = (mlp(given[role]) for role in ("student", "teacher"))
-    arrays = inputs.diagnosed(given)
-    dataset = tf.data.Dataset.from_tensor_slices(arrays).batch(inputs.BATCH)
+
+    def dataset(**more):
+        arrays = inputs.diagnosed(given, **more)
+        return tf.data.Dataset.from_tensor_slices(arrays).batch(inputs.BATCH)
+
+    loss = make_loss("kd_pt_sim", given)
     found = {
-        "with a student": kd.diagnose(
-            teacher, dataset, student, make_loss("kd_pt_sim", given)
+        "with a student": kd.diagnose(teacher, dataset(), student, loss),
+        # With a smaller batch at the end, for which JAX compiles again.
+        "subclassed, alone": kd.diagnose(
+            Subclassed(teacher), dataset(examples=None)
         ),
-        "subclassed, alone": kd.diagnose(Subclassed(teacher), dataset),
     }
     parsed = {name: json.loads(each.to_json()) for name, each in found.items()}
     attribution = kd.attribute(
