@@ -21,6 +21,7 @@ import pytest
 from click.testing import CliRunner
 from data import text
 from keras import layers
+from models import one_block
 from study.epoch_program import EpochProgram, Outputs, crop_and_flip, shuffled
 from study.gpu_images import Images
 
@@ -201,20 +202,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture
 def small_networks(monkeypatch):
-    """Networks of one block, which take a third as long to compile."""
-
-    def make(depth, shape, classes, mean, deviation):
-        assert depth == 8
-        inputs = keras.Input(shape)
-        x = layers.Normalization(mean=mean, variance=np.square(deviation))(
-            inputs
-        )
-        x = layers.Conv2D(8, 3, strides=2, use_bias=False)(x)
-        x = layers.ReLU()(layers.BatchNormalization()(x))
-        x = layers.GlobalAveragePooling2D()(x)
-        return keras.Model(inputs, layers.Dense(classes, dtype="float32")(x))
-
-    monkeypatch.setattr(networks, "cifar_resnet", make)
+    monkeypatch.setattr(networks, "cifar_resnet", one_block)
 
 
 def run(*arguments):

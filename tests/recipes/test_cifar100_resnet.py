@@ -9,6 +9,7 @@ import numpy as np
 import processes
 import pytest
 from data import images
+from models import one_block
 from processes import losses, results
 from study import study
 
@@ -110,7 +111,10 @@ def test_a_probe_of_few_calls_counts_what_there_is(ends, expected, monkeypatch):
     assert timer.seconds == pytest.approx(expected)
 
 
-def test_every_other_option_runs_on_two_replicas(finished, tmp_path, mirrored):
+def test_every_other_option_runs_on_two_replicas(
+    finished, tmp_path, mirrored, monkeypatch
+):
+    monkeypatch.setattr(networks, "cifar_resnet", one_block)
     teacher = finished[0] / "teacher.keras"
     finish(
         *(*STUDENT, "--log-dir", tmp_path / "run", "--teacher", teacher),
