@@ -1,11 +1,7 @@
 """A student and a teacher that carry state, on one backend, as an .npz file.
 
-    KERAS_BACKEND=jax python tests/backends/carried_state.py result.npz FOLDER
-
-`test_carried_state.py` starts it; a teacher cache is written into the folder.
+`compared.py` calls it. A teacher cache is written beside the file.
 """
-
-import sys
 
 import inputs
 import keras
@@ -18,7 +14,7 @@ import keras_kd as kd
 BATCH, TIME_STEPS = 4, 6
 
 
-def main(path, folder):
+def main(path):
     tokens = np.random.default_rng(0).integers(
         0, inputs.CLASSES, (7 * BATCH, TIME_STEPS + 1), "int32"
     )
@@ -29,7 +25,12 @@ def main(path, folder):
     for name, data in {
         "online": lambda teacher, loss: segments,
         "cached": lambda teacher, loss: kd.TeacherCache.write(
-            folder, segments, teacher, loss, dtype="float32", verbose=0
+            path.with_suffix(""),
+            segments,
+            teacher,
+            loss,
+            dtype="float32",
+            verbose=0,
         ).attach(segments),
     }.items():
         student, teacher = lstm(4, 1), lstm(5, 2)
@@ -72,7 +73,3 @@ def lstm(units, seed):
 
 def state(model):
     return np.stack([np.array(s.value) for s in model.layers[2].states])
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,11 +1,7 @@
 """Losses, gradients, w and trained weights on one backend, as an .npz file.
 
-    KERAS_BACKEND=jax python tests/backends/compute.py result.npz
-
-`test_agreement.py` starts it once for each backend.
+`compared.py` calls it on each backend.
 """
-
-import sys
 
 import inputs
 import keras
@@ -61,10 +57,14 @@ def trained(name, given):
     distiller.compile(
         keras.optimizers.SGD(inputs.LEARNING_RATE), make_loss(name, given)
     )
+    examples = inputs.trained_examples(name)
+    x, labels, weights = (
+        given[key][:examples] for key in ("x", "labels", "sample_weight")
+    )
     history = distiller.fit(
-        given["x"],
-        given["labels"],
-        sample_weight=given["sample_weight"],
+        x,
+        labels,
+        sample_weight=weights,
         batch_size=inputs.BATCH,
         shuffle=False,
         verbose=0,
@@ -87,7 +87,3 @@ def mlp(weights):
     )
     model.set_weights(weights)
     return model
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -1,13 +1,9 @@
 """What `diagnose` says on one backend, as JSON.
 
-    KERAS_BACKEND=jax python tests/backends/diagnosis.py result.json
-
-`test_diagnosis.py` starts it once for each backend.
+`compared.py` calls it on each backend.
 """
 
 import json
-import pathlib
-import sys
 
 import inputs
 import keras
@@ -31,13 +27,18 @@ class Subclassed(keras.Model):
 def main(path):
     given = inputs.arrays()
     student, teacher = (mlp(given[role]) for role in ("student", "teacher"))
-    arrays = inputs.diagnosed(given)
-    dataset = tf.data.Dataset.from_tensor_slices(arrays).batch(inputs.BATCH)
+
+    def dataset(**more):
+        arrays = inputs.diagnosed(given, **more)
+        return tf.data.Dataset.from_tensor_slices(arrays).batch(inputs.BATCH)
+
+    loss = make_loss("kd_pt_sim", given)
     found = {
-        "with a student": kd.diagnose(
-            teacher, dataset, student, make_loss("kd_pt_sim", given)
+        "with a student": kd.diagnose(teacher, dataset(), student, loss),
+        # With a smaller batch at the end, for which JAX compiles again.
+        "subclassed, alone": kd.diagnose(
+            Subclassed(teacher), dataset(examples=None)
         ),
-        "subclassed, alone": kd.diagnose(Subclassed(teacher), dataset),
     }
     parsed = {name: json.loads(each.to_json()) for name, each in found.items()}
     attribution = kd.attribute(
@@ -47,8 +48,4 @@ def main(path):
         verbose=False,
     )
     parsed["attribution"] = attribution.to_dict()
-    pathlib.Path(path).write_text(json.dumps(parsed))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+    path.write_text(json.dumps(parsed))

@@ -25,6 +25,18 @@ LOSSES = {
     "kd": {"weight": 0.7, "temperature": 4.0},
     "dkd": {"alpha": 1.5, "beta": 4.0, "weight": 0.6, "temperature": 3.0},
 }
+# Without a teacher; with the state of a loss, which devices share: draws and
+# relations of classes; and with statistics of all classes.
+ON_TWO_DEVICES = ("label_smoothing", "kd_sampled", "kd_pt_sim", "kd")
+
+
+def trained_examples(name):
+    """How many examples train by a loss.
+
+    One loss has a smaller batch at the end, for which JAX compiles its step
+    again.
+    """
+    return BATCH * STEPS - 3 if name == "kd_pt_sim" else WHOLE
 
 
 def arrays():
@@ -48,9 +60,11 @@ def arrays():
     }
 
 
-def diagnosed(given):
+def diagnosed(given, examples=WHOLE):
     """(x, labels, sample_weight) with weights of 0 and a batch with NaN."""
-    x, weight = given["x"].copy(), given["sample_weight"].copy()
+    x, labels, weight = (
+        given[key][:examples].copy() for key in ("x", "labels", "sample_weight")
+    )
     x[2 * BATCH : 2 * BATCH + 3] = np.nan
     weight[::5] = 0
-    return x, given["labels"], weight
+    return x, labels, weight

@@ -5,13 +5,14 @@ Plain `pytest` does not come here, as it must do without JAX and PyTorch:
     pytest tests/backends
 """
 
-import importlib
 import itertools
+import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import compared
 import inputs
 import keras
 import numpy as np
@@ -19,6 +20,7 @@ import pytest
 import reference
 
 BACKENDS = ("tensorflow", "jax", "torch")
+TWO_DEVICES = "--xla_force_host_platform_device_count=2"
 FOLDER = pathlib.Path(__file__).parent
 every_loss = pytest.mark.parametrize("name", inputs.LOSSES)
 
@@ -38,28 +40,38 @@ def run(script, backend, *arguments, **variables):
     )
 
 
-def run_on_each(script, folder, ending):
-    """Runs a script on every backend: dict by it of the file it wrote."""
-    paths = {backend: folder / f"{backend}{ending}" for backend in BACKENDS}
-    for backend, path in paths.items():
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory):
+    """By backend a folder of what `compared.py` wrote there."""
+    parent = tmp_path_factory.mktemp("backends")
+    folders = {backend: parent / backend for backend in BACKENDS}
+    # On JAX all but data parallel training uses the first device alone.
+    flags = f"{os.environ['XLA_FLAGS']} {TWO_DEVICES}"
+    for backend, folder in folders.items():
+        folder.mkdir()
         # A process of its own would take seconds to start.
         if backend == keras.backend.backend():
-            importlib.import_module(script.removesuffix(".py")).main(path)
+            compared.main(folder)
         else:
-            run(script, backend, path)
-    return paths
+            run("compared.py", backend, folder, XLA_FLAGS=flags)
+    return folders
+
+
+def arrays(path):
+    with np.load(path) as file:
+        return dict(file)
+
+
+# -- losses, gradients and steps -----------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """By backend what it computed."""
-    folder = tmp_path_factory.mktemp("backends")
-    paths = run_on_each("compute.py", folder, ".npz")
-    results = {}
-    for backend, path in paths.items():
-        with np.load(path) as file:
-            results[backend] = dict(file)
-    return results
+def found(computed):
+    """By backend the numbers of each loss and training."""
+    return {
+        backend: arrays(folder / "compute.npz")
+        for backend, folder in computed.items()
+    }
 
 
 def assert_close(one, other, key):
@@ -130,20 +142,14 @@ def forward(weights, x):
     return hidden, hidden @ second + last_bias
 
 
-def trained_by_numpy(name, examples=None):
-    """The student's weights after the same steps of gradient descent.
-
-    Args:
-        name: of a loss.
-        examples: how many to take; all unless given.
-    """
+def trained_by_numpy(name, examples):
+    """The student's weights after the same steps of gradient descent."""
     given = inputs.arrays()
     rows = given["teacher"][2].T
     student, teacher = (
         [w.astype("float64") for w in given[role]]
         for role in ("student", "teacher")
     )
-    examples = examples or len(given["x"])
     for start in range(0, examples, inputs.BATCH):
         x, labels, sample_weight = (
             given[key][start : start + inputs.BATCH]
@@ -188,6 +194,193 @@ def test_losses_gradients_and_w_are_numpys(found, backend, name):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @every_loss
-def test_ten_steps_are_numpys(found, backend, name):
-    for i, expected in enumerate(trained_by_numpy(name)):
+def test_steps_are_numpys(found, backend, name):
+    steps = trained_by_numpy(name, inputs.trained_examples(name))
+    for i, expected in enumerate(steps):
         assert_close(found[backend][f"{name} weights {i}"], expected, str(i))
+
+
+# -- diagnosis and attribution -------------------------------------------------
+
+CASES = ("with a student", "subclassed, alone")
+
+
+@pytest.fixture(scope="module")
+def diagnoses(computed):
+    """By backend what `diagnose` and `attribute` said."""
+    return {
+        backend: json.loads((folder / "diagnosis.json").read_text())
+        for backend, folder in computed.items()
+    }
+
+
+def leaves(value, name=""):
+    """Pairs of the name and the value of all that is in dicts and lists."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield from leaves(each, f"{name}/{key}")
+    elif isinstance(value, list):
+        for i, each in enumerate(value):
+            yield from leaves(each, f"{name}/{i}")
+    else:
+        yield name, value
+
+
+def assert_same(one, other):
+    one, other = dict(leaves(one)), dict(leaves(other))
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        expected = value
+        if isinstance(value, float):
+            expected = pytest.approx(value, rel=1e-5, abs=1e-5)
+        assert other[name] == expected, name
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.parametrize("case", CASES)
+def test_numbers_and_findings_are_tensorflows(diagnoses, backend, case):
+    expected, diagnosis = (diagnoses[b][case] for b in ("tensorflow", backend))
+    assert len(list(leaves(expected["numbers"]))) > 300
+    assert_same(expected["numbers"], diagnosis["numbers"])
+    assert [each["code"] for each in expected["findings"]][0] == "not_finite"
+    for one, other in zip(
+        expected["findings"], diagnosis["findings"], strict=True
+    ):
+        assert (one["code"], one["severity"]) == (
+            other["code"],
+            other["severity"],
+        )
+        assert_same(one["evidence"], other["evidence"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_numbers_are_numpys(diagnoses, backend):
+    given = inputs.arrays()
+    x, labels, weight = inputs.diagnosed(given)
+    counted = (weight != 0) & np.isfinite(x).all(-1)
+    x, labels = x[counted].astype("float64"), labels[counted]
+    rows = np.arange(len(labels))
+    _, logits = forward(given["teacher"], x)
+    label_p = reference.softmax(logits)[rows, labels]
+    numbers = diagnoses[backend]["with a student"]["numbers"]
+    temperature = inputs.LOSSES["kd_pt_sim"]["temperature"]
+    p = reference.softmax(logits / temperature)
+    others = p * (1 - reference.one_hot(labels, inputs.CLASSES))
+    others /= others.sum(-1, keepdims=True)
+    uniform = np.log(inputs.CLASSES - 1)
+    logs = np.log(np.where(others > 0, others, 1))
+    student_right = forward(given["student"], x)[1].argmax(-1) == labels
+    for value, expected in (
+        (numbers["data"]["examples"], counted.sum()),
+        (numbers["teacher"]["accuracy"], (logits.argmax(-1) == labels).mean()),
+        (numbers["teacher"]["cross_entropy"], -np.log(label_p).mean()),
+        (numbers["student"]["accuracy"], student_right.mean()),
+        (
+            numbers["temperature"]["entropy_at_loss"],
+            -(p * np.log(p)).sum(-1).mean(),
+        ),
+        (
+            numbers["class_relations"]["against_uniform"],
+            (others * (logs + uniform)).sum(-1).mean(),
+        ),
+    ):
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_attribution_is_the_same(diagnoses, backend):
+    attribution = diagnoses[backend]["attribution"]
+    assert_same(diagnoses["tensorflow"]["attribution"], attribution)
+    # "plain" has three letters more than "kd", whatever the seed.
+    assert attribution["gains"]["kd"]["mean"] == -3
+
+
+# -- students of a StudentTrainer ----------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def students(computed):
+    """By backend the results of students, one of which was interrupted."""
+    return {
+        backend: json.loads((folder / "students.json").read_text())
+        for backend, folder in computed.items()
+    }
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_students_are_those_of_tensorflow(students, backend):
+    expected, other = (
+        dict(leaves(students[each])) for each in ("tensorflow", backend)
+    )
+    assert expected.keys() == other.keys()
+    for name, value in expected.items():
+        # An example may be at the border of two bins or two classes.
+        if "counts" not in name and "accuracy" not in name:
+            if not isinstance(value, str) and "examples" not in name:
+                assert other[name] == pytest.approx(value, rel=1e-4, abs=1e-4)
+
+
+# -- recurrent layers, whose state Keras itself does not carry on JAX ----------
+
+
+@pytest.fixture(scope="module")
+def carried(computed):
+    """Of TensorFlow and of JAX; Keras trains no such layer on PyTorch."""
+    return [
+        arrays(computed[backend] / "carried_state.npz")
+        for backend in ("tensorflow", "jax")
+    ]
+
+
+def test_state_is_carried_as_on_tensorflow(carried):
+    one, other = carried
+    assert one.keys() == other.keys()
+    for key in one:
+        assert_close(one[key], other[key], key)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_every_kind_of_step_changes_the_state(carried, place):
+    states = [
+        carried[place][f"online {when}"]
+        for when in (
+            "student state",
+            "state after predict",
+            "state after evaluate",
+        )
+    ]
+    for i, state in enumerate(states):
+        assert np.abs(state).max() > 0.01
+        assert not any(np.array_equal(state, s) for s in states[:i])
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_refused_batch_leaves_the_state_as_it_was(carried, place):
+    before, after = (
+        carried[place][f"student state {when} refusal"]
+        for when in ("before", "after")
+    )
+    np.testing.assert_array_equal(after, before)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_cache_follows_the_state(carried, place):
+    online, cached = (
+        carried[place][f"{kind} losses"] for kind in ("online", "cached")
+    )
+    assert_close(online, cached, "losses")
+
+
+# -- JAX: two devices ----------------------------------------------------------
+
+
+def test_two_devices_end_where_one_would(computed):
+    """Which NumPy's float64 says."""
+    found = arrays(computed["jax"] / "data_parallel.npz")
+    assert found.pop("devices") == 2
+    message = str(found.pop("uneven"))
+    assert "2 devices" in message and "a batch of 3 examples" in message
+    for name in inputs.ON_TWO_DEVICES:
+        for i, expected in enumerate(trained_by_numpy(name, inputs.WHOLE)):
+            assert_close(found.pop(f"{name} {i}"), expected, f"{name} {i}")
+    assert not found

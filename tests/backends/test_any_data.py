@@ -5,10 +5,6 @@ backend.
 """
 
 import functools
-import os
-import pathlib
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -84,10 +80,20 @@ def write(path, dataset, losses, teacher=None, **more):
     )
 
 
-def trained(loss, *arguments, teacher=None, **more):
+# JAX takes longer where it compiles one operation after another.
+FASTEST = EAGERLY if keras.backend.backend() == "tensorflow" else {}
+
+
+def compiled_as(name):
+    """By one loss as users train, by the others as is fastest."""
+    return {} if name == "kd_pt" else FASTEST
+
+
+def trained(loss, *arguments, teacher=None, compiled=FASTEST, **more):
     """The student's weights after two epochs in order."""
     distiller = kd.Distiller(mlp(), teacher)
-    distiller.compile(optimizer=keras.optimizers.SGD(0.1), loss=loss)
+    optimizer = keras.optimizers.SGD(0.1)
+    distiller.compile(optimizer=optimizer, loss=loss, **compiled)
     distiller.fit(*arguments, epochs=2, verbose=0, shuffle=False, **more)
     return weights_of(distiller.student)
 
@@ -112,7 +118,8 @@ def test_a_cache_of_any_data_trains_as_the_teacher_does(name, kind, tmp_path):
     cache = write(tmp_path / "cache", dataset, loss)
     assert cache.examples == len(cache) == EXAMPLES
     more = {"batch_size": BATCH} if kind == "arrays" else {}
-    found = trained(loss, cache.attach(dataset, **more))
+    attached = cache.attach(dataset, **more)
+    found = trained(loss, attached, compiled=compiled_as(name))
     assert_same_weights(found, online(name), 1e-5)
 
 
@@ -373,11 +380,8 @@ class JoinedBatches(Batches):
         return x, {"labels": labels, **self.cache[rows]}
 
 
-@pytest.mark.parametrize("joined", ["loader", "py_dataset", "arrays"])
 @pytest.mark.parametrize("name", ["kd_pt", "kd"])
-def test_data_of_a_users_own_order_train_as_attached_ones(
-    name, joined, tmp_path
-):
+def test_data_of_a_users_own_order_train_as_attached_ones(name, tmp_path):
     x, labels, _ = data(EXAMPLES)
     loss = LOSSES[name]()
     cache = write(tmp_path / "cache", (x, labels), loss)
@@ -385,21 +389,21 @@ def test_data_of_a_users_own_order_train_as_attached_ones(
     other = write(tmp_path / "other", (x[order], labels[order]), loss)
     attached = other.attach((x[order], labels[order]), batch_size=BATCH)
     expected = trained(loss, attached)
-    if joined == "loader":
-        found = trained(
-            loss,
+    in_order = trained(loss, cache.attach((x, labels), batch_size=BATCH))
+    assert_weights_differ(expected, in_order)
+    joined = {
+        "loader": [
             torch.utils.data.DataLoader(
                 Joined(cache, x, labels), BATCH, sampler=order.tolist()
-            ),
-        )
-    elif joined == "py_dataset":
-        found = trained(loss, JoinedBatches(cache, x, labels, order))
-    else:
-        y = {"labels": labels[order], **cache[order]}
-        found = trained(loss, x[order], y, BATCH)
-    assert_same_weights(found, expected, 1e-6)
-    in_order = trained(loss, cache.attach((x, labels), batch_size=BATCH))
-    assert_weights_differ(found, in_order)
+            )
+        ],
+        "py_dataset": [JoinedBatches(cache, x, labels, order)],
+        "arrays": [x[order], {"labels": labels[order], **cache[order]}, BATCH],
+    }
+    for kind, given in joined.items():
+        found = trained(loss, *given, compiled=compiled_as(name))
+        print(kind)  # Shown if it fails.
+        assert_same_weights(found, expected, 1e-6)
 
 
 def test_statistics_in_arrays_take_sample_weights(tmp_path):
@@ -433,8 +437,6 @@ CARRYING = {
         "steps_per_epoch": 4,
     },
 }
-# JAX takes longer where it compiles one operation after another.
-FASTEST = EAGERLY if keras.backend.backend() == "tensorflow" else {}
 OTHER = "not the one whose statistics"
 
 
@@ -500,55 +502,3 @@ def test_statistics_of_another_temperature_are_refused(tmp_path):
     distiller.compile(optimizer="sgd", loss=kd.KDPt(temperature=3.0))
     with pytest.raises(ValueError, match="belong to a temperature"):
         distiller.fit(x, y, verbose=0)
-
-
-# -- without TensorFlow --------------------------------------------------------
-
-WITHOUT_TENSORFLOW = """
-import sys
-
-# Importing it fails.
-sys.modules["tensorflow"] = None
-import keras
-import numpy as np
-from models import assert_same_weights, data, mlp, weights_of
-import keras_kd as kd
-
-x, labels, weights = data(30)
-teacher = mlp(12, seed=5)
-loss = kd.KDTopK(k=3)
-cache = kd.TeacherCache.write(
-    sys.argv[1], (x, labels), teacher, [loss, kd.KDPt()], dtype="float32"
-)
-opened = kd.TeacherCache(sys.argv[1])
-assert opened.verify((x, labels), teacher).largest_errors["top_gaps"] < 1e-5
-trained = []
-for given in (
-    (opened.attach((x, labels), loss, batch_size=8),),
-    (x, {"labels": labels, **opened.statistics(slice(None), loss)}),
-    (x, labels),
-):
-    distiller = kd.Distiller(mlp(), teacher)
-    distiller.compile(optimizer=keras.optimizers.SGD(0.1), loss=loss)
-    more = {} if len(given) == 1 else {"batch_size": 8}
-    distiller.fit(*given, epochs=2, shuffle=False, verbose=0, **more)
-    trained.append(weights_of(distiller.student))
-assert_same_weights(trained[0], trained[2], 1e-5)
-assert_same_weights(trained[1], trained[2], 1e-5)
-assert kd.diagnose(teacher, (x, labels)).numbers["data"]["examples"] == 30
-assert not [name for name in sys.modules if name.startswith("tensorflow.")]
-"""
-
-
-@pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_a_cache_of_arrays_needs_no_tensorflow(backend, tmp_path):
-    tests = pathlib.Path(__file__).parent.parent
-    subprocess.run(
-        [sys.executable, "-c", WITHOUT_TENSORFLOW, str(tmp_path / "cache")],
-        env={
-            **os.environ,
-            "KERAS_BACKEND": backend,
-            "PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}",
-        },
-        check=True,
-    )

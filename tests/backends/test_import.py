@@ -1,13 +1,10 @@
-"""What importing the package and training load on JAX and PyTorch."""
+"""Neither importing the package nor training loads TensorFlow elsewhere."""
 
 import pytest
 from test_agreement import run
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_training_does_not_load_tensorflow(backend):
-    run("train_without_tensorflow.py", backend)
-
-
-def test_the_recipe_of_one_gpu_does_not_need_tensorflow():
-    run("gpu_without_tensorflow.py", "jax")
+def test_training_and_caches_of_arrays_need_no_tensorflow(backend, tmp_path):
+    """And on JAX the recipe of one GPU."""
+    run("without_tensorflow.py", backend, tmp_path)

@@ -1,16 +1,20 @@
-"""PyTorch modules in student and teacher, with buffers beside parameters.
+"""PyTorch modules in student and teacher, with buffers beside parameters; and
+what a step leaves behind.
 
 Run by name, where Keras is on PyTorch.
 """
 
+import gc
 import os
 
 os.environ["KERAS_BACKEND"] = "torch"
 
+import inputs
 import keras
 import numpy as np
 import pytest
 import torch
+from compute import make_loss, mlp
 from keras import layers
 from models import CLASSES, FEATURES, data, fit
 
@@ -191,3 +195,21 @@ def test_modules_that_compute_something_else_have_other_fingerprints():
     others = [found(Scaled, 1.0), found(Scaled, 2.0), found(Negated, 1.0)]
     assert len({each["weights"] for each in others}) == 1
     assert len({each["graph"] for each in others}) == 3
+
+
+# PyTorch never frees what its graph and a closure of Python's keep alive for
+# each other.
+@pytest.mark.parametrize("name", inputs.LOSSES)
+def test_steps_leave_no_tensors_behind(name):
+    given = inputs.arrays()
+    distiller = kd.Distiller(mlp(given["student"]), mlp(given["teacher"]))
+    distiller.compile(keras.optimizers.SGD(0.1), make_loss(name, given))
+    # What there is already is not counted, which would take longest.
+    gc.freeze()
+    counts = []
+    for _ in range(3):
+        for _ in range(5):
+            distiller.train_on_batch(given["x"], given["labels"])
+        gc.collect()
+        counts.append(sum(map(torch.is_tensor, gc.get_objects())))
+    assert counts[-1] == counts[0]

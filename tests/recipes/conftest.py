@@ -1,7 +1,5 @@
 """What the tests of the recipes share."""
 
-import contextlib
-
 import numpy as np
 import pytest
 
@@ -29,30 +27,3 @@ def mirrored(two_replicas, monkeypatch):
 
     monkeypatch.setattr(strategies, "make_strategy", lambda *_: two_replicas)
     return ("--strategy", "mirrored", "--replicas", 2)
-
-
-@contextlib.contextmanager
-def _interrupted(study_class):
-    import keras
-
-    class Interruption(keras.callbacks.Callback):
-        """Ends training before its second epoch."""
-
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 1:
-                raise InterruptedError("stopped by the test")
-
-    own = study_class.callbacks
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            study_class,
-            "callbacks",
-            lambda *arguments: [*own(*arguments), Interruption()],
-        )
-        yield
-
-
-@pytest.fixture
-def interrupted():
-    """A context in which the training of a study's class is interrupted."""
-    return _interrupted

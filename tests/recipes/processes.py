@@ -1,12 +1,15 @@
 """Runs the recipes: in this process, or in one of their own as a user does."""
 
+import contextlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
 
+import pytest
 from click.testing import CliRunner
 
 RECIPES = pathlib.Path(__file__).parents[2] / "recipes"
@@ -57,6 +60,31 @@ def kill_when(condition, recipe, folder, *arguments):
             time.sleep(0.01)
         process.kill()
         process.wait()
+
+
+@contextlib.contextmanager
+def copied_after_an_epoch(study_class, folder, copy):
+    """In this context a run copies its folder while it trains.
+
+    The copy is what a process would leave that is killed when a student with a
+    teacher is about to begin its second epoch.
+    """
+    import keras
+
+    class Copy(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                shutil.copytree(folder, copy)
+
+    own = study_class.callbacks
+
+    def callbacks(study, student, teacher=None):
+        more = [] if teacher is None else [Copy()]
+        return [*own(study, student, teacher), *more]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_class, "callbacks", callbacks)
+        yield
 
 
 def results(folder):

@@ -51,10 +51,14 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(text, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    arguments = ["--data-dir", text, "--log-dir", folder, *TINY]
-    arguments += ["--no-cache", *losses("kd_pt")]
-    return folder, arguments, finish(*arguments)
+    """A run, and beside it "killed", what it would leave if it were killed."""
+    folder = tmp_path_factory.mktemp("work") / "run"
+    arguments = ["--data-dir", text, *TINY, "--no-cache", *losses("kd_pt")]
+    arguments += ["--log-dir", folder]
+    with processes.copied_after_an_epoch(
+        causal_lm.CausalLMStudy, folder, folder.with_name("killed")
+    ):
+        return folder, arguments, finish(*arguments)
 
 
 def test_a_run_gives_a_row_a_model_and_logs_for_each_loss(finished):
@@ -119,22 +123,30 @@ def test_running_again_trains_nothing(finished):
     assert results(folder) == before
 
 
-def test_interrupted_training_ends_where_an_uninterrupted_run_does(
-    finished, text, tmp_path, interrupted
-):
-    teacher = finished[0] / "teacher.keras"
-    arguments = ["--data-dir", text, "--log-dir", tmp_path / "run", *STUDENT]
-    arguments += ["--teacher", teacher, "--loss", "kd_pt", "--no-cache"]
-    with interrupted(causal_lm.CausalLMStudy):
-        assert processes.invoke(causal_lm, *arguments).exit_code != 0
-    assert "student-kd_pt" not in results(tmp_path / "run")
-    assert "Epoch 1/2" not in finish(*arguments)
-    found, expected = results(tmp_path / "run"), results(finished[0])
+def test_killed_and_run_again_ends_where_an_uninterrupted_run_does(finished):
+    whole, arguments, _ = finished
+    killed = whole.with_name("killed")
+    assert set(results(killed)) == {"teacher"}
+    output = finish(*arguments, "--log-dir", killed)
+    assert "teacher: done before" in output and "Epoch 1/2" not in output
+    found, expected = (
+        results(folder)["student-kd_pt"] for folder in (killed, whole)
+    )
     for key in ("valid_perplexity", "test_perplexity", "test_accuracy"):
-        assert found["teacher"][key] == pytest.approx(expected["teacher"][key])
-        assert found["student-kd_pt"][key] == pytest.approx(
-            expected["student-kd_pt"][key], rel=1e-4
-        )
+        assert found[key] == pytest.approx(expected[key], rel=1e-4)
+
+
+def test_a_teacher_of_this_text_is_taken(finished, text, monkeypatch):
+    studies = []
+
+    def keep(recipe, about, make, strategy, chosen, *_, **__):
+        studies.append(make(types.SimpleNamespace(writes=True), None, chosen))
+
+    monkeypatch.setattr(causal_lm, "run_study", keep)
+    path = finished[0] / "teacher.keras"
+    finish("--data-dir", text, *STUDENT, "--teacher", path)
+    teacher = load(path)
+    assert studies[0].adapted_teacher(teacher) is teacher
 
 
 # -- padding -------------------------------------------------------------------
@@ -332,7 +344,7 @@ def test_one_preset_is_distilled_into_another(presets, distilled):
     config = json.loads((distilled / "run" / "config.json").read_text())
     assert (config["teacher_epochs"], config["learning_rate"]) == (0, 0)
     student = load(distilled / "run" / "student-kd_pt.keras")
-    student.compile(sampler="greedy")
+    student.compile(sampler="greedy", run_eagerly=True)
     assert student.generate("w1 w2", max_length=LENGTH).startswith("w1 w2")
 
 

@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import re
 import shutil
 import socket
 import subprocess
@@ -128,12 +129,18 @@ def test_reported_perplexity_is_that_of_the_saved_model(finished, text):
     assert np.exp(surprise / count) == pytest.approx(expected, rel=1e-4)
 
 
-def test_steps_in_one_call_change_nothing(finished, text, tmp_path):
-    teacher = finished[0] / "teacher.keras"
+def test_steps_in_one_call_and_the_cache_of_another_run_change_nothing(
+    finished, text, tmp_path
+):
+    """The cache is read as it is, and by runs of its teacher alone."""
+    cache = finished[0] / "cache-kd-kd_pt"
+    written = times(cache)
+    arguments = ["--data-dir", text, *STUDENT, *losses("kd"), "--cache", cache]
     output = finish(
-        *("--data-dir", text, "--log-dir", tmp_path / "run", *STUDENT),
-        *(*losses("kd"), "--teacher", teacher, "--steps-per-execution", 4),
+        *(*arguments, "--teacher", finished[0] / "teacher.keras"),
+        *("--log-dir", tmp_path / "run", "--steps-per-execution", 4),
     )
+    assert "Teacher cache" in output and times(cache) == written
     segments = len(text_data.read_folder(text).words()["train"]) // 80
     assert segments == 30 and "3 steps in one call, not 4" in output
     found, expected = results(tmp_path / "run"), results(finished[0])
@@ -141,6 +148,33 @@ def test_steps_in_one_call_change_nothing(finished, text, tmp_path):
         assert found["student-kd"][key] == pytest.approx(
             expected["student-kd"][key], rel=1e-4
         )
+    other = finished[0] / "student-kd.keras"
+    message = refused(
+        *(*arguments, "--teacher", other, "--log-dir", tmp_path / "other")
+    )
+    assert "teacher" in message and str(cache) in message
+
+
+def times(folder):
+    return {
+        path: path.stat().st_mtime_ns
+        for path in pathlib.Path(folder).rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_probe_prints_how_long_the_run_would_take(text, tmp_path):
+    output = finish(
+        *("--data-dir", text, *SMALL, "--epochs", 300, "--teacher-epochs", 200),
+        *("--probe-steps", 5, "--loss", "plain", "--log-dir", tmp_path / "run"),
+    )
+    for epochs in (200, 300):
+        assert re.search(
+            rf"{epochs} epochs of 30 steps would take [1-9]\d* (s|min)\.",
+            output,
+        )
+    found = results(tmp_path / "run")
+    assert all(0 < r["projected_hours"] < 1 for r in found.values())
 
 
 def test_running_again_trains_nothing(finished):
@@ -156,19 +190,17 @@ def test_another_run_in_the_same_folder_is_refused(finished):
     assert "seed: 0 there, 5 now" in refused(*finished[1], "--seed", 5)
 
 
-def test_another_text_in_the_same_folder_is_refused(finished, text, tmp_path):
+def test_another_text_in_the_same_folder_is_refused(finished, text):
     folder, arguments, _ = finished
-    own = tmp_path / "text"
-    shutil.copytree(text, own)
-    arguments = ["--data-dir", own, "--log-dir", tmp_path / "run", *STUDENT]
-    arguments += [*losses("plain"), "--teacher", folder / "teacher.keras"]
-    finish(*arguments)
-    before = results(tmp_path / "run")
-    path = own / "ptb.test.txt"
-    path.write_text(path.read_text().replace("w1 w2", "w2 w1"))
-    message = refused(*arguments, *losses("kd"))
+    before, path = results(folder), text / "ptb.test.txt"
+    words = path.read_text()
+    try:
+        path.write_text(words.replace("w1 w2", "w2 w1"))
+        message = refused(*arguments, *losses("kd_topk"))
+    finally:
+        path.write_text(words)
     assert "Received: another test than there" in message
-    assert results(tmp_path / "run") == before
+    assert results(folder) == before
 
 
 def test_killed_and_run_again_ends_where_an_uninterrupted_run_does(
@@ -437,32 +469,6 @@ def test_a_teacher_that_may_know_other_words_is_named(
         study.evaluate_teacher(model)
         said = capsys.readouterr().out
         assert ("hardly knows more than a guess" in said) == is_guessing
-
-
-def test_a_cache_serves_other_runs_of_its_teacher_alone(
-    finished, text, tmp_path
-):
-    cache, teacher = tmp_path / "cache", finished[0] / "teacher.keras"
-    arguments = ["--data-dir", text, *STUDENT, "--cache", cache]
-    arguments += ["--epochs", 1, "--loss", "kd_pt"]
-    given = [*arguments, "--teacher", teacher]
-    assert "Teacher cache" in finish(*given, "--log-dir", tmp_path / "run")
-    written = times(cache)
-    finish(*given, "--log-dir", tmp_path / "again", "--seed", 1)
-    assert times(cache) == written
-    other = finished[0] / "student-kd.keras"
-    message = refused(
-        *(*arguments, "--teacher", other, "--log-dir", tmp_path / "other")
-    )
-    assert "teacher" in message and str(cache) in message
-
-
-def times(folder):
-    return {
-        path: path.stat().st_mtime_ns
-        for path in pathlib.Path(folder).rglob("*")
-        if path.is_file()
-    }
 
 
 def test_a_cache_is_made_unless_it_would_be_huge():

@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 import synthetic
 from data import synthetic as synthetic_data
+from models import EAGERLY
 from study.run_folder import RunFolder
 
 import keras_kd as kd
@@ -108,7 +109,9 @@ def losses(name, rows):
 def train(networks, loss, known):
     distiller = kd.Distiller(networks, gradient_scale=False)
     # Adam's steps do not depend on the loss's scale, a third each of a mean.
-    distiller.compile(keras.optimizers.Adam(0.01, epsilon=1e-12), loss=loss)
+    distiller.compile(
+        keras.optimizers.Adam(0.01, epsilon=1e-12), loss=loss, **EAGERLY
+    )
     y = {
         name: known[name].astype(kind)
         for name, kind in (
@@ -118,7 +121,7 @@ def train(networks, loss, known):
         )
     }
     x = known["inputs"].astype("float32")
-    distiller.fit(x, y, batch_size=20, epochs=3, shuffle=False, verbose=0)
+    distiller.fit(x, y, batch_size=20, epochs=2, shuffle=False, verbose=0)
     return networks.get_weights()
 
 
