@@ -24,7 +24,7 @@ import keras_kd as kd
 
 LAMBDA, TEMPERATURE = 0.7, 3.0
 # Several steps, at a rate at which they move the student.
-GIVEN = {"batch_size": 8, "epochs": 3, "shuffle": False, "verbose": 0}
+GIVEN = {"batch_size": 8, "shuffle": False, "verbose": 0}
 
 
 def optimizer():
