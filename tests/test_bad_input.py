@@ -199,7 +199,8 @@ def test_a_refused_batch_does_not_refuse_the_next():
     [
         *(("kd_topk", how) for how in WAYS[:2]),
         ("kd_pt", EAGERLY),
-        ("kd", EAGERLY),
+        # XLA's largest value of several is another one where there is a NaN.
+        *(("kd", how) for how in [EAGERLY, *WAYS[1:2]]),
     ],
 )
 def test_teacher_logits_that_are_not_finite(name, how):
