@@ -140,6 +140,24 @@ def float64():
         yield
 
 
+@pytest.fixture
+def functions_run_eagerly(request):
+    """Runs eagerly what TensorFlow compiles; a test may ask for `traced`.
+
+    To trace a function takes longer than to run it for a few batches.
+    """
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly("traced" not in request.fixturenames)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture
+def traced():
+    """Asks for what users run."""
+
+
 # One of each for all: TensorFlow tells the collectives of strategies apart by a
 # key that each counts from where its class says.
 

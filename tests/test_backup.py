@@ -31,7 +31,9 @@ def make_distiller(units=4, optimizer=None, loss=None, seed=0, dropout=1):
     x = layers.Dense(units, "tanh", kernel_initializer=uniform(0))(inputs)
     x = layers.BatchNormalization()(layers.Dropout(0.5, seed=dropout)(x))
     logits = layers.Dense(CLASSES, kernel_initializer=uniform(1))(x)
-    distiller = kd.Distiller(keras.Model(inputs, logits), mlp(12, seed=5))
+    distiller = kd.Distiller(
+        keras.Model(inputs, logits), mlp(12, seed=5), gradient_scale=False
+    )
     distiller.compile(
         optimizer=optimizer or keras.optimizers.SGD(0.1, momentum=0.9),
         loss=loss or kd.KD(),
@@ -44,7 +46,7 @@ def train(folder, *callbacks, distiller=None, **arguments):
     """Three epochs; the student's weights, the epochs run and the callback."""
     distiller = distiller or make_distiller()
     backup = kd.callbacks.BackupAndRestore(folder, **arguments)
-    x, labels, _ = data(16)
+    x, labels, _ = data(8)
     history = distiller.fit(
         x,
         labels,
@@ -250,7 +252,7 @@ def test_a_kept_backup_goes_on_to_more_epochs(expected, tmp_path):
 )
 def test_a_later_fit_starts_at_its_own_first_epoch(backup, tmp_path):
     interrupt(tmp_path / "ours")
-    x, labels, _ = data(16)
+    x, labels, _ = data(8)
     folder = tmp_path / "ours"
     if backup is keras.callbacks.BackupAndRestore:
         folder = tmp_path / "keras"
@@ -269,7 +271,7 @@ def test_a_later_fit_starts_at_its_own_first_epoch(backup, tmp_path):
 
 
 def test_a_model_that_is_not_a_distiller_starts_later_fits_too(tmp_path):
-    x, labels, _ = data(16)
+    x, labels, _ = data(8)
 
     def fit(model, *callbacks):
         return model.fit(
@@ -325,7 +327,7 @@ class Remembers(keras.callbacks.Callback):
 def test_what_callbacks_remember_is_kept(tmp_path):
     def fit_in_order(folder, *callbacks):
         one = Remembers()
-        x, labels, _ = data(16)
+        x, labels, _ = data(8)
         history = make_distiller().fit(
             *(x, labels, 8),
             epochs=EPOCHS,
@@ -590,7 +592,7 @@ def test_a_worker_restores_what_the_chief_wrote_and_writes_nothing(
     backup = kd.callbacks.BackupAndRestore(tmp_path / "backup")
     (kept,) = distribution.worker_callbacks([backup], None)
     distiller = make_distiller()
-    x, labels, _ = data(16)
+    x, labels, _ = data(8)
     history = distiller.fit(
         x, labels, batch_size=8, epochs=4, verbose=0, callbacks=[kept]
     )

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from models import CLASSES, assert_same_weights, data, fit, mlp
+from models import CLASSES, EAGERLY, assert_same_weights, data, fit, mlp
 from tensorboard.backend.event_processing import plugin_event_accumulator
 
 import keras_kd as kd
@@ -130,7 +130,7 @@ def test_the_image_shows_both_similarity_matrices(run):
 def test_histograms_every_few_batches_cover_disjoint_windows(tmp_path):
     x, labels, _ = data(32)
     distiller = kd.Distiller(mlp(seed=1), mlp(seed=5))
-    distiller.compile("sgd", kd.KDPt())
+    distiller.compile("sgd", kd.KDPt(), **EAGERLY)
     board = kd.callbacks.KDTensorBoard(tmp_path, histogram_steps=3)
     fit(distiller, x, labels, epochs=2, callbacks=[board])
     events = read(tmp_path / "train")
@@ -146,7 +146,7 @@ def test_how_often_keras_writes_leaves_distillation_alone(
 ):
     x, labels, _ = data(32)
     distiller = kd.Distiller(mlp(seed=1), mlp(seed=5))
-    distiller.compile("sgd", kd.KDPt())
+    distiller.compile("sgd", kd.KDPt(), **EAGERLY)
     board = kd.callbacks.KDTensorBoard(
         tmp_path, histogram_steps=2, update_freq=update_freq
     )
@@ -170,17 +170,18 @@ class Kill(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(("update_freq", "at_once"), [("batch", 2), (3, 1)])
+@pytest.mark.parametrize(
+    ("update_freq", "how"),
+    [("batch", {"steps_per_execution": 2}), (3, EAGERLY)],
+)
 def test_batches_are_counted_on_where_training_resumes(
-    tmp_path, update_freq, at_once
+    tmp_path, update_freq, how
 ):
     x, labels, _ = data(36)
 
     def run(name, *callbacks):
         distiller = kd.Distiller(mlp(seed=1), mlp(seed=5))
-        distiller.compile(
-            "sgd", kd.KDPt(), metrics=["accuracy"], steps_per_execution=at_once
-        )
+        distiller.compile("sgd", kd.KDPt(), metrics=["accuracy"], **how)
         callbacks = [
             kd.callbacks.KDTensorBoard(
                 tmp_path / name, update_freq=update_freq, profile_batch=0
@@ -223,7 +224,7 @@ def test_windows_of_several_steps_per_execution(tmp_path):
 def test_chosen_classes_are_shown(tmp_path):
     x, labels, _ = data()
     distiller = kd.Distiller(mlp(seed=1), mlp(seed=5))
-    distiller.compile("sgd", kd.KDSim())
+    distiller.compile("sgd", kd.KDSim(), **EAGERLY)
     board = kd.callbacks.KDTensorBoard(tmp_path, similarity_classes=[4, 0])
     fit(distiller, x, labels, callbacks=[board])
     png = tensors(read(tmp_path / "train"), "class_similarity")[0][2]
@@ -237,7 +238,7 @@ def test_of_a_student_with_more_classes_the_shared_ones_are_shown(tmp_path):
     distiller = kd.Distiller(
         mlp(seed=1, classes=CLASSES + 3), mlp(seed=5), shared_classes=True
     )
-    distiller.compile("sgd", kd.KDSim())
+    distiller.compile("sgd", kd.KDSim(), **EAGERLY)
     fit(distiller, x, labels, callbacks=[kd.callbacks.KDTensorBoard(tmp_path)])
     png = tensors(read(tmp_path / "train"), "class_similarity")[0][2]
     found = tf.image.decode_png(png).numpy() / 255
@@ -256,7 +257,7 @@ def test_a_student_without_a_logit_layer_warns_and_trains_on(tmp_path):
         base.inputs, keras.layers.LayerNormalization()(base.outputs[0])
     )
     distiller = kd.Distiller(student, mlp(seed=5))
-    distiller.compile("sgd", kd.KDSim())
+    distiller.compile("sgd", kd.KDSim(), **EAGERLY)
     board = kd.callbacks.KDTensorBoard(tmp_path)
     with pytest.warns(UserWarning, match="No image"):
         fit(distiller, x, labels, epochs=2, callbacks=[board])

@@ -25,7 +25,12 @@ UNRELATED = {
 }
 
 
-def batched(*arrays, size=100, **kwargs):
+# Those that try other forms of the inputs run many steps, and are traced.
+pytestmark = pytest.mark.usefixtures("functions_run_eagerly")
+traced = pytest.mark.usefixtures("traced")
+
+
+def batched(*arrays, size=600, **kwargs):
     return tf.data.Dataset.from_tensor_slices(arrays).batch(size, **kwargs)
 
 
@@ -207,16 +212,21 @@ def small(seed=0, units=64, classes=CLASSES):
     return keras.Model(inputs, layers.Dense(classes, name="head")(x))
 
 
-def trained(**kwargs):
-    model = small(**kwargs)
+@pytest.fixture(scope="module")
+def trained_weights():
+    model = small()
     x, labels = separable()
-    model.compile("adam", kd_free_loss())
+    plain = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", plain)
     model.fit(x, labels, epochs=12, verbose=0)
+    return model.get_weights()
+
+
+@pytest.fixture
+def trained(trained_weights):
+    model = small()
+    model.set_weights(trained_weights)
     return model
-
-
-def kd_free_loss():
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def separable(seed=0):
@@ -227,8 +237,8 @@ def separable(seed=0):
     return x.astype("float32"), labels.astype("int32")
 
 
-def test_untrained_layers_are_told_from_trained_ones():
-    model = trained()
+def test_untrained_layers_are_told_from_trained_ones(trained):
+    model = trained
     assert initialised.untrained_layers(model) == {
         "layers": 2,
         "untrained": [],
@@ -247,9 +257,9 @@ def test_untrained_layers_are_told_from_trained_ones():
     assert "all of its 2 layers" in problem.summary
 
 
-def test_layers_below_a_trained_head_that_were_not_loaded_are_named():
+def test_layers_below_a_trained_head_that_were_not_loaded_are_named(trained):
     x, labels = separable()
-    model = trained()
+    model = trained
     hidden = model.get_layer("hidden")
     hidden.set_weights(small(seed=3).get_layer("hidden").get_weights())
     (problem,) = kd.diagnose(model, batched(x, labels)).problems
@@ -312,6 +322,21 @@ def test_normalisation_layers_are_compared_with_what_they_expect():
     assert normalisers.compare(model, x)[0]["layer"] == normal.name
 
 
+def reads_two_pixels():
+    """A teacher that reads the label out of two pixels and one channel."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 8, EXAMPLES).astype("int32")
+    x = random.uniform(0, 1, (EXAMPLES, 4, 4, 3))
+    x[:, 0, 0, 0] = (labels // 4) / 1.1
+    x[:, 0, 3, 0] = (labels % 4 + 0.5) / 3.6
+    x[:, 1, 1], x[:, 2, 2] = 0, 1
+    inputs = keras.Input((4, 4, 3))
+    at = (np.arange(8) + 0.5) / 8
+    value = 0.55 * inputs[:, 0, 0, :1] + 0.45 * inputs[:, 0, 3, :1]
+    return keras.Model(inputs, -400 * (value - at) ** 2), x, labels
+
+
+@traced
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -323,40 +348,35 @@ def test_normalisation_layers_are_compared_with_what_they_expect():
     ],
 )
 def test_the_form_of_the_inputs_is_found(change, words):
-    """A teacher that reads the label out of two pixels and one channel."""
-    random = np.random.default_rng(0)
-    labels = random.integers(0, 8, EXAMPLES).astype("int32")
-    x = random.uniform(0, 1, (EXAMPLES, 4, 4, 3))
-    x[:, 0, 0, 0] = (labels // 4) / 1.1
-    x[:, 0, 3, 0] = (labels % 4 + 0.5) / 3.6
-    x[:, 1, 1], x[:, 2, 2] = 0, 1
-    inputs = keras.Input((4, 4, 3))
-    at = (np.arange(8) + 0.5) / 8
-    value = 0.55 * inputs[:, 0, 0, :1] + 0.45 * inputs[:, 0, 3, :1]
-    teacher = keras.Model(inputs, -400 * (value - at) ** 2)
+    teacher, x, labels = reads_two_pixels()
     changed = np.ascontiguousarray(change(x)).astype("float32")
     problem = kd.diagnose(teacher, batched(changed, labels)).problems[0]
     assert problem.code == "wrong_inputs"
     assert words in problem.summary
     assert problem.evidence["after"] > 0.95
-    x = x.astype("float32")
-    codes = {f.code for f in kd.diagnose(teacher, batched(x, labels)).problems}
+
+
+def test_inputs_in_the_right_form_are_not_called_wrong():
+    teacher, x, labels = reads_two_pixels()
+    dataset = batched(x.astype("float32"), labels)
+    codes = {f.code for f in kd.diagnose(teacher, dataset).problems}
     assert "wrong_inputs" not in codes
 
 
-def test_the_form_is_found_in_batches_of_a_fixed_size():
+@traced
+def test_the_form_is_found_in_batches_of_a_fixed_size(trained):
     x, labels = separable()
-    dataset = batched(x / 255, labels, drop_remainder=True)
-    (problem,) = kd.diagnose(trained(), dataset).problems
+    dataset = batched(x / 255, labels, size=100, drop_remainder=True)
+    (problem,) = kd.diagnose(trained, dataset).problems
     assert problem.code == "wrong_inputs"
     assert problem.evidence["after"] > 0.9
 
 
-def test_inputs_that_batch_normalisation_does_not_expect_are_wrong():
+def test_inputs_that_batch_normalisation_does_not_expect_are_wrong(trained):
     x, labels = separable()
     # Features in another order: a form that nobody would try.
     wrong = x[:, np.random.default_rng(1).permutation(16)] * 30 + 40
-    (problem,) = kd.diagnose(trained(), batched(wrong, labels)).problems
+    (problem,) = kd.diagnose(trained, batched(wrong, labels)).problems
     assert problem.code == "wrong_inputs"
     assert "layer 'first' meets means" in problem.summary
     assert "They are float32 from -" in problem.summary
@@ -391,12 +411,13 @@ def unsettle(teacher, progress):
             layer.set_weights([*rest, progress * mean, variance])
 
 
+@traced
 @pytest.mark.parametrize("progress", [0.0, 0.1])
 def test_averages_that_have_not_settled_are_named(progress):
     teacher, x, labels = settled()
     unsettle(teacher, progress)
     before = teacher.get_weights()
-    (problem,) = kd.diagnose(teacher, batched(x, labels)).problems
+    (problem,) = kd.diagnose(teacher, batched(x, labels, size=100)).problems
     assert problem.code == "unsettled_averages"
     assert problem.evidence["averages_progress"] == pytest.approx(
         progress, abs=0.03
@@ -408,6 +429,7 @@ def test_averages_that_have_not_settled_are_named(progress):
     assert all("call" not in vars(layer) for layer in teacher.layers)
 
 
+@traced
 @pytest.mark.parametrize(
     ("scale", "normalised"), [(1 / 255, 1), (1 / 255, 2), (8, 1), (255, 2)]
 )
@@ -444,7 +466,7 @@ def ruled_out(logits, labels, share, value):
     return np.where(is_out, logits + value, logits).astype("float32")
 
 
-@pytest.mark.parametrize("value", [-120, -1e3, -1e9])
+@pytest.mark.parametrize("value", [-120, -1e9])
 @pytest.mark.parametrize("share", [0.5, 0.9])
 def test_classes_ruled_out_by_example_are_not_inputs_on_another_scale(
     share, value
@@ -484,6 +506,7 @@ def test_forms_keep_token_ids_in_the_vocabulary():
     assert not trials.forms(np.zeros((3, 2), "float32"))
 
 
+@traced
 def test_a_model_of_several_inputs_and_one_with_a_state_are_left_alone():
     x, labels = separable()
     one, two = keras.Input((16,), name="one"), keras.Input((16,), name="two")
@@ -498,7 +521,8 @@ def test_a_model_of_several_inputs_and_one_with_a_state_are_left_alone():
     state = layers.LSTM(8, stateful=True)
     teacher = keras.Model(inputs, layers.Dense(CLASSES)(state(steps)))
     teacher(x[100:200])  # What it leaves of a state is not theirs.
-    kd.diagnose(teacher, batched(x[:100], labels[:100], drop_remainder=True))
+    dataset = batched(x[:100], labels[:100], size=100, drop_remainder=True)
+    kd.diagnose(teacher, dataset)
     after = [np.array(each) for each in state.states]
     state.reset_state()
     teacher(x[:100])
@@ -581,9 +605,7 @@ def test_who_is_surer_than_right_does_not_know_the_odds(
     assert measures.knows_the_odds({"teacher": teacher}) == told
 
 
-@pytest.mark.parametrize(
-    "shares", [[0.95, 0.05], [0.8, 0.2], [0.65, 0.175, 0.175]]
-)
+@pytest.mark.parametrize("shares", [[0.95, 0.05], [0.65, 0.175, 0.175]])
 def test_one_that_knows_but_the_labels_frequencies_is_called_weak(shares):
     """It always predicts the commonest, as it would with wrong inputs."""
     logits, labels = with_true_odds(shares, told=0.1)
@@ -703,6 +725,7 @@ def cases_of(kind, cases=failures.CASES):
     ]
 
 
+@traced
 @pytest.mark.parametrize(
     ("kind", "case"),
     [

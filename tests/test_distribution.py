@@ -1,4 +1,9 @@
-"""Two replicas under tf.distribute against one device; TensorFlow alone."""
+"""Two replicas under tf.distribute against one device; TensorFlow alone.
+
+Tracing takes longest, several times as long for two replicas as for one. So
+where several cases share what replicas do, one of them is traced, as a user's
+is; the others, and the one device that they are held against, run eagerly.
+"""
 
 from contextlib import nullcontext
 
@@ -9,6 +14,7 @@ import reference
 import tensorflow as tf
 from models import (
     CLASSES,
+    EAGERLY,
     FEATURES,
     assert_same_weights,
     assert_weights_differ,
@@ -21,21 +27,16 @@ from models import (
 )
 from test_bad_input import bad_labels, refused
 from test_callbacks import read, tensors
-from test_distiller_correctness import (
-    TRACED,
-    compiled,
-    every_loss,
-    get_loss,
-)
+from test_distiller_correctness import TRACED, compiled, get_loss
 
 import keras_kd as kd
 
+# Where histograms don't matter, there is less to run or to trace without them.
+NO_HISTOGRAMS = {"gradient_scale": False}
 
-def train_distributed(strategy, name, loss_outside=None):
-    """Two steps, the last of a partial batch, with ignored labels.
 
-    Replicas run them traced, as a user does.
-    """
+def train_distributed(strategy, make_loss, how=EAGERLY):
+    """Two steps, the last of a partial batch, with ignored labels."""
     x, labels, weights = data(13)
     with strategy.scope():
         student = mlp(seed=1, kernel_regularizer=keras.regularizers.L2(0.01))
@@ -43,10 +44,10 @@ def train_distributed(strategy, name, loss_outside=None):
         distiller = compiled(
             student,
             teacher,
-            loss_outside or get_loss(name, ignore_class=2),
+            make_loss(),
             keras.optimizers.SGD(0.1, momentum=0.9),
             metrics=["accuracy"],
-            run_eagerly=strategy.num_replicas_in_sync == 1,
+            **how,
         )
     dataset = tf.data.Dataset.from_tensor_slices((x, labels, weights)).batch(8)
     history = distiller.fit(dataset, verbose=0).history
@@ -54,12 +55,26 @@ def train_distributed(strategy, name, loss_outside=None):
     return weights_of(student), history, scale
 
 
-@every_loss
-def test_two_replicas_end_where_one_does(name, two_replicas):
+# Replicas share the mean over examples, which is the same for all losses, the
+# variables of a loss, and its draws.
+@pytest.mark.parametrize(
+    "name, how",
+    [
+        ("label_smoothing", EAGERLY),
+        ("kd", EAGERLY),
+        ("kd_sim", EAGERLY),
+        ("kd_sampled", EAGERLY),
+        ("kd_pt_sim", TRACED),
+    ],
+)
+def test_two_replicas_end_where_one_does(name, how, two_replicas):
+    def make_loss():
+        return get_loss(name, ignore_class=2)
+
     one, log_one, scale_one = train_distributed(
-        tf.distribute.get_strategy(), name
+        tf.distribute.get_strategy(), make_loss
     )
-    two, log_two, scale_two = train_distributed(two_replicas, name)
+    two, log_two, scale_two = train_distributed(two_replicas, make_loss, how)
     assert_same_weights(one, two, 1e-5)
     for key in ("cross_entropy", "accuracy", "gradient_scale"):
         np.testing.assert_allclose(log_one[key], log_two[key], rtol=1e-5)
@@ -74,14 +89,19 @@ OPTIMIZERS = {
 }
 
 
-def trained_weights(strategy, make_student, make_optimizer):
-    """A student's after four traced steps, the last of a partial batch."""
+def trained_weights(strategy, make_student, make_optimizer, how=EAGERLY):
+    """A student's after two steps, the last of a partial batch."""
     with strategy.scope():
         student = make_student()
         distiller = compiled(
-            student, mlp(seed=5), kd.KDPt(), make_optimizer(), **TRACED
+            student,
+            None,
+            kd.LabelSmoothing(),
+            make_optimizer(),
+            NO_HISTOGRAMS,
+            **how,
         )
-    dataset = tf.data.Dataset.from_tensor_slices(data(26)).batch(8)
+    dataset = tf.data.Dataset.from_tensor_slices(data(13)).batch(8)
     distiller.fit(dataset, verbose=0)
     return weights_of(student)
 
@@ -89,7 +109,9 @@ def trained_weights(strategy, make_student, make_optimizer):
 @pytest.mark.parametrize(
     ("case", "policy"),
     [
-        *((case, "float32") for case in OPTIMIZERS),
+        ("clipnorm", "float32"),
+        ("clipvalue", "float32"),
+        ("average", "float32"),
         ("global_clipnorm", "mixed_float16"),
     ],
 )
@@ -103,8 +125,12 @@ def test_an_optimizer_does_to_two_replicas_what_it_does_to_one(
         return keras.optimizers.SGD(5.0, momentum=0.5, **OPTIMIZERS[case])
 
     one, two = (
-        trained_weights(strategy, lambda: mlp(seed=1), optimizer)
-        for strategy in (tf.distribute.get_strategy(), two_replicas)
+        trained_weights(strategy, lambda: mlp(seed=1), optimizer, how)
+        for strategy, how in (
+            (tf.distribute.get_strategy(), EAGERLY),
+            # Loss scaling and clipping, which is the most that is traced.
+            (two_replicas, EAGERLY if policy == "float32" else TRACED),
+        )
     )
     assert_weights_differ(one, weights_of(mlp(seed=1)))
     tolerance = 1e-5 if policy == "float32" else 2e-3
@@ -120,8 +146,13 @@ def test_synchronised_batch_normalisation_sees_the_batch_of_all(two_replicas):
         return keras.Model(inputs, logits(normalise(hidden(inputs))))
 
     one, two = (
-        trained_weights(strategy, student, lambda: keras.optimizers.SGD(0.1))
-        for strategy in (tf.distribute.get_strategy(), two_replicas)
+        trained_weights(
+            strategy, student, lambda: keras.optimizers.SGD(0.1), how
+        )
+        for strategy, how in (
+            (tf.distribute.get_strategy(), EAGERLY),
+            (two_replicas, TRACED),
+        )
     )
     assert_same_weights(one, two, 1e-5)
 
@@ -140,9 +171,13 @@ def test_an_update_in_some_steps_alone_is_refused(name, two_replicas):
 
 
 def test_a_loss_made_outside_the_strategy_works_in_it(two_replicas):
-    one, _, _ = train_distributed(tf.distribute.get_strategy(), "kd_pt_sim")
-    loss = kd.KDPtSim(ignore_class=2)
-    two, _, _ = train_distributed(two_replicas, None, loss_outside=loss)
+    losses = [kd.KDPtSim(ignore_class=2) for _ in range(2)]
+    one, two = (
+        train_distributed(strategy, lambda loss=loss: loss)[0]
+        for strategy, loss in zip(
+            (tf.distribute.get_strategy(), two_replicas), losses, strict=True
+        )
+    )
     assert_same_weights(one, two, 1e-5)
 
 
@@ -168,14 +203,16 @@ def test_each_replica_and_each_step_draws_other_classes(inside, two_replicas):
     assert len(drawn) == len(set(drawn)) == 6
 
 
-def half_precision_steps(strategy, overflow_at):
+def half_precision_steps(strategy, overflow_at, how):
     """Weights and loss scale after steps, one example far too large."""
     x, labels, _ = data(16)
     weights = np.ones(16, "float32")
     weights[overflow_at] = 1e6
     keras.config.set_dtype_policy("mixed_float16")
     with strategy.scope():
-        distiller = compiled(mlp(seed=1), mlp(seed=5), kd.KDPt(), **TRACED)
+        distiller = compiled(
+            mlp(seed=1), None, kd.LabelSmoothing(), said=NO_HISTOGRAMS, **how
+        )
     dataset = tf.data.Dataset.from_tensor_slices((x, labels, weights)).batch(8)
     distiller.fit(dataset, verbose=0)
     optimizer = distiller.optimizer
@@ -183,15 +220,15 @@ def half_precision_steps(strategy, overflow_at):
     return weights_of(distiller.student), scale
 
 
-@pytest.mark.parametrize("overflow_at", [1, 6])
+@pytest.mark.parametrize("overflow_at, how", [(1, EAGERLY), (6, TRACED)])
 def test_overflow_on_one_replica_skips_the_step_on_all(
-    overflow_at, two_replicas
+    overflow_at, how, two_replicas
 ):
     """Each batch of 8 is shared by two replicas; Keras asks the first."""
     one, scale_one = half_precision_steps(
-        tf.distribute.get_strategy(), overflow_at
+        tf.distribute.get_strategy(), overflow_at, EAGERLY
     )
-    two, scale_two = half_precision_steps(two_replicas, overflow_at)
+    two, scale_two = half_precision_steps(two_replicas, overflow_at, how)
     assert scale_one == scale_two == 0.5
     assert_weights_differ(one, weights_of(mlp(seed=1)))
     assert_same_weights(one, two, tolerance=2e-3)
@@ -210,11 +247,15 @@ def test_label_outside_the_classes_on_one_of_two_replicas(two_replicas):
 def test_two_replicas_write_what_one_does(tmp_path, two_replicas):
     x, labels, _ = data()
     written = []
-    for strategy in (tf.distribute.get_strategy(), two_replicas):
+    for strategy, how in (
+        (tf.distribute.get_strategy(), EAGERLY),
+        (two_replicas, TRACED),
+    ):
         folder = tmp_path / str(strategy.num_replicas_in_sync)
         with strategy.scope():
-            distiller = kd.Distiller(mlp(seed=1), mlp(seed=5))
-            distiller.compile("sgd", "kd_pt_sim")
+            distiller = compiled(
+                mlp(seed=1), mlp(seed=5), "kd_pt_sim", "sgd", **how
+            )
         schedule = kd.callbacks.LossSchedule(sim_weight=lambda epoch: 0.3)
         board = kd.callbacks.KDTensorBoard(folder)
         fit(distiller, x, labels, callbacks=[schedule, board])
@@ -261,8 +302,15 @@ def test_a_nan_that_one_replica_sees_leaves_the_student_as_it_was(
             inputs = keras.Input((x.shape[1],))
             hidden = keras.layers.BatchNormalization()(inputs)
             student = keras.Model(inputs, keras.layers.Dense(CLASSES)(hidden))
+            # An optimizer with a state.
+            optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
             distiller = compiled(
-                student, mlp(seed=5), kd.KDPt(), "adam", **TRACED
+                student,
+                mlp(seed=5),
+                kd.KDPt(),
+                optimizer,
+                NO_HISTOGRAMS,
+                **TRACED,
             )
     finally:
         keras.config.set_dtype_policy("float32")
@@ -271,13 +319,13 @@ def test_a_nan_that_one_replica_sees_leaves_the_student_as_it_was(
         variables = [*student.variables, *distiller.optimizer.variables]
         return [np.array(variable) for variable in variables]
 
-    fit(distiller, x, labels)
+    fit(distiller, x, labels, batch_size=16)
     before = state()
     with pytest.raises(ValueError, match="inputs are not finite"):
         fit(distiller, broken, labels, batch_size=16)
     for now, then in zip(state(), before, strict=True):
         np.testing.assert_array_equal(now, then)
-    fit(distiller, x, labels)
+    fit(distiller, x, labels, batch_size=16)
     assert_weights_differ(state(), before)
 
 
@@ -289,12 +337,18 @@ class RootOfFirst(keras.layers.Layer):
         return inputs
 
 
-def with_a_loss_of_its_own(strategy):
+def with_a_loss_of_its_own(strategy, how=TRACED):
     with strategy.scope():
         inputs = keras.Input((FEATURES,))
         logits = mlp(seed=1)(RootOfFirst()(inputs))
         student = keras.Model(inputs, logits)
-        return compiled(student, mlp(seed=5), kd.KD(weight=0), **TRACED)
+        return compiled(
+            student,
+            None,
+            kd.LabelSmoothing(weight=0),
+            said=NO_HISTOGRAMS,
+            **how,
+        )
 
 
 def test_each_replica_adds_the_loss_of_its_own_layers(two_replicas):
@@ -308,15 +362,17 @@ def test_each_replica_adds_the_loss_of_its_own_layers(two_replicas):
     np.testing.assert_allclose(logs["loss"], plain + 3.5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("replicas, row", [(1, 2), (2, 2), (2, 6)])
+@pytest.mark.parametrize(
+    "replicas, row, how", [(1, 2, TRACED), (2, 2, EAGERLY), (2, 6, TRACED)]
+)
 def test_a_layers_loss_that_is_not_finite_is_refused(
-    replicas, row, two_replicas
+    replicas, row, how, two_replicas
 ):
     x, labels, _ = data(8)
     x[:, 0] = 1.0
     x[row, 0] = -1.0
     strategy = two_replicas if replicas == 2 else tf.distribute.get_strategy()
-    distiller = with_a_loss_of_its_own(strategy)
+    distiller = with_a_loss_of_its_own(strategy, how)
     before = weights_of(distiller.student)
     with pytest.raises(ValueError, match="loss of the student's own layers"):
         fit(distiller, x, labels)
@@ -331,7 +387,7 @@ class MeanSquare(keras.layers.Layer):
         return inputs
 
 
-def on_one_example(strategy, between, policy="float32"):
+def on_one_example(strategy, between, policy="float32", how=EAGERLY):
     """A student trained on one example; of two replicas one gets none."""
     x, labels, _ = data(1)
     keras.config.set_dtype_policy(policy)
@@ -346,7 +402,7 @@ def on_one_example(strategy, between, policy="float32"):
             ]
         )
         teacher = mlp(seed=5)
-        distiller = compiled(student, teacher, kd.KD(), "sgd", **TRACED)
+        distiller = compiled(student, teacher, kd.KD(), "sgd", **how)
     fit(distiller, x, labels)
     return distiller
 
@@ -356,7 +412,7 @@ def test_a_replica_without_examples_adds_nothing(policy, two_replicas):
     """Nor does batch normalisation, whose mean over none is 0 / 0."""
     layer = keras.layers.BatchNormalization
     one = on_one_example(tf.distribute.get_strategy(), layer, policy)
-    two = on_one_example(two_replicas, layer, policy)
+    two = on_one_example(two_replicas, layer, policy, TRACED)
     tolerance = 1e-6
     if policy != "float32":
         # Nothing overflowed, so that no step was left out.
@@ -375,7 +431,7 @@ def test_a_mean_over_no_examples_is_named(two_replicas):
     distiller = on_one_example(tf.distribute.get_strategy(), MeanSquare)
     assert np.isfinite(distiller.history.history["loss"]).all()
     with pytest.raises(ValueError, match="replica without examples.*drop_rem"):
-        on_one_example(two_replicas, MeanSquare)
+        on_one_example(two_replicas, MeanSquare, how=TRACED)
 
 
 def aligned(array):
@@ -388,8 +444,7 @@ def aligned(array):
     return copy
 
 
-@pytest.mark.parametrize("kind", ["generator", "py_dataset"])
-def test_data_made_in_python_are_read_once_and_left_alone(kind, two_replicas):
+def test_data_made_in_python_are_read_once_and_left_alone(two_replicas):
     x, labels, _ = data(48)
     x, labels = aligned(x), aligned(labels.astype("int64"))
     given = x.copy(), labels.copy()
@@ -414,16 +469,20 @@ def test_data_made_in_python_are_read_once_and_left_alone(kind, two_replicas):
         )
     each = -reference.log_softmax(outputs_of(student, x))
     expected = each[np.arange(48), labels].mean()
-    made = generator if kind == "generator" else Batches
-    result = distiller.evaluate(made(), steps=3, verbose=0)
-    np.testing.assert_allclose(result, expected, rtol=1e-5)
-    logs = distiller.fit(
-        made(), steps_per_epoch=3, epochs=2, shuffle=False, verbose=0
-    ).history
-    np.testing.assert_allclose(logs["cross_entropy"], [expected] * 2, rtol=1e-5)
-    distiller.predict(x if kind == "generator" else Batches(), verbose=0)
-    for now, before in zip((x, labels), given, strict=True):
-        np.testing.assert_array_equal(now, before)
+    logits = outputs_of(student, x)
+    for made, inputs in ((generator, x), (Batches, Batches())):
+        result = distiller.evaluate(made(), steps=3, verbose=0)
+        np.testing.assert_allclose(result, expected, rtol=1e-5)
+        logs = distiller.fit(
+            made(), steps_per_epoch=3, epochs=2, shuffle=False, verbose=0
+        ).history
+        np.testing.assert_allclose(
+            logs["cross_entropy"], [expected] * 2, rtol=1e-5
+        )
+        predicted = distiller.predict(inputs, verbose=0)
+        np.testing.assert_allclose(predicted, logits, rtol=1e-5, atol=1e-5)
+        for now, before in zip((x, labels), given, strict=True):
+            np.testing.assert_array_equal(now, before)
 
 
 def test_steps_of_evaluation_in_a_loop_of_ones_own(two_replicas):

@@ -1,4 +1,7 @@
-"""The same student from one replica, two replicas and two processes."""
+"""The same student from one process and from two.
+
+Two replicas of one process are in test_distribution.py and test_logs.py.
+"""
 
 import contextlib
 import json
@@ -14,7 +17,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import trainings
-from models import assert_same_weights
+from models import EAGERLY, assert_same_weights
 
 import keras_kd as kd
 
@@ -82,20 +85,23 @@ def workers(tmp_path_factory):
 
     A process takes longer to start than to train.
     """
-    return Workers(
-        tmp_path_factory.mktemp("workers"),
-        "train",
-        "half",
-        *LOGGED,
-        "interrupted",
-    )
+    folder = tmp_path_factory.mktemp("workers")
+    return Workers(folder, "half", *LOGGED, "interrupted")
+
+
+@pytest.fixture(scope="module")
+def resumed(workers):
+    """Another pair of processes, which ends what was interrupted."""
+    return Workers(workers.folder, "resumed")
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     keras.utils.set_random_seed(0)
     return trainings.train(
-        tf.distribute.get_strategy(), tmp_path_factory.mktemp("alone")
+        tf.distribute.get_strategy(),
+        tmp_path_factory.mktemp("alone"),
+        **EAGERLY,
     )
 
 
@@ -119,19 +125,27 @@ def assert_same_logs(found, expected, tolerance=1e-5):
         )
 
 
-def test_two_replicas_end_where_one_does(alone, two_replicas, tmp_path):
-    assert_same(trainings.train(two_replicas, tmp_path), alone)
+def test_a_killed_worker_ends_the_other(workers):
+    """SIGKILL in the middle of the second epoch; two steps run in a call."""
+    chief, other = workers.codes
+    assert other == -signal.SIGKILL and chief not in (0, -signal.SIGKILL)
+    assert "Another worker does not answer" in workers.output(0)
+    backup = workers.folder / "interrupted" / "backup"
+    assert (backup / "training_metadata.json").exists()
 
 
-def test_two_workers_end_where_one_process_does(alone, workers):
-    for result in workers.results("train"):
-        assert_same(result, alone)
+def test_two_workers_that_resumed_end_where_one_process_does(alone, resumed):
+    # Only what was left to do is in the history.
+    left = {key: values[1:] for key, values in alone["history"].items()}
+    for result in resumed.results("resumed"):
+        assert_same(result, {**alone, "history": left})
 
 
-def test_only_the_chief_writes_and_what_it_writes_is_whole(workers, alone):
-    folder = workers.folder / "train"
-    assert len(list((folder / "tensorboard").rglob("*tfevents*"))) == 2
-    assert len((folder / "log.csv").read_text().splitlines()) == 3
+def test_only_the_chief_writes_and_what_it_writes_is_whole(resumed, alone):
+    """In both of its runs; the second one writes the table anew."""
+    folder = resumed.folder / "interrupted"
+    assert len(list((folder / "tensorboard").rglob("*tfevents*"))) == 4
+    assert len((folder / "log.csv").read_text().splitlines()) == 2
     assert not (folder / "backup").exists()
     assert {path.name for path in folder.glob("*.keras")} == {
         *(f"{epoch}.keras" for epoch in (1, 2)),
@@ -144,7 +158,7 @@ def test_only_the_chief_writes_and_what_it_writes_is_whole(workers, alone):
 
 def test_overflow_on_one_worker_skips_the_step_on_both(workers, tmp_path):
     one = trainings.train_in_half_precision(
-        tf.distribute.get_strategy(), tmp_path
+        tf.distribute.get_strategy(), tmp_path, **EAGERLY
     )
     # The examples that overflow are left out, the others are trained on.
     assert 0 < one["steps"] < 10 and one["scale"] < 1
@@ -156,21 +170,7 @@ def test_overflow_on_one_worker_skips_the_step_on_both(workers, tmp_path):
 
 @pytest.mark.parametrize("case", LOGGED)
 def test_two_workers_log_what_one_process_does(case, workers):
-    expected = trainings.log(tf.distribute.get_strategy(), case)
+    expected = trainings.log(tf.distribute.get_strategy(), case, **EAGERLY)
     for result in workers.results(case):
         assert_same_logs(result["fit"], expected["fit"])
         assert_same_logs(result["evaluate"], expected["evaluate"])
-
-
-def test_a_killed_worker_ends_the_other_and_both_resume_later(alone, workers):
-    """SIGKILL in the middle of the second epoch; two steps run in a call."""
-    chief, other = workers.codes
-    assert other == -signal.SIGKILL and chief not in (0, -signal.SIGKILL)
-    assert "Another worker does not answer" in workers.output(0)
-    interrupted = workers.folder / "interrupted"
-    assert (interrupted / "backup" / "training_metadata.json").exists()
-
-    # Only what was left to do is in the history.
-    left = {key: values[1:] for key, values in alone["history"].items()}
-    for result in Workers(workers.folder, "resumed").results("resumed"):
-        assert_same(result, {**alone, "history": left})

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from models import CLASSES, FEATURES, data, fit, mlp, uniform
+from models import CLASSES, EAGERLY, FEATURES, data, fit, mlp, uniform
 
 import keras_kd as kd
 
@@ -38,7 +38,9 @@ def assert_refused_and_kept(distiller, x, labels, *words):
 
 def compiled(student, teacher, **arguments):
     distiller = kd.Distiller(student, teacher)
-    distiller.compile("adam", kd.KDPt(), **arguments)
+    # An optimizer with a state.
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+    distiller.compile(optimizer, kd.KDPt(), **arguments)
     return distiller
 
 
@@ -85,7 +87,7 @@ def test_student():
     x, labels, _ = data(8)
     student = normalised_student()
     student.layers[-1].bias.assign(np.full(CLASSES, np.inf, "float32"))
-    distiller = compiled(student, mlp())
+    distiller = compiled(student, mlp(), **EAGERLY)
     with pytest.raises(ValueError, match="student's loss .*learning rate"):
         fit(distiller, x, labels)
 
@@ -98,7 +100,7 @@ def test_a_class_that_the_student_rules_out_takes_no_even_share():
     bias[2] = -np.inf
     student.layers[-1].bias.assign(bias)
     distiller = kd.Distiller(student)
-    distiller.compile("sgd", kd.LabelSmoothing())
+    distiller.compile("sgd", kd.LabelSmoothing(), **EAGERLY)
     with pytest.raises(ValueError, match="student's loss is not finite"):
         fit(distiller, x, np.where(labels == 2, 0, labels))
 
@@ -112,7 +114,7 @@ def test_one_example_is_enough():
     bias[2] = -np.inf
     student.layers[-1].bias.assign(bias)
     distiller = kd.Distiller(student)
-    distiller.compile("sgd", kd.LabelSmoothing(weight=0.0))
+    distiller.compile("sgd", kd.LabelSmoothing(weight=0.0), **EAGERLY)
     with pytest.raises(ValueError, match="student .* for 1 example of"):
         fit(distiller, x, labels)
 
@@ -129,7 +131,9 @@ def test_training_goes_on_after_a_refusal():
     x, labels, _ = data(8)
     broken = x.copy()
     broken[0, 0] = np.nan
-    one, other = (compiled(normalised_student(), mlp()) for _ in range(2))
+    one, other = (
+        compiled(normalised_student(), mlp(), **how) for how in ({}, EAGERLY)
+    )
     other.student.set_weights(one.student.get_weights())
     with pytest.raises(ValueError, match="inputs"):
         fit(one, broken, labels)
@@ -163,8 +167,8 @@ def test_a_teacher_that_rules_a_class_out_is_not_blamed(value):
         bias[2:4] = value
         model.layers[-1].bias.assign(bias)
     labels = np.where(np.isin(labels, (2, 3)), 0, labels)
-    distiller = compiled(*models)
+    distiller = compiled(*models, **EAGERLY)
     with pytest.raises(ValueError, match="student's loss .* rules out by"):
         fit(distiller, x, labels)
-    distiller.compile("adam", kd.KD())
+    distiller.compile("sgd", kd.KD(), **EAGERLY)
     fit(distiller, x, labels)

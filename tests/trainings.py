@@ -90,7 +90,7 @@ def train(
     return result
 
 
-def train_in_half_precision(strategy, folder):
+def train_in_half_precision(strategy, folder, **compile_arguments):
     """Weights after an epoch, in which the last worker's gradient overflows."""
     del folder
     x, labels, weights = data(EXAMPLES)
@@ -99,7 +99,9 @@ def train_in_half_precision(strategy, folder):
     try:
         with strategy.scope():
             distiller = kd.Distiller(mlp(), mlp(units=12, seed=5))
-            distiller.compile(keras.optimizers.SGD(0.2), kd.KDPtSim())
+            distiller.compile(
+                keras.optimizers.SGD(0.2), kd.KDPtSim(), **compile_arguments
+            )
     finally:
         keras.config.set_dtype_policy("float32")
     distiller.fit(in_batches(x, labels, weights), epochs=2, verbose=0)
@@ -177,7 +179,7 @@ def logged_loss(case):
     return kd.KDPtSim(0.4, 0.1, 2.0, alpha=0.5, beta=1.5, **arguments)
 
 
-def log(strategy, case):
+def log(strategy, case, **compile_arguments):
     """What two epochs of `fit`, and `evaluate`, log of a student at rest.
 
     It doesn't learn, so that every epoch and `evaluate` see the same student.
@@ -192,6 +194,7 @@ def log(strategy, case):
             logged_loss(case),
             metrics=["accuracy"],
             weighted_metrics=[keras.metrics.SparseCategoricalAccuracy("right")],
+            **compile_arguments,
         )
     history = distiller.fit(
         dataset, epochs=2, validation_data=dataset, verbose=0

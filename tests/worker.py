@@ -6,6 +6,7 @@ Runs trainings by name, one after the other, each in a folder of its name, and
 writes what came out of each to a file there.
 """
 
+import gc
 import json
 import os
 import pathlib
@@ -35,7 +36,6 @@ def main(folder, *names):
 
     several_steps = {"unknown_length": True, "steps_per_execution": 2}
     by_name = {
-        "train": trainings.train,
         "half": trainings.train_in_half_precision,
         **{
             case: lambda strategy, folder, case=case: trainings.log(
@@ -59,4 +59,6 @@ def main(folder, *names):
 
 
 if __name__ == "__main__":
+    # Imports and tracing make many objects, and a worker soon ends.
+    gc.disable()
     main(*sys.argv[1:])
