@@ -677,7 +677,7 @@ def assert_same_training(one, other, rtol=1e-5):
 
 
 # Each kind of target, and of what the teacher is asked for; `test_distribution`
-# holds replicas that are traced against steps that aren't, for each loss.
+# holds traced steps of "kd_pt_sim" on two replicas against eager ones on one.
 @pytest.mark.parametrize("name", ["kd_pt", "kd_sim", "kd_sampled", "kd", "dkd"])
 def test_traced_steps_are_those_that_run_eagerly(name):
     """What the tests that run steps eagerly rely on."""

@@ -176,26 +176,30 @@ def test_class_relations_of_the_shared_rows():
     np.testing.assert_allclose(logs["distillation"], term.mean(), rtol=1e-4)
 
 
+def top_three():
+    return kd.KDTopK(k=3)
+
+
 @pytest.mark.parametrize(
-    ("as_arrays", "shared", "chunks"),
+    ("as_arrays", "shared", "chunks", "loss"),
     [
-        (True, None, None),
-        (True, SHARED, 2),
-        (False, SHARED, None),
-        (False, None, 2),
+        (True, None, None, kd.KDPt),
+        (True, SHARED, 2, top_three),
+        (False, SHARED, None, kd.KDPt),
+        (False, None, 2, top_three),
     ],
 )
 def test_kept_statistics_of_other_classes_are_refused(
-    as_arrays, shared, chunks, tmp_path
+    as_arrays, shared, chunks, loss, tmp_path
 ):
-    """The teacher's p of a label is another one over other classes."""
+    """The teacher's p of a label is another one; its ids may not be there."""
     x, labels, _ = data(16, classes=SHARED)
     given = x, labels
     if not as_arrays:
         given = tf.data.Dataset.from_tensor_slices(given).batch(8)
     teacher = mlp(classes=7, seed=5)
     cache = kd.TeacherCache.write(
-        tmp_path / "whole", given, teacher, kd.KDPt(), verbose=0
+        tmp_path / "whole", given, teacher, loss(), verbose=0
     )
     student = mlp(classes=6)
     before = student.get_weights()
@@ -204,7 +208,7 @@ def test_kept_statistics_of_other_classes_are_refused(
     )
     # Traced where there is the most to trace.
     how = {} if shared and chunks else EAGERLY
-    distiller.compile(keras.optimizers.SGD(RATE), kd.KDPt(), **how)
+    distiller.compile(keras.optimizers.SGD(RATE), loss(), **how)
     count = shared or 6
     with pytest.raises(ValueError, match=f"number of classes than the {count}"):
         distiller.fit(cache.attach(given), verbose=0)
@@ -212,11 +216,11 @@ def test_kept_statistics_of_other_classes_are_refused(
 
     # Those of a teacher that was cut are those of a teacher beside it.
     online = kd.Distiller(mlp(classes=6), teacher, shared_classes=count)
-    online.compile(keras.optimizers.SGD(RATE), kd.KDPt(), **EAGERLY)
+    online.compile(keras.optimizers.SGD(RATE), loss(), **EAGERLY)
     online.fit(x, labels, batch_size=16, shuffle=False, verbose=0)
     cut = keras.Model(teacher.inputs, teacher.outputs[0][..., :count])
     cache = kd.TeacherCache.write(
-        tmp_path / "cut", (x, labels), cut, kd.KDPt(), verbose=0
+        tmp_path / "cut", (x, labels), cut, loss(), verbose=0
     )
     distiller.fit(cache.attach((x, labels), batch_size=16), verbose=0)
     assert_same_weights(student.get_weights(), online.student.get_weights())
