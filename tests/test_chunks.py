@@ -693,17 +693,29 @@ def test_optimizers_see_the_same_gradients():
     )
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_half_precision(policy):
+# The smallest float16 is 6e-8; gradients are as large as the weights, or less.
+@pytest.mark.parametrize(
+    ("policy", "weight"),
+    [("mixed_float16", 1.0), ("mixed_float16", 1e-7), ("mixed_bfloat16", 1.0)],
+)
+def test_half_precision(policy, weight):
     """Losses are scaled; sums over chunks are in float32."""
     keras.config.set_dtype_policy(policy)
-    weights = []
+    x, labels, weights = words(BATCH)
+    ends = []
     for chunks in (None, 3):
-        distiller = make(chunks, kd.KD)
-        train(distiller, epochs=2, data=words(BATCH))
-        weights.append(distiller.student.get_weights())
+        distiller = make(
+            chunks,
+            kd.KD,
+            compiled=lambda: {
+                "optimizer": keras.optimizers.SGD(0.5 / weight, momentum=0.9)
+            },
+        )
+        train(distiller, epochs=2, data=(x, labels, weights * weight))
+        ends.append(distiller.student.get_weights())
+    assert_weights_differ(ends[0], language_model().get_weights())
     tolerance = 5e-3 if policy == "mixed_float16" else 5e-2
-    assert_same_weights(*weights, tolerance)
+    assert_same_weights(*ends, tolerance)
     if policy == "mixed_float16":
         assert int(distiller.optimizer.inner_optimizer.iterations) == 2
 

@@ -344,6 +344,8 @@ def test_the_first_distiller_keeps_the_loss_and_the_next_takes_a_copy():
     assert first.loss is loss
     assert second.loss is not loss
     assert second.loss.get_config() == loss.get_config()
+    ids = [{id(v) for v in each.loss.variables} for each in (first, second)]
+    assert len(ids[0]) == len(ids[1]) > 3 and not ids[0] & ids[1]
     loss.sim_weight = 0.1
     second.loss.temperature = 5.0
     assert first.loss.tunables == pytest.approx(
