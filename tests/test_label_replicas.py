@@ -80,7 +80,8 @@ def trained(case, scope, **how):
     return student, history, summaries
 
 
-# Those that share the most with the others, which run eagerly.
+# These are traced, as a user's are; the others share their code, and run
+# eagerly, which takes less time.
 TRACED = ("some labelled", "outputs")
 
 

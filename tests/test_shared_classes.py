@@ -75,7 +75,7 @@ def test_loss_and_gradient_are_those_written_out(counts, method):
     teacher_logits = outputs_of(teacher, x)
     kernel = student.get_weights()[0].astype("float64")
     distiller = kd.Distiller(student, teacher, shared_classes=SHARED)
-    # Traced where neither has the shared classes alone, nor the teacher more.
+    # Traced where neither has the shared classes alone, once for each loss.
     how = {} if counts == (7, 6) else EAGERLY
     distiller.compile(keras.optimizers.SGD(RATE), losses_of(method), **how)
     logs = distiller.train_on_batch(x, labels, return_dict=True)
