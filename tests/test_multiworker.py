@@ -142,10 +142,12 @@ def test_two_workers_that_resumed_end_where_one_process_does(alone, resumed):
 
 
 def test_only_the_chief_writes_and_what_it_writes_is_whole(resumed, alone):
-    """In both of its runs; the second one writes the table anew."""
+    """In both of its runs, each an epoch of training and of validation."""
     folder = resumed.folder / "interrupted"
-    assert len(list((folder / "tensorboard").rglob("*tfevents*"))) == 4
-    assert len((folder / "log.csv").read_text().splitlines()) == 2
+    for name in ("tensorboard", "keras_tensorboard"):
+        assert len(list((folder / name).rglob("*tfevents*"))) == 4
+    tables = [path.read_text() for path in folder.glob("*.csv")]
+    assert [len(table.splitlines()) for table in tables] == [2, 2]
     assert not (folder / "backup").exists()
     assert {path.name for path in folder.glob("*.keras")} == {
         *(f"{epoch}.keras" for epoch in (1, 2)),

@@ -83,23 +83,41 @@ def test_teacher():
         np.testing.assert_array_equal(now, then)
 
 
-def test_student():
+def with_bias(model, values):
+    """The model, whose biases are 0 but for those of a dict by class."""
+    bias = np.zeros(CLASSES, "float32")
+    for class_id, value in values.items():
+        bias[class_id] = value
+    model.layers[-1].bias.assign(bias)
+    return model
+
+
+@pytest.mark.parametrize("of_teacher", [0.0, np.nan])
+def test_student(of_teacher):
+    """It is named first where both are broken."""
     x, labels, _ = data(8)
-    student = normalised_student()
-    student.layers[-1].bias.assign(np.full(CLASSES, np.inf, "float32"))
-    distiller = compiled(student, mlp(), **EAGERLY)
+    student = with_bias(normalised_student(), {1: np.inf})
+    teacher = with_bias(mlp(), {2: of_teacher})
+    distiller = compiled(student, teacher, **EAGERLY)
     with pytest.raises(ValueError, match="student's loss .*learning rate"):
         fit(distiller, x, labels)
+
+
+def test_a_student_beyond_float32_beside_a_teacher_that_rules_a_class_out():
+    x, labels, _ = data(8)
+    distiller = kd.Distiller(
+        with_bias(mlp(), {0: 3e38, 2: -3e38}),
+        with_bias(mlp(seed=5), {3: -np.inf}),
+    )
+    distiller.compile("sgd", kd.KD(), **EAGERLY)
+    with pytest.raises(ValueError, match="student's loss is not finite"):
+        fit(distiller, x, np.zeros_like(labels))
 
 
 def test_a_class_that_the_student_rules_out_takes_no_even_share():
     """Smoothing gives it mass: its loss is infinite, by the student."""
     x, labels, _ = data(8)
-    student = mlp()
-    bias = np.zeros(CLASSES, "float32")
-    bias[2] = -np.inf
-    student.layers[-1].bias.assign(bias)
-    distiller = kd.Distiller(student)
+    distiller = kd.Distiller(with_bias(mlp(), {2: -np.inf}))
     distiller.compile("sgd", kd.LabelSmoothing(), **EAGERLY)
     with pytest.raises(ValueError, match="student's loss is not finite"):
         fit(distiller, x, np.where(labels == 2, 0, labels))
@@ -109,11 +127,7 @@ def test_one_example_is_enough():
     x, labels, _ = data(8)
     labels = np.where(labels == 2, 0, labels)
     labels[5] = 2
-    student = mlp()
-    bias = np.zeros(CLASSES, "float32")
-    bias[2] = -np.inf
-    student.layers[-1].bias.assign(bias)
-    distiller = kd.Distiller(student)
+    distiller = kd.Distiller(with_bias(mlp(), {2: -np.inf}))
     distiller.compile("sgd", kd.LabelSmoothing(weight=0.0), **EAGERLY)
     with pytest.raises(ValueError, match="student .* for 1 example of"):
         fit(distiller, x, labels)
@@ -163,9 +177,7 @@ def test_a_teacher_that_rules_a_class_out_is_not_blamed(value):
     x, labels, _ = data(8)
     models = mlp(), mlp(seed=5)
     for model in models:
-        bias = np.zeros(CLASSES, "float32")
-        bias[2:4] = value
-        model.layers[-1].bias.assign(bias)
+        with_bias(model, {2: value, 3: value})
     labels = np.where(np.isin(labels, (2, 3)), 0, labels)
     distiller = compiled(*models, **EAGERLY)
     with pytest.raises(ValueError, match="student's loss .* rules out by"):

@@ -4,6 +4,8 @@ The tests run them in their own process, `worker.py` in processes that train
 together. Each gives what came out of it as numbers that JSON can hold.
 """
 
+import os
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -65,7 +67,11 @@ def train(
         verbose=0,
         callbacks=[
             keras.callbacks.BackupAndRestore(str(folder / "backup")),
-            keras.callbacks.CSVLogger(str(folder / "log.csv")),
+            # A name for each process, so that those of two are seen.
+            keras.callbacks.CSVLogger(str(folder / f"{os.getpid()}.csv")),
+            keras.callbacks.TensorBoard(
+                str(folder / "keras_tensorboard"), write_graph=False
+            ),
             keras.callbacks.ModelCheckpoint(str(folder / "{epoch}.keras")),
             kd.callbacks.KDTensorBoard(
                 str(folder / "tensorboard"), histogram_steps=2
