@@ -607,9 +607,7 @@ def _worst_label(settled):
     if settled.is_soft:
         sums = ops.sum(ops.cast(given, "float32"), axis=-1)
         return ops.max(ops.where(bad, sums, float("-inf")))
-    # With its dtype: Keras 3.12 takes a plain number for an int32 on PyTorch.
-    dtype = standardize_dtype(given.dtype)
-    lowest = np.asarray(np.iinfo(dtype).min, dtype)
+    lowest = np.iinfo(standardize_dtype(given.dtype)).min
     return ops.cast(ops.max(ops.where(bad, given, lowest)), "float32")
 
 

@@ -32,7 +32,7 @@ def check():
 def refused(name):
     return pytest.raises(
         ImportError,
-        match=f"works with Keras 3.12 to 3.15. Received: .*{name}.*keras==3.15",
+        match=f"works with Keras 3.14 to 3.15. Received: .*{name}.*keras==3.15",
     )
 
 
