@@ -715,11 +715,16 @@ class Distiller(backend.Trainer):
             head.name: batch.as_dict(part)
             for head, part in by_output.parts(self.student, self.heads, y)
         }
+        widths = {
+            head.name: functools.partial(self._width, x, head.name)
+            for head in self.heads
+        }
         for head in self.distilled_heads:
             part = by_head[head.name]
             head.check_keys(part)
-            width = functools.partial(self._width, x, head.name)
-            by_head[head.name] = head.with_known_classes(part, width)
+            by_head[head.name] = head.with_known_classes(
+                part, widths[head.name]
+            )
         if self._runs_by_chunks:
             return self._chunked.value.with_teacher(by_head, x, inputs)
         outputs = []
@@ -733,9 +738,7 @@ class Distiller(backend.Trainer):
 
         by_head = {
             head.name: head.with_statistics(
-                by_head[head.name],
-                teacher_outputs,
-                functools.partial(self._width, x, head.name),
+                by_head[head.name], teacher_outputs, widths[head.name]
             )
             for head in self.heads
         }

@@ -9,7 +9,6 @@ import dataclasses
 import keras
 import numpy as np
 from keras import ops
-from keras.backend import standardize_dtype
 
 from keras_kd import batch, precomputed
 from keras_kd.backend.private import (
@@ -151,16 +150,11 @@ class Head:
         Returns:
             A dict.
         """
-        kept = y.get(TEACHER_CLASSES)
-        ids = [
-            name
-            for name in self.loss.statistics
-            if name in y and "int" in standardize_dtype(y[name].dtype)
-        ]
-        if kept is None or not ids:
+        ids = [name for name in self.loss.statistics if _are_ids(y.get(name))]
+        if TEACHER_CLASSES not in y or not ids:
             return y
         classes = self.student_reader.num_classes or width()
-        is_other = ops.any(ops.not_equal(kept, classes))
+        is_other = ops.any(self._of_other_classes(y, classes))
         known = {
             name: ops.where(is_other, ops.zeros_like(y[name]), y[name])
             for name in ids
@@ -352,7 +346,9 @@ class Head:
         return {
             "stale": number(self._stale(y)),
             "other_teacher": number(_of_other_teacher(y, teacher_number)),
-            "other_classes": number(self._of_other_classes(y)),
+            "other_classes": number(
+                self._of_other_classes(y, self.compared_classes)
+            ),
         }
 
     def outputs_to_check(self, settled, y_pred):
@@ -373,12 +369,12 @@ class Head:
         wanted = ops.cast(self.loss.temperature, kept.dtype)
         return ops.abs(kept - wanted) > 1e-4 * wanted
 
-    def _of_other_classes(self, y):
+    def _of_other_classes(self, y, classes):
         """Booleans: whether statistics are of another number of classes."""
         kept = y.get(TEACHER_CLASSES)
         if kept is None or not self.loss.statistics:
             return ops.zeros((1,), dtype="bool")
-        return ops.not_equal(kept, self.compared_classes)
+        return ops.not_equal(kept, classes)
 
     @property
     def compared_classes(self):
@@ -582,7 +578,7 @@ def _tracker(name):
 
 def _in_full_precision(outputs):
     """Outputs in float32 at least, as some metrics and losses ask."""
-    if standardize_dtype(outputs.dtype) in _HALF:
+    if keras.backend.standardize_dtype(outputs.dtype) in _HALF:
         return ops.cast(outputs, "float32")
     return outputs
 
@@ -598,6 +594,13 @@ def _of_other_teacher(y, teacher_number):
     return ops.logical_and(differ, is_known)
 
 
+def _are_ids(statistic):
+    """Whether a statistic is there, and of integers."""
+    if statistic is None:
+        return False
+    return "int" in keras.backend.standardize_dtype(statistic.dtype)
+
+
 def _worst_label(settled):
     """Of labels that can't be used the highest class id, or sum of shares."""
     given = settled.given_labels
@@ -607,7 +610,7 @@ def _worst_label(settled):
     if settled.is_soft:
         sums = ops.sum(ops.cast(given, "float32"), axis=-1)
         return ops.max(ops.where(bad, sums, float("-inf")))
-    lowest = np.iinfo(standardize_dtype(given.dtype)).min
+    lowest = np.iinfo(keras.backend.standardize_dtype(given.dtype)).min
     return ops.cast(ops.max(ops.where(bad, given, lowest)), "float32")
 
 

@@ -561,6 +561,9 @@ def _uses(backend):
     For what only an object has: to make a variable would start the backend,
     which users configure first, and metrics have some.
     """
+    # As `update_compiled_metrics` puts them into order.
+    has_order = hasattr(CompileMetrics, "_flatten_y")
+    flatten = "_flatten_y" if has_order else "flatten"
     uses = [
         (keras.Variable.value.fget, "Variable", ("_value",)),
         (
@@ -571,7 +574,7 @@ def _uses(backend):
         (
             CompileMetrics.update_state,
             "CompileMetrics",
-            ("_flat_metrics", "_flat_weighted_metrics"),
+            ("_flat_metrics", "_flat_weighted_metrics", flatten),
         ),
         (MetricsList.update_state, "MetricsList", ("metrics",)),
         (
