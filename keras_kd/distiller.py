@@ -126,10 +126,11 @@ class Distiller(backend.Trainer):
             the distributions over these classes alone. The cross-entropy on
             the labels, which are among them, stays that over all of the
             student's classes, so that the others become improbable, and so
-            do metrics. The matrix of `KDSim` has to be cut by you, as in
-            `KDSim(logit_layer=rows[:n])`, and a teacher whose statistics are
-            cached, as in `keras.Model(t.inputs, t.outputs[0][..., :n])`. Of
-            several outputs, a dict by name.
+            do metrics. `KDSim` reads the rows of these classes; a matrix that
+            you give has to have no others. A teacher whose statistics are
+            cached has to be cut by you, as in
+            `keras.Model(t.inputs, t.outputs[0][..., :n])`. Of several
+            outputs, a dict by name.
         save_teacher: whether the saved Distiller holds the teacher. If not,
             it holds what the loss took from the teacher's weights, and the
             teacher has to be assigned after loading where it must run.
@@ -497,7 +498,8 @@ class Distiller(backend.Trainer):
                 teacher = self.teacher
                 if teacher is not None:
                     teacher = model_of_output(teacher, head.name)
-                head.loss.bind_teacher(teacher)
+                shared = self._num_shared(head.name)
+                head.loss.bind_teacher(teacher, shared)
         after = self.loss_variables
         if list(map(id, before)) != list(map(id, after)):
             # A compiled step reads the variables that it was made with.

@@ -359,7 +359,7 @@ class ClassSimilarity:
         """List of the variables that `target` reads."""
         return list(self._variables.values())
 
-    def bind_teacher(self, teacher):
+    def bind_teacher(self, teacher, num_classes=None):
         """Reads the logit layer as it is now.
 
         Nothing is computed if its weights are those of the last time.
@@ -367,15 +367,18 @@ class ClassSimilarity:
         Args:
             teacher: a built `keras.Model`, or `None` if there is none; the
                 rows read last, or kept in a file, are then used.
+            num_classes: how many of a layer's rows, from the first on, are
+                classes of the student, too; `None` for all. A given matrix is
+                used as it is.
 
         Raises:
             ValueError: if there is neither a teacher nor a matrix, no logit
                 layer is found, or it has weights that are not finite.
         """
         if isinstance(self.logit_layer, keras.layers.Layer):
-            self.use(_rows(_unwrap(self.logit_layer)))
+            self.use(_rows(_unwrap(self.logit_layer))[:num_classes])
         elif teacher is not None and not self.is_given:
-            self.use(logit_weights(teacher, self.logit_layer))
+            self.use(logit_weights(teacher, self.logit_layer)[:num_classes])
         if self.weights is None:
             raise ValueError(
                 "Class relations are read from the teacher's logit layer. "

@@ -466,7 +466,7 @@ class ManyClassSimilarities:
         """What `target` reads; see `DistillationLoss.variables`."""
         return [self._probabilities, self._off_label]
 
-    def bind_teacher(self, teacher):
+    def bind_teacher(self, teacher, num_classes=None):
         """Does nothing: all relations are known."""
 
     def target(self, labels, num_classes):

@@ -1133,7 +1133,9 @@ def test_histograms_of_w_are_shares_of_each_epoch_over_all_seeds():
     np.testing.assert_allclose(shown, [[4 / 6, 2 / 6, 0], [0, 0, 1]])
 
 
-def test_similarities_are_sorted_means_beside_the_teachers():
+@pytest.mark.parametrize("unshared", [0, 2])
+def test_similarities_are_sorted_means_beside_the_teachers(unshared):
+    """Those of the classes that both have, of which the first are shared."""
     random = np.random.default_rng(0)
     matrices = {}
 
@@ -1146,7 +1148,8 @@ def test_similarities_are_sorted_means_beside_the_teachers():
         matrices[method, seed] = matrix()
         return {"score": 1.0, "class_similarity": matrices[method, seed]}
 
-    train.teacher_similarity = teacher = matrix()
+    train.teacher_similarity = matrix(4 + unshared)
+    teacher = train.teacher_similarity[:4, :4]
     train.superclasses = [1, 0, 1, 0]
     outcome = attribute(train, 2, ["plain", "kd"], verbose=False)
     figure, caption = pictures.of_training(outcome)["class_similarity"]

@@ -157,15 +157,19 @@ def test_probabilities_are_renormalised_over_the_shared_classes():
     assert_same_weights(*weights)
 
 
-def test_class_relations_of_the_shared_rows():
-    student, teacher = linear(7, 0), linear(6, 1)
+@pytest.mark.parametrize("given", ("found", "named", "layer", "matrix"))
+@pytest.mark.parametrize("counts", ((7, 6), (5, 7)))
+def test_class_relations_of_the_shared_rows(counts, given):
+    student, teacher = linear(counts[0], 0), linear(counts[1], 1)
     x, labels, _ = data(16, classes=SHARED)
-    rows = kd.similarity.logit_weights(teacher)[:SHARED]
+    rows = teacher.get_weights()[0].T[:SHARED]
+    layer = teacher.layers[-1]
+    logit_layer = {"named": layer.name, "layer": layer, "matrix": rows}
     distiller = kd.Distiller(student, teacher, shared_classes=SHARED)
-    loss = kd.KDSim(logit_layer=rows, alpha=0.5)
+    loss = kd.KDSim(logit_layer=logit_layer.get(given), alpha=0.5)
     distiller.compile("sgd", loss, **EAGERLY)
     logs = distiller.train_on_batch(x, labels, return_dict=True)
-    z = outputs_of(linear(7, 0), x)[:, :SHARED]
+    z = outputs_of(linear(counts[0], 0), x)[:, :SHARED]
     target = reference.sim_target(
         labels, rows, 0.5, distiller.loss.class_similarity.beta
     )

@@ -413,6 +413,18 @@ def test_steps_in_one_call_leave_an_epoch_its_length(teacher, of_examples):
     assert [sum(each) for each in counts] == [len(X)] * EPOCHS
 
 
+def test_permuted_relations_are_of_the_classes_that_both_have():
+    wide = mlp(classes=CLASSES + 2, seed=5)
+    rows = kd.similarity.logit_weights(wide)
+    for shared in (True, CLASSES - 1):
+        trainer = make(wide, shared_classes=shared)
+        count = CLASSES if shared is True else shared
+        np.testing.assert_array_equal(
+            trainer.loss("kd_sim_permuted").logit_layer,
+            permuted_logit_weights(rows[:count]),
+        )
+
+
 @pytest.mark.parametrize(
     "asked, steps, expected",
     [(5, 7, 1), (4, 30, 3), (10, 30, 10), (99, 12, 12), (1, 9, 1), (3, 0, 1)],

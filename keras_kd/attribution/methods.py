@@ -47,7 +47,7 @@ def base_of(method):
     return "dkd" if method in LEVEL_SETTINGS else CONTROLS.get(method, method)
 
 
-def make_loss(method, settings=None, teacher=None):
+def make_loss(method, settings=None, teacher=None, num_classes=None):
     """A new loss for a method.
 
     Args:
@@ -56,6 +56,8 @@ def make_loss(method, settings=None, teacher=None):
             with two terms is shared between them as their own weights are.
         teacher: `keras.Model` whose class relations are permuted in the
             control of class relations.
+        num_classes: how many of the teacher's classes, from the first on, are
+            the student's, too; `None` for all.
 
     Returns:
         A `keras_kd.losses.DistillationLoss`.
@@ -75,7 +77,7 @@ def make_loss(method, settings=None, teacher=None):
         settings[_SHARED_WEIGHT] = weight
     if method == PERMUTED and teacher is not None:
         rows = logit_weights(teacher, settings.get("logit_layer"))
-        settings["logit_layer"] = permuted_logit_weights(rows)
+        settings["logit_layer"] = permuted_logit_weights(rows[:num_classes])
     try:
         if method == PLAIN:
             return CrossEntropy(**settings)

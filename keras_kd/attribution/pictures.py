@@ -185,8 +185,9 @@ def _similarities(attribution):
     teacher = attribution.teacher_similarity
     if teacher is not None:
         found = {"teacher": np.asarray(teacher, "float64"), **found}
-    classes = len(next(iter(found.values())))
-    found = {n: m for n, m in found.items() if len(m) == classes}
+    # Student and teacher may share their first classes alone.
+    classes = min(map(len, found.values()))
+    found = {n: m[:classes, :classes] for n, m in found.items()}
     shown = measures.pictured_classes(classes)
     first = next(iter(found.values()))
     superclasses = attribution.superclasses

@@ -332,7 +332,7 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
         target = self.target(labels, statistics, num_classes)
         return {self._weight_names[0]: target}
 
-    def bind_teacher(self, teacher):
+    def bind_teacher(self, teacher, num_classes=None):
         """Takes from the teacher's weights what is not needed per example.
 
         A Distiller calls it in `compile`, and again whenever training starts,
@@ -341,6 +341,8 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
 
         Args:
             teacher: a built `keras.Model`, or `None`.
+            num_classes: how many of its classes, from the first on, the
+                student is compared with; `None` for all.
         """
 
     def copy(self):

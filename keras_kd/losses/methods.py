@@ -145,9 +145,9 @@ class _ClassRelationLoss(DistillationLoss):
     logit_layer = _of_relations("logit_layer")
     table_bytes = _of_relations("table_bytes")
 
-    def bind_teacher(self, teacher):
+    def bind_teacher(self, teacher, num_classes=None):
         """Reads the teacher's logit layer; see `DistillationLoss`."""
-        self.class_similarity.bind_teacher(teacher)
+        self.class_similarity.bind_teacher(teacher, num_classes)
 
     def copy(self):
         """A loss with variables of its own; see `DistillationLoss`."""

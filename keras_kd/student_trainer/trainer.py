@@ -26,7 +26,12 @@ from keras_kd.attribution.methods import (
 )
 from keras_kd.cache import TeacherCache
 from keras_kd.distiller import Distiller
-from keras_kd.logits import LogitReader, check_model, is_binary
+from keras_kd.logits import (
+    LogitReader,
+    check_model,
+    is_binary,
+    shared_class_count,
+)
 from keras_kd.similarity import find_logit_layer
 from keras_kd.states import in_both
 from keras_kd.student_trainer import data, progress, results, scores
@@ -481,7 +486,13 @@ class StudentTrainer:
         if method in self._own_losses:
             return _changed(self._own_losses[method], arguments)
         arguments = {**self._arguments_of(method), **arguments}
-        return make_loss(method, arguments, self.teacher)
+        shared = self._num_shared() if method == PERMUTED else None
+        return make_loss(method, arguments, self.teacher, shared)
+
+    def _num_shared(self):
+        """How many classes both models begin with; `None` for all."""
+        shared = self._distiller_arguments["shared_classes"]
+        return shared_class_count(self._students.first, self.teacher, shared)
 
     def _arguments_of(self, method):
         given = self._loss_arguments
