@@ -270,11 +270,16 @@ def one_class(numbers):
     seen = [c for c, n in enumerate(teacher["by_class"]["examples"]) if n]
     if len(seen) != 1:
         return None
+    count = numbers["data"]["examples"]
     return Finding(
         "one_class",
         PROBLEM,
-        f"All {numbers['data']['examples']} labels are of class {seen[0]}: "
-        "data of one class can't show whether the teacher tells classes "
+        (
+            f"All {count:,} labels are of class {seen[0]}: "
+            if count > 1
+            else f"The only label is of class {seen[0]}: "
+        )
+        + "data of one class can't show whether the teacher tells classes "
         f"apart. It gets {teacher['accuracy']:.1%} of them right at a mean "
         f"confidence of {teacher['confidence']:.1%}, as one that always says "
         "the same might.",

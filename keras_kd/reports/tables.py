@@ -42,5 +42,5 @@ def markdown(rows):
 
 
 def _cell(text):
-    """Plain text: brackets are not markup, bars are not borders."""
-    return rich.text.Text(text.replace("|", r"\|"))
+    """Plain text: brackets are not markup, bars and line ends not borders."""
+    return rich.text.Text(" ".join(text.split("\n")).replace("|", r"\|"))
