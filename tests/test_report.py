@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
 
 from keras_kd import files
+from keras_kd.attribution import Attribution
 from keras_kd.diagnosis import diagnose, pictures
 from keras_kd.diagnosis.pictures import draw
 from keras_kd.reports import events, figures, numbers, tables
@@ -331,6 +332,25 @@ def test_markdown_tables_are_what_they_are_given():
     assert tables.markdown([]) == ""
     long = "x" * 500
     assert f"| {long} |" in tables.markdown([{"name": long}])
+
+
+@pytest.mark.parametrize("where", ["_is_jupyter", "terminal"])
+def test_markdown_tables_are_text_wherever_they_are_made(monkeypatch, where):
+    rows = [{"method": "kd", "gain": "+1"}]
+    expected = tables.markdown(rows)
+    if where == "terminal":
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("COLUMNS", "10")
+    else:
+        monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert tables.markdown(rows) == expected and "+1" in expected
+
+
+def test_notebooks_show_what_was_found_and_not_its_numbers(diagnosis):
+    assert "numbers" not in repr(diagnosis)
+    assert str(diagnosis) in diagnosis._repr_markdown_()
+    found = Attribution({"plain": {0: 0.1, 1: 0.3}, "kd": {0: 0.2, 1: 0.5}})
+    assert found._repr_markdown_() == str(found)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ class Diagnosis:
             before others.
     """
 
-    numbers: dict
+    numbers: dict = dataclasses.field(repr=False)
     findings: list[Finding]
 
     @property
@@ -96,6 +96,10 @@ class Diagnosis:
                 tf.summary.scalar(f"diagnosis/{name}", value, step=0)
             for name, image in images.items():
                 tf.summary.image(f"diagnosis/{name}", image[None], step=0)
+
+    def _repr_markdown_(self):
+        """What a notebook shows."""
+        return f"```text\n{self}\n```"
 
     def __str__(self):
         parts = [_headline(self), _wrap(" ".join(self.verdict))]

@@ -641,11 +641,13 @@ def _wrapped(text, width):
     """A text in lines that are no wider than so many inches."""
     wide = sum(unicodedata.east_asian_width(each) in "WF" for each in text)
     letters = int(width / _LETTER / (1 + wide / max(len(text), 1)))
-    return "\n".join(
+    lines = [
         line
         for part in text.split("\n")
         for line in textwrap.wrap(part, max(letters, 1)) or [""]
-    )
+    ]
+    # These spaces have done their work.
+    return "\n".join(lines).replace("\xa0", " ")
 
 
 def _new_grid(names, columns=_COLUMNS, height=_PANEL_HEIGHT, share=False):
