@@ -14,7 +14,7 @@ from keras_kd.diagnosis.measures import (
     knows_the_odds,
     measured_relations,
 )
-from keras_kd.reports.numbers import plural
+from keras_kd.reports.numbers import how_many, plural
 
 # A teacher that is all but certain, on all but a tenth of the examples; and a
 # rescaling that hardly varies: at temperature 1, weight 1/2 and halfway through
@@ -253,8 +253,8 @@ def noisy_tail(numbers):
     return Finding(
         "noisy_tail",
         PROBLEM,
-        f"Beyond the top {tail['quarter']} classes the soft targets are "
-        f"noise: they hold {mass:.1%} of the mass, and the label explains "
+        f"Beyond the top {how_many(tail['quarter'], 'class')} the soft targets "
+        f"are noise: they hold {mass:.1%} of the mass, and the label explains "
         f"{explained:.1%} of their variance.",
         {
             "k": tail["quarter"],

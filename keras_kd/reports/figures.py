@@ -16,7 +16,7 @@ _PALE = 0.35
 # Width of a letter of a title, and height of a line.
 _LETTER, _LINE = 0.09, 0.17
 # How much of a figure names and labels may take before they are wrapped.
-_NAME, _BARS_LABEL, _X_LABEL, _Y_LABEL, _LEGEND = 2.2, 2.4, 3.2, 2.2, 2.9
+_NAME, _BARS_LABEL, _X_LABEL, _Y_LABEL, _LEGEND = 2.2, 2.4, 3.4, 2.2, 2.9
 # Lines and points differ in more than their colours, for eyes and printers that
 # don't tell these apart.
 _DASHES, _MARKERS = ("-", "--", ":"), "o^s"
