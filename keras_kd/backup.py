@@ -14,7 +14,7 @@ from keras import ops
 
 from keras_kd import distribution, memory
 from keras_kd.backend import private
-from keras_kd.files import errors_naming, lock, user_path, write_whole
+from keras_kd.files import errors_naming, kept_path, lock, write_whole
 from keras_kd.generators import assign_generators, read_generators
 from keras_kd.states import buffers
 
@@ -92,7 +92,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
     """
 
     def __init__(self, backup_dir, delete_checkpoint=True, *, callbacks=()):
-        backup_dir = user_path(backup_dir, "backup_dir")
+        backup_dir = kept_path(backup_dir, "backup_dir")
         _check_deletes(delete_checkpoint)
         super().__init__(backup_dir, delete_checkpoint=delete_checkpoint)
         self.path = pathlib.Path(backup_dir, _FILE)

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import warnings
 
 import keras
@@ -11,7 +12,7 @@ from keras import ops
 from keras_kd import distribution
 from keras_kd.backend import private
 from keras_kd.backup import BackupAndRestore
-from keras_kd.files import user_path
+from keras_kd.files import errors_naming, kept_path
 from keras_kd.logits import model_of_output
 from keras_kd.similarity import class_similarity, logit_weights
 
@@ -141,7 +142,7 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
         similarity_classes=100,
         **kwargs,
     ):
-        super().__init__(user_path(log_dir, "log_dir"), **kwargs)
+        super().__init__(kept_path(log_dir, "log_dir"), **kwargs)
         if histogram_steps is not None and histogram_steps < 1:
             raise ValueError(
                 "`histogram_steps` counts batches and must be at least 1. "
@@ -171,6 +172,10 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
             import tensorflow as tf
 
             self._silent_writer = tf.summary.create_noop_writer()
+        elif "://" not in self.log_dir:
+            # TensorFlow's own message names one of its operations.
+            with errors_naming(self.log_dir):
+                os.makedirs(self.log_dir, exist_ok=True)
         super().set_model(model)
 
     def on_train_begin(self, logs=None):

@@ -1,11 +1,13 @@
 """Files that are whole or not there, and messages about those that are not."""
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
 import re
 import socket
+import stat
 import struct
 import tempfile
 import weakref
@@ -20,7 +22,7 @@ def path_text(path, argument="path"):
     """A path as a string.
 
     Args:
-        path: string or `os.PathLike`.
+        path: string, bytes or `os.PathLike`.
         argument: what the user calls it, for the message.
 
     Raises:
@@ -31,7 +33,25 @@ def path_text(path, argument="path"):
             f"`{argument}` must name a file or a folder. Received: an object "
             f"of type {type(path).__name__}. Pass a path such as 'runs/first'."
         )
-    return os.fspath(path)
+    return os.fsdecode(path)
+
+
+def kept_path(path, argument="path"):
+    """The same place whatever the working folder will be when it is used.
+
+    Args:
+        path: as for `user_path`; an address such as gs://bucket/logs stays.
+        argument: what the user calls it, for the message.
+
+    Returns:
+        A string.
+
+    Raises:
+        TypeError: if it is not a path.
+        ValueError: if it is empty.
+    """
+    path = user_path(path, argument)
+    return path if "://" in path else os.path.abspath(path)
 
 
 def user_path(path, argument="path"):
@@ -263,13 +283,9 @@ def check_folder(folder, name, about, argument):
     Raises:
         ValueError: if the folder holds something else, naming what differs.
     """
+    check_is_folder(folder, argument)
     if not folder.exists():
         return
-    if not folder.is_dir():
-        raise ValueError(
-            f"{argument} must be a folder. Received: {folder}, a file. Choose "
-            f"another {argument}."
-        )
     names = sorted(path.name for path in folder.iterdir())
     others = [n for n in names if n != "lock" and UNFINISHED not in n]
     # After the list: a process that begins in the folder writes it first, so
@@ -293,6 +309,31 @@ def check_folder(folder, name, about, argument):
             f"{folder} holds another run. Received different options "
             f"({'; '.join(differing)}). Choose another {argument}, or leave it "
             "out."
+        )
+
+
+def check_is_folder(folder, argument):
+    """Refuses a path at which there is something else than a folder.
+
+    Args:
+        folder: string or `os.PathLike`, of which there may be none.
+        argument: what the user calls it, for the message.
+
+    Raises:
+        ValueError: if it is a file, or a link that leads nowhere.
+        OSError: if it can't be the name of a folder.
+    """
+    with errors_naming(folder):
+        try:
+            is_folder = stat.S_ISDIR(os.stat(folder).st_mode)
+        except FileNotFoundError:
+            is_folder = not os.path.islink(folder)
+        except NotADirectoryError:
+            is_folder = False
+    if not is_folder:
+        raise ValueError(
+            f"{argument} must be a folder. Received: {os.fspath(folder)}, "
+            f"which is none, or is in none. Choose another {argument}."
         )
 
 
@@ -445,18 +486,27 @@ def errors_naming(path):
     except OSError as error:
         named = type(error)(
             f"{os.fspath(path)} can't be written. Received: "
-            f"{error.strerror or error}. {_remedy(error)}"
+            f"{error.strerror or error}. {remedy(error)}"
         )
         named.errno = error.errno
         raise named from error
 
 
-def _remedy(error):
-    """What to do about a file that could not be written."""
+def remedy(error):
+    """What to do about a file that could not be written.
+
+    Args:
+        error: an `OSError`.
+
+    Returns:
+        A sentence.
+    """
     if isinstance(error, FileNotFoundError):
         return "Make its folder first, or choose one that exists."
     if isinstance(error, FileExistsError | NotADirectoryError):
         return "A file has the name of a folder. Choose another."
+    if error.errno == errno.ENAMETOOLONG:
+        return "Choose a shorter name."
     return "Free some space, or choose a folder that you may write to."
 
 

@@ -2,10 +2,12 @@
 
 import errno
 import html.parser
+import io
 import itertools
 import json
 import math
 import os
+import sys
 import time
 
 import numpy as np
@@ -1239,3 +1241,15 @@ def scalars(events, tag):
         float(tensor_util.make_ndarray(event.tensor_proto))
         for event in events.Tensors(tag)
     ]
+
+
+def test_a_name_that_the_output_has_no_letters_for_ends_nothing(monkeypatch):
+    """As on Windows, where a pipe has a hundred letters."""
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "cp1252"))
+    found = kd.attribute(
+        lambda method, seed: seed, seeds=2, methods=["plain", "知識"]
+    )
+    sys.stdout.flush()
+    assert found.scores["知識"] == {0: 0.0, 1: 1.0}
+    assert rb"seed 2/2 \u77e5\u8b58: score" in raw.getvalue()

@@ -742,3 +742,28 @@ def test_failures_made_on_purpose(kind, case):
     made = failures.CASES[case], failures.KINDS[kind], 17
     result = failures.result_of(*made)
     assert result["right"], result
+
+
+def test_few_examples_accuse_nobody():
+    """On two of five a good teacher is right by bad luck, too."""
+    inputs = keras.Input((3,))
+    teacher = keras.Model(inputs, inputs * 4.0)
+    said, labels = np.array([0, 1, 2, 0, 1]), np.array([0, 1, 1, 2, 0])
+    few = kd.diagnose(teacher, (np.eye(3, dtype="float32")[said], labels))
+    assert [each.code for each in few.findings] == ["few_examples"]
+    assert few.verdict[0].startswith("So few examples can't show")
+    order = np.random.default_rng(0).permutation(200)
+    said, labels = np.resize(said, 200), np.resize(labels, 200)[order]
+    many = kd.diagnose(teacher, (np.eye(3, dtype="float32")[said], labels))
+    assert [each.code for each in many.findings] == ["misaligned_labels"]
+
+
+def test_a_single_example_is_one():
+    inputs = keras.Input((3,))
+    teacher = keras.Model(inputs, inputs * 4.0)
+    one = kd.diagnose(teacher, (np.eye(3, dtype="float32")[:1], np.array([0])))
+    assert "in 1 example of" in str(one) and "The only label is" in str(one)
+    nan = keras.Model(inputs, inputs * np.nan)
+    nan = kd.diagnose(nan, (np.ones((1, 3), "float32"), np.array([0])))
+    assert "no finite output, in 1 example." in str(nan)
+    assert "for 1 example, first" in nan.findings[0].summary

@@ -7,7 +7,9 @@ import pathlib
 import shutil
 
 import pytest
+from models import mlp
 
+import keras_kd as kd
 from keras_kd import files
 
 ABOUT = {"epochs": 3}
@@ -59,6 +61,58 @@ def test_a_new_file_on_a_disk_without_links(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "link", link)
     test_a_new_file_never_replaces_another(tmp_path)
+
+
+# -- what a path may be --------------------------------------------------------
+
+
+def test_a_path_may_be_bytes(tmp_path):
+    assert files.user_path(b"runs/first") == "runs/first"
+    kd.attribute(score, 2, ["plain"], os.fsencode(tmp_path / "x"), verbose=0)
+    assert (tmp_path / "x" / "study.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "file/within", "link to nowhere"])
+def test_what_is_no_folder_is_said(tmp_path, kind):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link to nowhere").symlink_to(tmp_path / "nowhere")
+    folder = tmp_path / kind
+    for use in (share, lambda path: kd.attribute(score, 2, folder=path)):
+        with pytest.raises(ValueError, match=f"must be a folder.*{folder}"):
+            use(folder)
+    logs = kd.callbacks.KDTensorBoard(folder)
+    with pytest.raises(OSError, match=f"{folder} can't be written"):
+        logs.set_model(distiller())
+
+
+def test_a_name_that_is_too_long_is_said(tmp_path):
+    with pytest.raises(OSError, match="too long. Choose a shorter name"):
+        share(tmp_path / ("x" * 300))
+
+
+def test_a_folder_stays_where_it_was_when_it_was_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = kd.attribution.runs.Runs("runs", {})
+    backup = kd.callbacks.BackupAndRestore("backup")
+    logs = kd.callbacks.KDTensorBoard("logs")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    runs.add("plain", 0, 0.5, 1.0, {})
+    assert (tmp_path / "runs" / "run-plain-0.json").exists()
+    assert backup.path.parent == tmp_path / "backup"
+    assert logs.log_dir == str(tmp_path / "logs")
+    assert kd.callbacks.KDTensorBoard("gs://bucket/x").log_dir.startswith("gs:")
+
+
+def score(method, seed):
+    return float(seed)
+
+
+def distiller():
+    student = mlp()
+    made = kd.Distiller(student, mlp(seed=3))
+    made.compile("sgd", kd.KDPt())
+    return made
 
 
 # -- two at once ---------------------------------------------------------------

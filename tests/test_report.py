@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
 
 from keras_kd import files
+from keras_kd.attribution import Attribution
 from keras_kd.diagnosis import diagnose, pictures
 from keras_kd.diagnosis.pictures import draw
 from keras_kd.reports import events, figures, numbers, tables
@@ -48,9 +49,10 @@ def one_picture(monkeypatch):
     monkeypatch.setattr(pictures, "draw", first)
 
 
-def svgs(page, attribute):
+def svgs(page, scheme="light"):
     """The pictures that a page holds, as SVG documents."""
-    address = rf'{attribute}="data:image/svg\+xml;base64,([^"]*)"'
+    image = rf'<img class="{scheme}" alt="[^"]*" '
+    address = rf'{image}src="data:image/svg\+xml;base64,([^"]*)"'
     return [base64.b64decode(a).decode() for a in re.findall(address, page)]
 
 
@@ -61,7 +63,7 @@ def test_the_page_needs_nothing_else(page):
         assert source.startswith("data:image/svg+xml;base64,"), source
     assert "<script" not in page and "@import" not in page
     assert "url(" not in page
-    for svg in svgs(page, "src"):
+    for svg in svgs(page):
         for address in re.findall(r'href="([^"]*)"', svg):
             assert address.startswith(("#", "data:image/png;")), address
 
@@ -70,32 +72,30 @@ def test_findings_come_first_and_all_pictures_follow(page, diagnosis):
     at = [page.index(finding.summary[:20]) for finding in diagnosis.findings]
     assert at == sorted(at)
     # One picture on the first screen, the others below.
-    first, second = (m.start() for m in list(re.finditer("<img", page))[:2])
+    first, second = (m.start() for m in list(re.finditer("<figure", page))[:2])
     assert first < at[0] and at[-1] < second
     said = [page.index(html.escape(each)) for each in diagnosis.verdict]
     assert len(said) == 3 and sorted(said) == said and said[-1] < first
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
     expected = [caption for _, caption in draw(diagnosis.numbers).values()]
     assert [html.unescape(caption) for caption in captions] == expected
-    assert len(svgs(page, "src")) == len(svgs(page, "srcset")) == 9
+    assert len(svgs(page, "light")) == len(svgs(page, "dark")) == 9
     # Both similarity matrices are there.
-    assert svgs(page, "src")[-1].count("data:image/png") >= 2
+    assert svgs(page)[-1].count("data:image/png") >= 2
 
 
 @pytest.mark.parametrize(
-    ("attribute", "theme", "other"),
+    ("scheme", "theme", "other"),
     [
-        ("src", figures.LIGHT, figures.DARK),
-        ("srcset", figures.DARK, figures.LIGHT),
+        ("light", figures.LIGHT, figures.DARK),
+        ("dark", figures.DARK, figures.LIGHT),
     ],
 )
 def test_pictures_have_the_colours_of_the_pages_scheme(
-    page, attribute, theme, other
+    page, scheme, theme, other
 ):
-    dark = '<source media="(prefers-color-scheme: dark)" srcset="data:image'
-    assert page.count(dark) == 9
     assert f"--ground: {theme.ground}; --ink: {theme.ink}" in page
-    for svg in svgs(page, attribute):
+    for svg in svgs(page, scheme):
         root = xml.etree.ElementTree.fromstring(svg)
         assert "viewBox" in root.attrib
         drawn = set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", svg))
@@ -103,6 +103,83 @@ def test_pictures_have_the_colours_of_the_pages_scheme(
         assert not drawn & {other.ink, other.faint, *other.series}
         # The page shows through.
         assert not drawn & {figures.LIGHT.ground, figures.DARK.ground}
+
+
+def test_a_dark_screen_prints_dark_ink_on_paper(page):
+    # Browsers print the source of a <picture> that is on the screen.
+    assert "<picture" not in page
+    schemes = re.findall(r"@media [^{]*prefers-color-scheme[^{]*", page)
+    assert schemes and all(each.startswith("@media screen") for each in schemes)
+    assert "img.dark { display: none; }" in page
+
+
+def test_wide_figures_have_the_pages_width_and_others_keep_theirs(page):
+    widths = [
+        float(re.search(r'width="([\d.]+)pt"', svg)[1]) for svg in svgs(page)
+    ]
+    classes = re.findall(r'<figure class="(\w+)"', page)
+    assert classes == ["wide" if width > 400 else "narrow" for width in widths]
+    assert classes[:2] == ["wide", "narrow"]
+
+
+LONG = "a_name_of_a_method_that_goes_on_and_on_" * 2
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "figure",
+    [
+        figures.bars([LONG, "b", "É" * 40], [1.0] * 3, label=LONG),
+        figures.lines({LONG: ([1], [1]), "b": ([1], [2])}, LONG, LONG),
+        figures.scatter({LONG: ([1], [1]), "b": ([1], [2])}, LONG, LONG),
+        figures.courses({LONG: [[1, 2]], "b": [[2, 3]]}, LONG, LONG),
+        figures.densities([0, 1, 2], {LONG: [[1, 2]]}, "w", LONG, "share"),
+    ],
+)
+def test_no_name_is_too_long_for_a_figure(figure):
+    drawn = figure.to_matplotlib()
+    drawn.draw_without_rendering()
+    inside = drawn.bbox
+    for axes in drawn.axes:
+        texts = [axes.title, axes.xaxis.label, axes.yaxis.label]
+        legend = axes.get_legend()
+        texts += axes.get_yticklabels() + (legend.texts if legend else [])
+        for text in filter(lambda each: each.get_text(), texts):
+            box = text.get_window_extent()
+            assert box.x0 > inside.x0 - 1 and box.x1 < inside.x1 + 1, text
+            assert box.y0 > inside.y0 - 1 and box.y1 < inside.y1 + 1, text
+    names = [t.get_window_extent() for t in drawn.axes[0].get_yticklabels()]
+    names = sorted(names, key=lambda box: box.y0)
+    for below, above in itertools.pairwise(names):
+        assert below.y1 <= above.y0 + 2
+
+
+def test_a_page_says_nothing_of_letters_that_its_reader_draws(recwarn):
+    figures.bars(["知識"], [1.0]).to_svg()
+    assert not recwarn.list
+
+
+def test_series_differ_in_more_than_their_colours():
+    names = "abc"
+    drawn = figures.lines({n: ([1, 2], [3, 4]) for n in names}).to_matplotlib()
+    assert len({line.get_linestyle() for line in drawn.axes[0].lines}) == 3
+    drawn = figures.histograms([0, 1], {n: [1] for n in names}).to_matplotlib()
+    assert len({each.get_linestyle() for each in drawn.axes[0].patches}) == 3
+    drawn = figures.scatter({n: ([1], [1]) for n in names}).to_matplotlib()
+    shapes = [each.get_paths()[0] for each in drawn.axes[0].collections]
+    assert len({each.vertices.shape for each in shapes}) == 3
+
+
+def test_captions_say_which_part_is_shown():
+    x, labels, _ = data(120)
+    found = diagnose(mlp(classes=250), (x, labels), superclasses=range(250))
+    captions = {k: text for k, (_, text) in draw(found.numbers).items()}
+    assert "Each cell is of 3 classes by 3." in captions["overview"]
+    told = captions["class_similarity"]
+    assert "84 classes, evenly chosen from 250" in told
+    # Each class is a superclass: none can be most like one of its own.
+    assert "superclass for" not in told
+    assert "Bins end at -3 and 5" in captions["gradient_scale"]
 
 
 def test_a_dollar_sign_is_a_dollar_sign():
@@ -244,17 +321,36 @@ def test_bars_have_their_lengths_and_intervals():
 def test_markdown_tables_are_what_they_are_given():
     rows = [
         {"method": "kd", "gain [b]": "+1 [0.5, 1.5]"},
-        {"method": "a|b", "gain [b]": "[red]2[/red]"},
+        {"method": "a|\nb", "gain [b]": "[red]2[/red]"},
     ]
     assert tables.markdown(rows) == (
         "| method | gain [b]      |\n"
         "|--------|---------------|\n"
         "| kd     | +1 [0.5, 1.5] |\n"
-        "| a\\|b   | [red]2[/red]  |"
+        "| a\\| b  | [red]2[/red]  |"
     )
     assert tables.markdown([]) == ""
     long = "x" * 500
     assert f"| {long} |" in tables.markdown([{"name": long}])
+
+
+@pytest.mark.parametrize("where", ["_is_jupyter", "terminal"])
+def test_markdown_tables_are_text_wherever_they_are_made(monkeypatch, where):
+    rows = [{"method": "kd", "gain": "+1"}]
+    expected = tables.markdown(rows)
+    if where == "terminal":
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("COLUMNS", "10")
+    else:
+        monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert tables.markdown(rows) == expected and "+1" in expected
+
+
+def test_notebooks_show_what_was_found_and_not_its_numbers(diagnosis):
+    assert "numbers" not in repr(diagnosis)
+    assert str(diagnosis) in diagnosis._repr_markdown_()
+    found = Attribution({"plain": {0: 0.1, 1: 0.3}, "kd": {0: 0.2, 1: 0.5}})
+    assert found._repr_markdown_() == str(found)
 
 
 @pytest.mark.parametrize(
@@ -282,6 +378,18 @@ def test_markdown_tables_are_what_they_are_given():
         ((0.00278,), "+0.00278", "+0.278"),
         ((0.0,), "0", "0"),
         ((12345.6,), "+12346", "+1234560"),
+        ((9.9999,), "+10.0", "+1000"),
+        # What would have too many zeros.
+        (
+            (2e-10, -1e-10, 3e-10),
+            "+2.0e-10 [-1.0e-10, +3.0e-10]",
+            "+2.0e-08 [-1.0e-08, +3.0e-08]",
+        ),
+        (
+            (1e12, 7.5e11, 1.25e12),
+            "+1.00e+12 [+7.5e+11, +1.25e+12]",
+            "+1.00e+14 [+7.5e+13, +1.25e+14]",
+        ),
         ((math.nan,), "-", "-"),
     ],
 )

@@ -93,7 +93,7 @@ def plot(histograms):
             axis.axvspan(-3, 0, color="tab:red", alpha=0.08, lw=0)
             axis.axvline(1, color="black", lw=0.8, ls=":")
             axis.set_yticks([])
-            axis.set_xlim(-3, 3)
+            axis.set_xlim(-3, _highest(histograms))
             for name in ("top", "left", "right"):
                 axis.spines[name].set_visible(False)
             series = groups.get(group, [])
@@ -111,10 +111,27 @@ def plot(histograms):
     return figure
 
 
+def _highest(histograms):
+    """Where the axis ends: at 3, unless one example in 1,000 is beyond."""
+    shown = [
+        each
+        for groups in histograms.values()
+        for series in groups.values()
+        for each in series
+    ]
+    for left, right, count in (each.T for each in shown):
+        if count[left >= 3].sum() > 1e-3 * count.sum():
+            return max(right)
+    return 3
+
+
+_SHADES = 0.35, 0.65, 1.0
+
+
 def _draw_epochs(axis, series):
     """First, middle and last epoch, darker as they go on."""
     epochs = sorted({0, len(series) // 2, len(series) - 1})
-    for epoch, shade in zip(epochs, (0.35, 0.65, 1.0), strict=False):
+    for epoch, shade in zip(epochs, _SHADES[-len(epochs) :], strict=True):
         _draw(axis, series[epoch], "tab:blue", shade, f"epoch {epoch + 1}")
     axis.legend(fontsize=8, frameon=False)
 

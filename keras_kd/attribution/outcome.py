@@ -352,6 +352,10 @@ class Attribution:
     def __str__(self):
         return self.to_markdown()
 
+    def _repr_markdown_(self):
+        """What a notebook shows."""
+        return self.to_markdown()
+
     def to_markdown(self):
         """The findings and tables, as text that is also Markdown."""
         findings = "\n".join(f"- {finding}" for finding in self.findings)

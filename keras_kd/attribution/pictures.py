@@ -5,6 +5,7 @@ import functools
 import numpy as np
 
 from keras_kd.diagnosis import measures
+from keras_kd.diagnosis.pictures import of_classes
 from keras_kd.reports import figures
 
 # What bars of gains show.
@@ -202,9 +203,9 @@ def _similarities(attribution):
     sizes = [np.abs(matrix[others]) for matrix in panels.values()]
     limit = float(np.clip(np.quantile(sizes, 0.98), 0.1, 1))
     caption = (
-        "Cosines of the classes' rows in the logit layer, means of the seeds, "
-        f"sorted by {sorted_by}. Blocks on the diagonal are class relations "
-        "(domain knowledge)."
+        f"Cosines of {of_classes(len(order), classes)} in the logit layer, "
+        f"means of the seeds, sorted by {sorted_by}. Blocks on the diagonal "
+        "are class relations (domain knowledge)."
     )
     if teacher is not None:
         panels = _with_correlations(panels, found)
@@ -236,7 +237,9 @@ def _with_correlations(panels, matrices):
     for name, matrix in panels.items():
         own = matrices[name][others]
         if name != "teacher" and own.std() > 0 and teacher.std() > 0:
-            name = f"{name}, r = {np.corrcoef(own, teacher)[0, 1]:.2f}"
+            r = np.corrcoef(own, teacher)[0, 1]
+            # With spaces at which no line is broken.
+            name = f"{name}, r\xa0=\xa0{r:.2f}"
         named[name] = matrix
     return named
 

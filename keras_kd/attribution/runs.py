@@ -7,9 +7,10 @@ import re
 
 from keras_kd.attribution.results import check
 from keras_kd.files import (
+    check_is_folder,
     errors_naming,
+    kept_path,
     read_json,
-    user_path,
     write_new_json,
     write_whole,
 )
@@ -37,7 +38,8 @@ class Runs:
         self.folder = None
         if folder is None:
             return
-        self.folder = pathlib.Path(user_path(folder, "folder"))
+        self.folder = pathlib.Path(kept_path(folder, "folder"))
+        check_is_folder(self.folder, "`folder`")
         # As it will be read, with lists for tuples.
         self._claim(json.loads(json.dumps(study)))
         for path in sorted(self.folder.glob("run-*.json")):

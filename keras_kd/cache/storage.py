@@ -238,12 +238,13 @@ class Folder:
         try:
             yield
         except ValueError as error:
+            code = _os_error(error)
+            remedy = files.remedy(OSError(code or 0, ""))
             raised = OSError(
                 f"The cache at {self.path} can't be written. Received: "
-                f"{_text(error)}. Free some space, or choose a folder that you "
-                "may write to; what was written is used again."
+                f"{_text(error)}. {remedy} What was written is used again."
             )
-            raised.errno = _os_error(error)
+            raised.errno = code
             raise raised from error
 
 

@@ -14,6 +14,7 @@ from keras_kd.diagnosis.measures import (
     knows_the_odds,
     measured_relations,
 )
+from keras_kd.reports.numbers import how_many, plural
 
 # A teacher that is all but certain, on all but a tenth of the examples; and a
 # rescaling that hardly varies: at temperature 1, weight 1/2 and halfway through
@@ -83,7 +84,7 @@ def not_finite(numbers):
         remedies.append("Load the teacher from before it diverged.")
     elif bad > from_inputs:
         origins.append(
-            f"the teacher, whose inputs are finite for {bad - from_inputs}"
+            f"the teacher, whose inputs are finite for {bad - from_inputs:,}"
         )
         remedies.append(
             "Check the teacher's preprocessing and its dtype (float16 "
@@ -92,9 +93,10 @@ def not_finite(numbers):
     return Finding(
         "not_finite",
         PROBLEM,
-        f"The teacher's outputs are NaN or infinite for {bad} examples, first "
-        f"in batch {data['first_bad_batch']} (counted from 0). The origin is "
-        f"{' and '.join(origins)}. All other findings are about the rest.",
+        f"The teacher's outputs are NaN or infinite for {bad:,} "
+        f"{plural(bad, 'example')}, first in batch {data['first_bad_batch']} "
+        f"(counted from 0). The origin is {' and '.join(origins)}. All other "
+        "findings are about the rest.",
         {
             key: data[key]
             for key in (
@@ -251,8 +253,8 @@ def noisy_tail(numbers):
     return Finding(
         "noisy_tail",
         PROBLEM,
-        f"Beyond the top {tail['quarter']} classes the soft targets are "
-        f"noise: they hold {mass:.1%} of the mass, and the label explains "
+        f"Beyond the top {how_many(tail['quarter'], 'class')} the soft targets "
+        f"are noise: they hold {mass:.1%} of the mass, and the label explains "
         f"{explained:.1%} of their variance.",
         {
             "k": tail["quarter"],

@@ -19,6 +19,7 @@ from keras_kd.diagnosis.inputs import Inputs
 from keras_kd.diagnosis.survey import Survey, not_finite_weights
 from keras_kd.logits import LogitReader, check_model, class_count_message
 from keras_kd.model_inputs import check_order, outputs_of
+from keras_kd.reports.numbers import plural
 from keras_kd.similarity import logit_weights
 from keras_kd.states import reset_states
 
@@ -37,7 +38,7 @@ class Diagnosis:
             before others.
     """
 
-    numbers: dict
+    numbers: dict = dataclasses.field(repr=False)
     findings: list[Finding]
 
     @property
@@ -96,6 +97,10 @@ class Diagnosis:
             for name, image in images.items():
                 tf.summary.image(f"diagnosis/{name}", image[None], step=0)
 
+    def _repr_markdown_(self):
+        """What a notebook shows."""
+        return f"```text\n{self}\n```"
+
     def __str__(self):
         parts = [_headline(self), _wrap(" ".join(self.verdict))]
         for finding in self.findings:
@@ -117,8 +122,13 @@ class Diagnosis:
 def _headline(diagnosis):
     data, count = diagnosis.numbers["data"], len(diagnosis.problems)
     problems = {0: "no problem", 1: "1 problem"}.get(count, f"{count} problems")
-    text = f"{problems} found in {data['examples']:,} examples"
-    if "teacher" in diagnosis.numbers:
+    if "teacher" not in diagnosis.numbers:
+        bad = data["not_finite"]
+        examples = f"{bad:,} {plural(bad, 'example')}"
+        text = f"{problems} found, and no finite output, in {examples}"
+    else:
+        examples = f"{data['examples']:,} {plural(data['examples'], 'example')}"
+        text = f"{problems} found in {examples}"
         teacher = diagnosis.numbers["teacher"]
         scale = diagnosis.numbers["gradient_scale"]
         text += (

@@ -15,6 +15,7 @@ from keras_kd.diagnosis.measures import (
     knows_the_odds,
 )
 from keras_kd.diagnosis.relations import FAR_AHEAD
+from keras_kd.reports.numbers import plural
 
 # A teacher is looked at more closely if so much less is right than it believes,
 _SUSPECT_GAP = 0.1
@@ -270,11 +271,16 @@ def one_class(numbers):
     seen = [c for c, n in enumerate(teacher["by_class"]["examples"]) if n]
     if len(seen) != 1:
         return None
+    count = numbers["data"]["examples"]
     return Finding(
         "one_class",
         PROBLEM,
-        f"All {numbers['data']['examples']} labels are of class {seen[0]}: "
-        "data of one class can't show whether the teacher tells classes "
+        (
+            f"All {count:,} labels are of class {seen[0]}: "
+            if count > 1
+            else f"The only label is of class {seen[0]}: "
+        )
+        + "data of one class can't show whether the teacher tells classes "
         f"apart. It gets {teacher['accuracy']:.1%} of them right at a mean "
         f"confidence of {teacher['confidence']:.1%}, as one that always says "
         "the same might.",
@@ -287,6 +293,32 @@ def one_class(numbers):
         "Diagnose on data of all classes. If these should be, look for data "
         "sorted by class of which only the start was read, and for labels "
         "that were lost.",
+    )
+
+
+def few_examples(numbers):
+    """So few that a good teacher may be near chance on them by chance."""
+    accuracy, n = numbers["teacher"]["accuracy"], numbers["data"]["examples"]
+    chance = numbers["agreement"]["chance"]
+    # Agresti and Coull's upper end of a 95 % interval of the accuracy.
+    middle = (accuracy * n + 2) / (n + 4)
+    highest = middle + 2 * math.sqrt(middle * (1 - middle) / (n + 4))
+    if (
+        not is_near_chance(numbers)
+        or highest - chance < _POOR * (1 - chance)
+        or strange_layers(numbers)
+        or inputs_too_large(numbers)
+    ):
+        return None
+    return Finding(
+        "few_examples",
+        PROBLEM,
+        f"{_said(numbers)}, but {n} {plural(n, 'example')} can't tell a "
+        "teacher that is near chance from one that had bad luck.",
+        _evidence(numbers, examples=n, accuracy_up_to=min(highest, 1.0)),
+        "Nothing is said of what the teacher knows, of its calibration and of "
+        "class relations.",
+        "Diagnose on some hundred examples or more.",
     )
 
 

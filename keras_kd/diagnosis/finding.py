@@ -21,6 +21,6 @@ class Finding:
     code: str
     severity: str
     summary: str
-    evidence: dict
+    evidence: dict = dataclasses.field(repr=False)
     consequence: str
     remedy: str

@@ -9,6 +9,8 @@ _FAULTS = (
     faults.untrained_teacher,
     # All that follow compare classes.
     faults.one_class,
+    # All that follow read something in what is right and wrong.
+    faults.few_examples,
     faults.class_order,
     faults.labels_of_rows_nearby,
     faults.unsettled_averages,

@@ -86,7 +86,11 @@ def suggestions(numbers):
     low, high = numbers["temperature"]["suggested"]
     limit = numbers["temperature"]["label_smoothing_from"]
     evidence = {"temperature": [low, high], "label_smoothing_from": limit}
-    summary = f"Temperatures from {low:g} to {high:g} say most; " + (
+    summary = (
+        f"Temperatures from {low:g} to {high:g} say most; "
+        if low < high
+        else f"A temperature of {low:g} says most; "
+    ) + (
         f"from {limit:g} on, KD is label smoothing."
         if limit
         else "none of those tried makes KD label smoothing."

@@ -5,6 +5,7 @@ import numpy as np
 from keras_kd.diagnosis.faults import is_near_chance
 from keras_kd.diagnosis.measures import measured_relations
 from keras_kd.reports import figures
+from keras_kd.reports.numbers import general
 from keras_kd.reports.page import Page
 
 # Beyond these ranks there is nothing to see but a line along the axis.
@@ -77,7 +78,9 @@ def draw(numbers):
     if relations is not None:
         drawn["top_k"] = _top_k(relations["tail"])
     if numbers["similarity"] is not None:
-        drawn["class_similarity"] = _similarity(numbers["similarity"])
+        drawn["class_similarity"] = _similarity(
+            numbers["similarity"], numbers["data"]["classes"]
+        )
     return drawn
 
 
@@ -108,6 +111,9 @@ def _overview(numbers):
             "What the teacher predicts for each label; one that is used as it "
             "was trained has a dark diagonal. "
         )
+        together = table["classes_in_cell"]
+        if together > 1:
+            caption += f"Each cell is of {together} classes by {together}. "
     caption += (
         "Bars: the share of labels that it gets right, that chance would, and "
         "that it believes it does."
@@ -140,7 +146,8 @@ def _gradient_scale(scale):
     return figure, (
         f"How the loss rescales the gradients of {scale['student']}, by "
         "difficulty: w = 1 as in plain training, w > 1 turned up, w < 0 "
-        "reversed."
+        f"reversed. Bins end at {edges[0]:g} and {edges[-1]:g}; the outermost "
+        "hold what lies beyond, too."
     )
 
 
@@ -222,9 +229,13 @@ def _temperature(temperature):
     )
     low, high = temperature["suggested"]
     return figure, (
-        "What the soft targets say beyond label smoothing: from "
-        f"{low:g} to {high:g}, at least half as much as at the best "
-        "temperature."
+        "What the soft targets say beyond label smoothing: "
+        + (
+            f"from {low:g} to {high:g}, at least half as much as at the best "
+            "temperature."
+            if low < high
+            else f"most at {low:g}, less than half as much at the others."
+        )
     )
 
 
@@ -272,7 +283,14 @@ def _top_k(tail):
     )
 
 
-def _similarity(similarity):
+def of_classes(shown, classes):
+    """Whose rows of the logit layer a picture shows, in words."""
+    if shown == classes:
+        return "the classes' rows"
+    return f"the rows of {shown} classes, evenly chosen from {classes:,},"
+
+
+def _similarity(similarity, classes):
     panels = {"teacher": similarity["teacher"]}
     if similarity["student"] is not None:
         panels["student"] = similarity["student"]
@@ -281,12 +299,13 @@ def _similarity(similarity):
     sizes = [np.abs(np.array(each)[off]) for each in panels.values()]
     limit = float(np.clip(np.quantile(sizes, 0.98), 0.1, 1))
     caption = (
-        "Cosines of the classes' rows in the logit layer, sorted by "
-        f"{similarity['sorted_by']}. Blocks on the diagonal are class "
-        "relations (domain knowledge)."
+        f"Cosines of {of_classes(len(similarity['order']), classes)} in the "
+        f"logit layer, sorted by {similarity['sorted_by']}. Blocks on the "
+        "diagonal are class relations (domain knowledge)."
     )
     followed = similarity["superclasses"]
-    if followed is not None:
+    # With one class in each superclass there is nothing to follow.
+    if followed is not None and followed["teacher"]["cosine_inside"]:
         teacher = followed["teacher"]
         caption += (
             f" The most similar class is of the same superclass for "
@@ -304,7 +323,7 @@ def _rows(numbers, prefix=""):
         if isinstance(value, dict):
             rows += _rows(value, f"{name}: ")
         elif isinstance(value, float):
-            rows.append([name, f"{value:.4g}"])
+            rows.append([name, general(value)])
         elif isinstance(value, int | str):
             rows.append([name, str(value)])
     return rows

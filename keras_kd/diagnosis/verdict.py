@@ -17,6 +17,11 @@ _UNFIT = {
     "other_classes": "it knows other classes than those of the labels",
     "weak_teacher": "it knows too little about these labels",
 }
+# One of the data, which then tell nothing of the teacher.
+_TELL_NOTHING = {
+    "one_class": "Data of one class",
+    "few_examples": "So few examples",
+}
 # One that takes a part of its knowledge.
 _LESSER = {
     "noisy_labels": "labels are wrong at random, here or in its training",
@@ -45,8 +50,8 @@ def sentences(numbers, findings):
     """
     problems = [each for each in findings if each.severity == PROBLEM]
     first = problems[0] if problems else None
-    if first is not None and first.code == "one_class":
-        return _of_one_class(first)
+    if first is not None and first.code in _TELL_NOTHING:
+        return _of_telling_nothing(first)
     if first is not None and first.code in _UNFIT:
         return [
             f"This teacher is not fit for use as it is: {_UNFIT[first.code]}.",
@@ -62,9 +67,10 @@ def sentences(numbers, findings):
     ]
 
 
-def _of_one_class(finding):
+def _of_telling_nothing(finding):
+    data = _TELL_NOTHING[finding.code]
     return [
-        "Data of one class can't show whether this teacher is fit for use.",
+        f"{data} can't show whether this teacher is fit for use.",
         "What will help most can't be told from them either.",
         f"First: {_in_one_sentence(finding.remedy)}",
     ]

@@ -5,6 +5,8 @@ import dataclasses
 import functools
 import io
 import textwrap
+import unicodedata
+import warnings
 
 # Inches: on a phone's 360 points of width text then keeps its size.
 _WIDTH, _HEIGHT = 4.2, 2.7
@@ -13,6 +15,11 @@ _COLUMNS, _PANEL_HEIGHT = 3, 1.75
 _PALE = 0.35
 # Width of a letter of a title, and height of a line.
 _LETTER, _LINE = 0.09, 0.17
+# How much of a figure names and labels may take before they are wrapped.
+_NAME, _BARS_LABEL, _X_LABEL, _Y_LABEL, _LEGEND = 2.2, 2.4, 3.4, 2.2, 2.9
+# Lines and points differ in more than their colours, for eyes and printers that
+# don't tell these apart.
+_DASHES, _MARKERS = ("-", "--", ":"), "o^s"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +64,16 @@ class Figure:
         with _style(theme):
             return self._draw()
 
+    @property
+    def is_wide(self):
+        """Whether it is drawn for the whole width of a page."""
+        return self.to_matplotlib().get_figwidth() > _WIDTH
+
     def to_svg(self, theme=LIGHT):
         """An SVG document, as a string."""
-        with _style(theme):
+        with _style(theme), warnings.catch_warnings():
+            # Who shows the page draws its letters, and has other fonts.
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
             file = io.StringIO()
             self._draw().savefig(
                 file, format="svg", metadata={"Date": None}, transparent=True
@@ -143,9 +157,14 @@ def bars(
     Returns:
         A `Figure`.
     """
-    lines_of_text = sum(1 + name.count("\n") for name in names)
+    names = [_wrapped(name, _NAME) for name in names]
+    label = _wrapped(label, _BARS_LABEL)
+    # Bars have equal distances, so that the longest name sets them all.
+    lines_of_text = 1 + max(name.count("\n") for name in names)
     figure, (axes,) = _new_figure(
-        height=0.9 + max(0.32 * len(names), 0.19 * lines_of_text)
+        height=0.9
+        + max(0.32, 0.19 * lines_of_text) * len(names)
+        + _LINE * label.count("\n")
     )
     places = range(len(names))
     bars = axes.barh(
@@ -188,7 +207,16 @@ def lines(
         axes.plot([0, 1], [0, 1], color=_faint(), lw=1)
     for i, (name, (x, y)) in enumerate(series.items()):
         marker = "o" if len(x) < 25 else None
-        axes.plot(x, y, f"C{i}", label=name, marker=marker, ms=3, lw=1.6)
+        axes.plot(
+            x,
+            y,
+            color=f"C{i}",
+            ls=_DASHES[i % len(_DASHES)],
+            label=name,
+            marker=marker,
+            ms=3,
+            lw=1.6,
+        )
     if log_x:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
@@ -203,8 +231,7 @@ def lines(
             rotation=90,
             fontsize=8,
         )
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+    _label(axes, x_label, y_label)
     _legend(axes, series)
     return figure
 
@@ -226,11 +253,11 @@ def histograms(edges, groups, x_label="", marks=()):
     for i, (name, counts) in enumerate(groups.items()):
         total = max(sum(counts), 1)
         shares = [count / total for count in counts]
-        axes.stairs(shares, edges, color=f"C{i}", label=name, lw=1.6)
+        dashes = _DASHES[i % len(_DASHES)]
+        axes.stairs(shares, edges, color=f"C{i}", ls=dashes, label=name, lw=1.6)
     for x in marks:
         axes.axvline(x, color=_ink(), lw=0.8, ls=":")
-    axes.set_xlabel(x_label)
-    axes.set_ylabel("share of examples")
+    _label(axes, x_label, "share of examples")
     _legend(axes, groups)
     return figure
 
@@ -277,7 +304,7 @@ def densities(edges, panels, x_label="", y_label="", label="", marks=()):
     # Not below the scale of colours.
     for axes in grid[-_COLUMNS:]:
         axes.set_xlabel(x_label)
-    figure.supylabel(y_label, fontsize=9.5)
+    figure.supylabel(_wrapped(y_label, _Y_LABEL), fontsize=9.5)
     _scale(figure, image, grid, label)
     return figure
 
@@ -312,7 +339,7 @@ def curves(panels, reference=None, x_label="", y_label=""):
         _draw_band(axes, curve, "C0", "-")
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.supxlabel(x_label, fontsize=9.5)
-    figure.supylabel(y_label, fontsize=9.5)
+    figure.supylabel(_wrapped(y_label, _Y_LABEL), fontsize=9.5)
     if reference:
         lines = grid[0].lines[1], grid[0].lines[0]
         figure.legend(
@@ -356,9 +383,13 @@ def scatter(
         axes.step(*steps, color="C1", lw=1.4, where="post")
     number = 0
     for name, (x, y) in groups.items():
-        colour = _faint() if name == "others" else f"C{number}"
-        number += name != "others"
-        axes.scatter(x, y, 16, color=colour, label=name, linewidths=0)
+        colour, marker = _faint(), "o"
+        if name != "others":
+            colour, marker = f"C{number}", _MARKERS[number % len(_MARKERS)]
+            number += 1
+        axes.scatter(
+            x, y, 16, color=colour, marker=marker, label=name, linewidths=0
+        )
     if rug:
         axes.plot(
             rug,
@@ -372,8 +403,7 @@ def scatter(
         axes.scatter(*ring, 90, facecolors="none", edgecolors="C1", lw=1.6)
     if log_x:
         _log_axis(axes, [*rug, *(v for x, _ in groups.values() for v in x)])
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+    _label(axes, x_label, y_label)
     _legend(axes, groups, len(groups))
     return figure
 
@@ -416,8 +446,7 @@ def courses(groups, x_label="", y_label=""):
             )
             if len(values) == 1 or not last:
                 axes.plot(len(values), values[-1], ".", color=colours[i], ms=4)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+    _label(axes, x_label, y_label)
     _legend(axes, groups, len(groups))
     return figure
 
@@ -459,6 +488,8 @@ def heatmaps(panels, limit=1.0, label=""):
 
 def _scale(figure, image, axes, label):
     """A scale of the colours below all axes."""
+    from matplotlib.ticker import MaxNLocator
+
     rows = figure.get_figheight() / _HEIGHT
     bar = figure.colorbar(
         image,
@@ -468,6 +499,8 @@ def _scale(figure, image, axes, label):
         pad=0.02,
         aspect=40,
     )
+    # So few numbers that they don't run into each other.
+    bar.locator = MaxNLocator(4)
     bar.set_label(label)
     bar.outline.set_visible(False)
 
@@ -550,16 +583,34 @@ def _faint():
     return matplotlib.rcParams["axes.edgecolor"]
 
 
+def _label(axes, x_label, y_label):
+    """Names the axes, in several lines where the names are longer."""
+    x_label = _wrapped(x_label, _X_LABEL)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(_wrapped(y_label, _Y_LABEL))
+    _add_lines(axes.figure, x_label.count("\n"))
+
+
 def _legend(axes, names, columns=1):
     """Above the axes, where it hides nothing."""
     if len(names) > 1:
-        axes.legend(
+        if sum(map(len, names)) * _LETTER > _X_LABEL:
+            columns = 1
+        legend = axes.legend(
             loc="lower left",
             bbox_to_anchor=(0, 1),
             borderaxespad=0.2,
             ncols=columns,
             columnspacing=1.2,
         )
+        for text in legend.texts:
+            text.set_text(_wrapped(text.get_text(), _LEGEND))
+            _add_lines(axes.figure, text.get_text().count("\n"))
+
+
+def _add_lines(figure, lines):
+    """Makes room for further lines of text."""
+    figure.set_figheight(figure.get_figheight() + _LINE * lines)
 
 
 def _new_figure(height=_HEIGHT, columns=1):
@@ -582,11 +633,21 @@ def _titles(names, width):
         first take of a row's height.
     """
     # A panel has some nine tenths of its place.
-    letters = int(0.9 * width / _LETTER)
-    lines = [textwrap.wrap(name, letters) for name in names]
-    return ["\n".join(each) for each in lines], _LINE * (
-        max(map(len, lines)) - 1
-    )
+    titles = [_wrapped(name.replace("\n", " "), 0.9 * width) for name in names]
+    return titles, _LINE * max(title.count("\n") for title in titles)
+
+
+def _wrapped(text, width):
+    """A text in lines that are no wider than so many inches."""
+    wide = sum(unicodedata.east_asian_width(each) in "WF" for each in text)
+    letters = int(width / _LETTER / (1 + wide / max(len(text), 1)))
+    lines = [
+        line
+        for part in text.split("\n")
+        for line in textwrap.wrap(part, max(letters, 1)) or [""]
+    ]
+    # These spaces have done their work.
+    return "\n".join(lines).replace("\xa0", " ")
 
 
 def _new_grid(names, columns=_COLUMNS, height=_PANEL_HEIGHT, share=False):

@@ -3,9 +3,11 @@
 import dataclasses
 import math
 
-# Of a mean without an interval; of a number that is no larger, in digits.
+# Of a mean without an interval.
 _DIGITS = 3
-_MOST_PLACES = 8
+# Numbers that would need more decimals, or have more digits before the point,
+# are written as powers of ten.
+_MOST_PLACES, _MOST_DIGITS = 8, 9
 
 
 def how_many(count, noun):
@@ -118,11 +120,31 @@ def _decimals(size, digits):
     """How many show so many digits of a number."""
     if not math.isfinite(size) or size == 0:
         return 0
-    exponent = math.floor(math.log10(abs(size)))
-    return min(max(digits - 1 - exponent, 0), _MOST_PLACES)
+    # As it is shown: 9.999 has the exponent of 10.
+    exponent = _exponent(float(f"{size:.{digits - 1}e}"))
+    return digits - 1 - exponent
+
+
+def _exponent(value):
+    return math.floor(math.log10(abs(value)))
 
 
 def _fixed(value, places, sign="-"):
-    """With so many decimals; nothing has the sign of a zero."""
-    text = f"{value:{sign}.{places}f}"
+    """With so many decimals; nothing has the sign of a zero.
+
+    Args:
+        value: float.
+        places: decimals; below 0, so many digits before the point are unknown.
+        sign: as in Python's formats.
+    """
+    text = f"{value:{sign}.{min(max(places, 0), _MOST_PLACES)}f}"
+    large = math.isfinite(value) and abs(value) >= 10**_MOST_DIGITS
+    if value and (large or places > _MOST_PLACES):
+        digits = max(_exponent(value) + places, 0)
+        text = f"{value:{sign}.{digits}e}"
     return text if float(text) else text.lstrip("+-")
+
+
+def general(value):
+    """A number in four digits, where nothing has the sign of a zero."""
+    return f"{value + 0.0:.4g}"

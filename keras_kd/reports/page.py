@@ -9,6 +9,7 @@ import os
 
 from keras_kd.files import user_path, write_whole
 from keras_kd.reports.figures import DARK, LIGHT
+from keras_kd.reports.numbers import general
 
 
 def _colours(theme, bad, good, card):
@@ -22,7 +23,8 @@ def _colours(theme, bad, good, card):
 _COLOURS = (
     ":root { color-scheme: light dark; "
     + _colours(LIGHT, "#b3261e", "#2a6b3c", "#f5f6f8")
-    + " }\n@media (prefers-color-scheme: dark) { :root { "
+    # Paper is white, whatever the screen is.
+    + " }\n@media screen and (prefers-color-scheme: dark) { :root { "
     + _colours(DARK, "#ff8a80", "#81c995", "#1f2429")
     + " } }"
 )
@@ -42,9 +44,14 @@ h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 .problem .tag { color: var(--bad); }
 .evidence { font-size: .85rem; opacity: .85; }
 .figures { display: grid; gap: 1.2rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
-figure { margin: 0; break-inside: avoid; }
-figure img { width: 100%; height: auto; display: block; }
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
+figure { margin: 0; break-inside: avoid; max-width: 36rem; min-width: 0; }
+figure.wide { grid-column: 1 / -1; max-width: none; }
+figure img { width: 100%; height: auto; }
+figure.wide img { min-width: 36rem; }
+img.dark { display: none; }
+@media screen and (prefers-color-scheme: dark) {
+  img.dark { display: inline; } img.light { display: none; } }
 figcaption { font-size: .9rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums;
@@ -52,9 +59,14 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums;
 th, td { text-align: left; padding: .25rem .6rem .25rem 0;
   border-bottom: 1px solid var(--faint); white-space: nowrap; }
 td + td, th + th { text-align: right; }
-td:first-child { white-space: normal; }
+th { vertical-align: bottom; }
+th, td:first-child { white-space: normal; }
 @media print { body { max-width: none; padding: 0; font-size: 10pt; }
-  .card, figure, tr { break-inside: avoid; } h2 { break-after: avoid; } }
+  .card, figure, tr { break-inside: avoid; } h2 { break-after: avoid; }
+  .figures { grid-template-columns: 1fr 1fr; }
+  figure.wide img { min-width: 0; }
+  .scroll { overflow: visible; } th, td { white-space: normal; }
+  td:first-child { overflow-wrap: anywhere; } }
 """
 
 
@@ -169,11 +181,15 @@ class Page:
             caption: what it shows.
         """
         caption = html.escape(caption)
+        # Of a <picture>, browsers would print the one that is on the screen.
+        images = "".join(
+            f'<img class="{scheme}" alt="{caption}" '
+            f'src="{figure.to_address(theme)}">'
+            for scheme, theme in (("light", LIGHT), ("dark", DARK))
+        )
         self._add(
-            "<figure><picture><source "
-            'media="(prefers-color-scheme: dark)" '
-            f'srcset="{figure.to_address(DARK)}"><img alt="{caption}" '
-            f'src="{figure.to_address(LIGHT)}"></picture>'
+            f'<figure class="{"wide" if figure.is_wide else "narrow"}">'
+            f'<div class="scroll">{images}</div>'
             f"<figcaption>{caption}</figcaption></figure>",
             in_figures=True,
         )
@@ -213,7 +229,7 @@ class Page:
 
 def _number(value):
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return general(value)
     if isinstance(value, list | tuple):
         shown = ", ".join(map(_number, value[:12]))
         return f"[{shown}{', ...' if len(value) > 12 else ''}]"

@@ -34,13 +34,19 @@ def markdown(rows):
     for row in rows:
         table.add_row(*map(_cell, row.values()))
     file = io.StringIO()
-    rich.console.Console(file=file, width=_WIDTH, color_system=None).print(
-        table
+    console = rich.console.Console(
+        file=file,
+        width=_WIDTH,
+        color_system=None,
+        # In a notebook Rich would show the table instead of writing it.
+        force_jupyter=False,
+        force_terminal=False,
     )
+    console.print(table)
     # Rich leaves a blank line above and below.
     return file.getvalue().strip()
 
 
 def _cell(text):
-    """Plain text: brackets are not markup, bars are not borders."""
-    return rich.text.Text(text.replace("|", r"\|"))
+    """Plain text: brackets are not markup, bars and line ends not borders."""
+    return rich.text.Text(" ".join(text.split("\n")).replace("|", r"\|"))

@@ -29,7 +29,7 @@ class Results:
         self.folder = None
         if folder is None:
             return
-        self.folder = pathlib.Path(files.user_path(folder, "folder"))
+        self.folder = pathlib.Path(files.kept_path(folder, "folder"))
         study = json.loads(json.dumps(study))
         files.share_folder(self.folder, _STUDY, study, "`folder`")
         for path in sorted(self.folder.glob("*.result.json")):

@@ -73,7 +73,7 @@ class Tuning:
     >>> distiller.compile("adam", loss=result.loss)
     """
 
-    trials: list
+    trials: list = dataclasses.field(repr=False)
     final: Attribution
     winner: Trial
     winner_name: str
@@ -183,6 +183,10 @@ class Tuning:
         )
 
     def __str__(self):
+        return self.to_markdown()
+
+    def _repr_markdown_(self):
+        """What a notebook shows."""
         return self.to_markdown()
 
     def to_markdown(self):

@@ -158,7 +158,7 @@ def _history(tuning):
             steps=([*numbers, len(tuning.trials)], [*so_far, so_far[-1]]),
         ),
         "The students of the search in order, and the best so far. A mark at "
-        "the bottom is one that was stopped.",
+        "the bottom is one that was stopped, or failed.",
     )
 
 
@@ -217,7 +217,7 @@ def _setting(tuning, setting):
         ),
         f"Scores of {', '.join(methods[:3])} by {setting.replace('_', ' ')}"
         f"{'; the ring is the winner' * bool(ring)}. A mark at the bottom is a "
-        "student that was stopped.",
+        "student that was stopped, or failed.",
     )
 
 

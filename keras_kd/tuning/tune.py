@@ -8,8 +8,9 @@ import warnings
 
 from keras_kd.attribution import METHODS as ATTRIBUTED
 from keras_kd.attribution import attribute
-from keras_kd.files import user_path
+from keras_kd.files import kept_path
 from keras_kd.monitors import DivergedError
+from keras_kd.reports.terminal import printable
 from keras_kd.tuning.advice import advice_of
 from keras_kd.tuning.budget import Budget
 from keras_kd.tuning.outcome import (
@@ -122,6 +123,8 @@ def tune(
     """
     _require_optuna()
     _check_arguments(seconds, epochs, fresh_seeds, learning_rate)
+    if folder is not None:
+        folder = kept_path(folder, "folder")
     methods = _methods(trainer, methods)
     _check_evaluated(trainer)
     # What losses don't take is refused before anything is written or trained.
@@ -333,7 +336,7 @@ class _Call:
         if folder is not None:
             # Of other trials than before, where the search went on.
             name = "final-{}-{}".format(*trials)
-            folder = pathlib.Path(user_path(folder, "folder")) / name
+            folder = pathlib.Path(folder) / name
         return attribute(
             train,
             seeds,
@@ -365,7 +368,7 @@ class _Call:
 
     def _say(self, text):
         if self.verbose and text:
-            print(text, flush=True)
+            print(printable(text), flush=True)
 
 
 def _loss(trainer, method, settings):

@@ -2,23 +2,53 @@
 
 import rich.console
 import rich.table
+import rich.text
+
+from keras_kd.reports.terminal import printable
+
+# Wider than any table.
+_WIDTH = 10_000
 
 
 def print_table(title, rows):
-    """Prints results as a table.
+    """Prints results as a table, of which nothing is ever cut.
+
+    On a terminal that is too narrow for it each row is a list.
 
     Args:
         title: string.
         rows: list of dicts of strings, with the same keys.
     """
-    table = rich.table.Table(title=title)
-    first, *others = rows[0]
-    table.add_column(first, no_wrap=True)
-    for column in others:
-        table.add_column(column, justify="right")
+    console = rich.console.Console()
+    table = rich.table.Table(title=_text(title))
+    for i, column in enumerate(rows[0]):
+        justify = "right" if i else "left"
+        table.add_column(_text(column), justify=justify, no_wrap=True)
     for row in rows:
-        table.add_row(*row.values())
-    rich.console.Console().print(table)
+        table.add_row(*map(_text, row.values()))
+    unlimited = console.options.update(width=_WIDTH)
+    width = console.measure(table, options=unlimited).maximum
+    if width <= console.width:
+        console.print(table)
+    elif console.is_terminal:
+        _print_lists(title, rows)
+    else:
+        # A file has no width.
+        rich.console.Console(width=width).print(table)
+
+
+def _print_lists(title, rows):
+    print(printable(title))
+    for row in rows:
+        name, *others = row
+        print(printable(f"{name} {row[name]}"))
+        for column in others:
+            print(printable(f"  {column}: {row[column]}"))
+
+
+def _text(text):
+    """Plain text: brackets are not markup."""
+    return rich.text.Text(printable(text))
 
 
 def result_rows(results, columns):
