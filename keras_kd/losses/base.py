@@ -481,11 +481,18 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
             A scalar, or [...] with `reduction=None`.
 
         Raises:
+            TypeError: for a tuple in place of labels.
             ValueError: if statistics are missing, labels or weights don't fit
                 the logits, or `y_pred` holds probabilities. (In a compiled
                 step of TensorFlow or JAX the last is the backend's own
                 error, with the same message.)
         """
+        if isinstance(y_true, tuple):
+            raise TypeError(
+                f"{type(self).__name__} takes what it reads by name. Received: "
+                f"a tuple of {len(y_true)}. Pass labels, or a dict with "
+                f"{[LABELS, *self.statistics]}."
+            )
         with keras.name_scope(self.name):
             logits, is_bad = _logits_of(y_pred)
             batch = settle(
