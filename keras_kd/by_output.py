@@ -34,6 +34,13 @@ def by_name(student, argument, entries):
     if len(entries) == 1 and not in_order:
         return entries[0]
     names = output_names(student)
+    if names is None:
+        raise ValueError(
+            f"`{argument}` are given by output, and the student's outputs have "
+            f"no names. Received: {len(entries)} entries for a model without a "
+            "graph. Let its `call` return a dict by name, or name the last "
+            "layers of a functional model around it."
+        )
     if not in_order or len(entries) != len(names):
         raise ValueError(
             f"`{argument}` of several outputs are a dict by their names, "

@@ -97,10 +97,10 @@ class Distiller(backend.Trainer):
     there. `predict` gives the student's outputs.
 
     The training logs hold, besides the loss and your metrics, the
-    cross-entropy on the labels, each distillation term before its weight, and
-    the mean gradient scale. `gradient_scales` holds the histograms. Of data
-    without labels they hold only what reads none; a mean over labelled examples
-    is NaN in an epoch that has none.
+    cross-entropy on the labels, each distillation term before its weight and
+    T ** 2, and the mean gradient scale. `gradient_scales` holds the histograms.
+    Of data without labels they hold only what reads none; a mean over labelled
+    examples is NaN in an epoch that has none.
 
     Args:
         student: a `keras.Model` with one output, [..., classes], or several
@@ -334,8 +334,9 @@ class Distiller(backend.Trainer):
     # -- building and compiling -----------------------------------------------
 
     def build(self, input_shape):
-        """Builds the student."""
-        if not self.student.built:
+        """Builds the student; its first call does where it has no `build`."""
+        has_own = type(self.student).build is not keras.Layer.build
+        if has_own and not self.student.built:
             self.student.build(input_shape)
         self.built = True
 
@@ -373,7 +374,9 @@ class Distiller(backend.Trainer):
             loss_weights: with several outputs, floats in the same form; 1 by
                 default.
             metrics: as in `keras.Model.compile`, of the labels and the
-                student's outputs; of several that have names, a dict.
+                student's outputs; of several that have names, a dict. Labels
+                that are missing, or that `ignore_class` leaves out and that are
+                no class (such as 255), do not count.
             weighted_metrics: as in `keras.Model.compile`.
             **kwargs: as in `keras.Model.compile`.
 
@@ -533,7 +536,8 @@ class Distiller(backend.Trainer):
 
     def make_test_function(self, force=False):
         """Makes the evaluation step; Keras calls it before each evaluation."""
-        is_stale = self._is_stale("test", self.student)
+        # On JAX the teacher's variables are among what this step is given.
+        is_stale = self._is_stale("test", self.student, self.teacher)
         return super().make_test_function(is_stale or force)
 
     def make_predict_function(self, force=False):
@@ -894,7 +898,7 @@ class Distiller(backend.Trainer):
         else:
             arguments = (
                 {name: each[i] for name, each in found.items()}
-                for i in range(4)
+                for i in range(5)
             )
         update_compiled_metrics(self, *arguments)
         return self.get_metrics_result()
@@ -982,7 +986,7 @@ class Distiller(backend.Trainer):
         prepare = self._preprocessing(with_teacher=True)
         if prepare.is_needed:
             given = prepare.fit_arguments(given)
-        self._build_student(given["x"])
+        self._build_models(given["x"])
         self._note_labels(**{"y": None, **given})
         self._is_teacher_noted = False
         self._known_number.value.forget()
@@ -1014,6 +1018,7 @@ class Distiller(backend.Trainer):
         prepare = self._preprocessing(with_teacher=True)
         if prepare.is_needed:
             x, y, sample_weight = prepare.on_batch(x, y, sample_weight)
+        self._build_models(x)
         with self._running():
             return super().train_on_batch(
                 x, y, sample_weight, return_dict=return_dict
@@ -1154,24 +1159,34 @@ class Distiller(backend.Trainer):
     def _scope(self):
         return distribution.scope(distribution.strategy_of(self))
 
-    def _build_student(self, x):
-        """Builds the student before callbacks such as BackupAndRestore ask."""
-        if self.built:
+    def _build_models(self, x):
+        """Builds both models before callbacks such as BackupAndRestore ask.
+
+        On JAX the weights of a teacher that were made in a step would be lost.
+        """
+        student = not (self.built and self.student.built)
+        teacher = self.teacher is not None and not self.teacher.built
+        if not (student or teacher):
             return
         spec = getattr(x, "element_spec", None)
         spec = spec[0] if isinstance(spec, tuple) else x
         leaves = keras.tree.flatten(spec)
         # Of other data, such as those of pandas, Keras makes arrays in `fit`.
-        if all(hasattr(s, "shape") and hasattr(s, "dtype") for s in leaves):
-            inputs = keras.tree.map_structure(
-                lambda s: keras.KerasTensor(
-                    (None, *s.shape[1:]),
-                    keras.backend.standardize_dtype(s.dtype),
-                ),
-                spec,
-            )
-            with self._scope():
+        if not all(hasattr(s, "shape") and hasattr(s, "dtype") for s in leaves):
+            return
+        inputs = keras.tree.map_structure(
+            lambda s: keras.KerasTensor(
+                (None, *s.shape[1:]),
+                keras.backend.standardize_dtype(s.dtype),
+            ),
+            spec,
+        )
+        with self._scope():
+            if student:
                 self(inputs)
+            if teacher:
+                self.teacher(self.inputs_of_teacher(inputs, inputs))
+                self.train_function = self.test_function = None
 
     # -- saving --------------------------------------------------------------
 

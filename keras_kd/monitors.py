@@ -361,6 +361,11 @@ def _message(counts, distiller, head):
         )
     label = int(counts["label"])
     hint = _unlabelled_hint(head, label == UNLABELLED)
+    if label in _PADDING and head.loss.ignore_class is None:
+        hint = (
+            f" If {label} marks what is not to count, give the loss "
+            f"ignore_class={label}."
+        )
     label = "not a whole number" if label == NOT_WHOLE else f"label {label}"
     return (
         f"A label is not a class id of the student. Received: {label} among "
@@ -370,6 +375,10 @@ def _message(counts, distiller, head):
         f"{head.loss.ignore_class}. Check the labels' encoding, or the "
         f"units of the student's last layer.{hint}"
     )
+
+
+# Labels of padding in PyTorch's losses, and of void pixels.
+_PADDING = (-100, 255)
 
 
 def _unlabelled_hint(head, is_marked):

@@ -1,5 +1,7 @@
 """Bad input: refused with what was wrong, what was received, what to do."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from models import (
     data,
     fit,
     mlp,
+    outputs_of,
     weights_of,
 )
 
@@ -59,6 +62,28 @@ def test_different_class_counts_of_subclassed_models():
     student = mlp()
     distiller = compiled(student, Unbuilt(CLASSES + 2))
     refused(lambda: fit(distiller, x, labels), student, "7", "9", "classes")
+
+
+@pytest.mark.parametrize("way", ["fit", "train_on_batch", "evaluate"])
+def test_subclassed_models_that_are_not_built(way):
+    """Before the first step, whose batches may be of several sizes."""
+    x, labels, _ = data()
+    student, teacher = Unbuilt(CLASSES), Unbuilt(CLASSES)
+    distiller = compiled(student, teacher)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*build.*")
+        if way == "evaluate":
+            distiller.evaluate(x, labels, verbose=0)
+        elif way == "train_on_batch":
+            distiller.train_on_batch(x[:5], labels[:5])
+            distiller.train_on_batch(x[:7], labels[:7])
+        fit(distiller, x, labels, validation_data=(x, labels))
+        fit(distiller, x[:5], labels[:5])
+    expected = x @ weights_of(student)[0] + weights_of(student)[1]
+    np.testing.assert_allclose(
+        distiller.predict(x, verbose=0), expected, rtol=1e-5, atol=1e-6
+    )
+    assert len(teacher.weights) == 2
 
 
 def test_models_that_are_none():
@@ -184,6 +209,33 @@ def test_negative_label_is_refused_unless_ignored():
         fit(compiled(mlp(), mlp(), **EAGERLY), x, labels)
     ignoring = kd.KDPt(ignore_class=-1)
     fit(compiled(mlp(), mlp(), ignoring, **EAGERLY), x, labels)
+
+
+@pytest.mark.parametrize("mark", [-100, 255])
+def test_labels_of_padding_are_told_from_wrong_ones(mark):
+    x, labels, _ = data()
+    labels[3] = mark
+    distiller = compiled(mlp(), mlp(), **EAGERLY)
+    with pytest.raises(ValueError, match=f"give the loss ignore_class={mark}"):
+        fit(distiller, x, labels)
+
+
+def test_labels_and_teacher_logits_in_a_tuple():
+    """As a loop of one's own may pass them."""
+    x, labels, _ = data()
+    logits = outputs_of(mlp(), x)
+    with pytest.raises(TypeError, match="dict with .'labels', 'teacher_logits"):
+        kd.KD()((labels, logits), logits)
+
+
+def test_losses_in_a_list_of_outputs_without_names():
+    class Two(Unbuilt):
+        def call(self, inputs):
+            return self.dense(inputs), self.dense(inputs)
+
+    distiller = kd.Distiller(Two(CLASSES), mlp())
+    with pytest.raises(ValueError, match="return a dict by name"):
+        distiller.compile("sgd", ["mse", kd.KD()])
 
 
 def test_a_refused_batch_does_not_refuse_the_next():

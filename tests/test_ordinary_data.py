@@ -5,6 +5,7 @@ the same data says what is right.
 """
 
 import functools
+import warnings
 
 import keras
 import numpy as np
@@ -538,3 +539,73 @@ def test_a_list_of_numbers_is_not_labels():
     distiller.compile("sgd", kd.LabelSmoothing(), **EAGERLY)
     with pytest.raises(ValueError, match="list of 3 numbers"):
         distiller.train_on_batch(x[:3], [0, 1, 2])
+
+
+def masked_accuracy(labels, outputs):
+    """One number, which leaves out void pixels itself."""
+    counted = ops.cast(ops.not_equal(labels, 255), "float32")
+    best = ops.cast(ops.argmax(outputs, axis=-1), "int32")
+    right = ops.cast(ops.equal(ops.cast(labels, "int32"), best), "float32")
+    return ops.sum(right * counted) / ops.sum(counted)
+
+
+@pytest.mark.parametrize("make", [kd.KD, kd.KDPt])
+@pytest.mark.parametrize("ignored", [-100, -1, 255])
+def test_metrics_leave_out_ignored_labels_of_no_class(make, ignored):
+    """No output is right about them, and the loss leaves them out."""
+    student = mlp()
+    some = np.where(np.arange(EXAMPLES) % 3 == 1, ignored, labels)
+    has = some != ignored
+    right = outputs_of(student, x).argmax(-1) == some
+    distiller = kd.Distiller(student, mlp(seed=5))
+    weighted = keras.metrics.SparseCategoricalAccuracy(name="weighted")
+    distiller.compile(
+        keras.optimizers.SGD(0.0),
+        make(ignore_class=ignored),
+        metrics=["accuracy"],
+        weighted_metrics=[weighted],
+    )
+    logs = run(distiller, x, some, weights, validation_data=(x, some))
+    assert logs["accuracy"] == [pytest.approx(right[has].mean())]
+    assert logs["val_accuracy"] == [pytest.approx(right[has].mean())]
+    expected = (weights * right)[has].sum() / weights[has].sum()
+    assert logs["weighted"] == [pytest.approx(expected)]
+
+
+def test_metrics_that_leave_out_ignored_labels_themselves():
+    """They get the labels as they came, and MeanIoU no weights to warn of."""
+    some = np.where(np.arange(EXAMPLES) % 3 == 1, 255, labels)
+    student = mlp()
+    best = outputs_of(student, x).argmax(-1)
+    has = some != 255
+    iou = keras.metrics.MeanIoU(
+        CLASSES, sparse_y_pred=False, ignore_class=255, name="iou"
+    )
+    shares = [
+        np.logical_and(best == c, labels == c)[has].sum()
+        / np.logical_or(best == c, labels == c)[has].sum()
+        for c in np.union1d(best[has], labels[has])
+    ]
+    distiller = kd.Distiller(student, mlp(seed=5))
+    distiller.compile(
+        keras.optimizers.SGD(0.0),
+        kd.KD(ignore_class=255),
+        metrics=[masked_accuracy, iou],
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*weight as `float`")
+        logs = distiller.fit(x, some, EXAMPLES, verbose=0).history
+    right = (best == labels)[has]
+    assert logs["masked_accuracy"] == [pytest.approx(right.mean())]
+    assert logs["iou"] == [pytest.approx(np.mean(shares))]
+
+
+def test_metrics_count_an_ignored_class_that_exists():
+    student = mlp()
+    right = outputs_of(student, x).argmax(-1) == labels
+    distiller = kd.Distiller(student, mlp(seed=5))
+    distiller.compile(
+        keras.optimizers.SGD(0.0), kd.KDPt(ignore_class=1), metrics=["accuracy"]
+    )
+    logs = run(distiller, x, labels)
+    assert logs["accuracy"] == [pytest.approx(right.mean())]

@@ -1247,3 +1247,23 @@ class Subclassed(keras.Model):
 
     def call(self, inputs):
         return self.logits(inputs)
+
+
+def test_scores_leave_out_ignored_labels(teacher, tmp_path):
+    """So that each example's are what the accuracy is the mean of."""
+    x, labels = VALIDATION
+    has = np.arange(len(labels)) % 3 != 0
+    some = np.where(has, labels, 255)
+    trainer = make(
+        teacher,
+        validation=(x, some),
+        folder=tmp_path / "study",
+        save_students=True,
+        loss_arguments={"kd": {"ignore_class": 255}},
+    )
+    result = trainer("kd", 0)
+    (path,) = tmp_path.glob("study/kd-seed0*.keras")
+    model = keras.models.load_model(path, compile=False)
+    expected = correct(model, x, labels)[has]
+    np.testing.assert_array_equal(result["examples"], expected)
+    assert result["accuracy"] == expected.mean()

@@ -204,6 +204,20 @@ def test_steps_are_those_of_models_as_they_are_now(change):
     )
 
 
+def test_a_teacher_that_is_quantised_after_an_evaluation():
+    """The next one, of batches of another size, is compiled with it."""
+    x, y, _ = data(32)
+    teacher = mlp(units=12, seed=5)
+    distiller = kd.Distiller(mlp(), teacher)
+    distiller.compile(optimizer(), kd.KD())
+    distiller.evaluate(x, y, verbose=0)
+    teacher.quantize("int8")
+    logits = np.asarray(distiller.predict(x[:5], verbose=0), "float64")
+    logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    found = distiller.evaluate(x[:5], y[:5], verbose=0)
+    assert found == pytest.approx(-logs[np.arange(5), y[:5]].mean(), rel=1e-5)
+
+
 class NotCompiled(keras.layers.Layer):
     """A layer of which Keras knows that XLA can't compile it."""
 

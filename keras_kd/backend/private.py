@@ -301,7 +301,7 @@ def compiled_metrics(model):
     return model._compile_metrics
 
 
-def update_compiled_metrics(model, labels, outputs, weights, kept):
+def update_compiled_metrics(model, labels, outputs, weights, kept, labelled):
     """Updates what a model is compiled with among its metrics.
 
     Keras gives no weights to those that are not weighted, and not every kind
@@ -313,6 +313,7 @@ def update_compiled_metrics(model, labels, outputs, weights, kept):
         outputs: likewise.
         weights: likewise, with `None` where there are none.
         kept: likewise, 0 for what all metrics are to leave out, 1 for the rest.
+        labelled: likewise, false for what has no label.
     """
     metrics = compiled_metrics(model)
     if metrics is None:
@@ -321,23 +322,26 @@ def update_compiled_metrics(model, labels, outputs, weights, kept):
         metrics.build(labels, outputs)
     # Keras 3.14.0 has no other order than that of its trees.
     flatten = getattr(metrics, "_flatten_y", keras.tree.flatten)
-    labels, outputs, weights, kept = map(
-        flatten, (labels, outputs, weights, kept)
+    labels, outputs, weights, kept, labelled = map(
+        flatten, (labels, outputs, weights, kept, labelled)
     )
     for kinds, used in (
         (metrics._flat_metrics, kept),
         (metrics._flat_weighted_metrics, weights),
     ):
-        for each, y, y_pred, weight, all_kept in zip(
-            kinds, labels, outputs, used, kept, strict=True
+        for each, y, y_pred, weight, all_kept, have_label in zip(
+            kinds, labels, outputs, used, kept, labelled, strict=True
         ):
             for metric in each.metrics if each else ():
                 # Of the user's own weights it is to say that they don't fit.
                 by_kept = weight is not None and weight is all_kept
                 if by_kept and _is_of_batch(metric, y, y_pred):
-                    _update_of_batch(metric, y, y_pred, all_kept)
-                else:
-                    metric.update_state(y, y_pred, sample_weight=weight)
+                    _update_of_batch(metric, y, y_pred, have_label)
+                    continue
+                if by_kept and "int" in str(metric.dtype):
+                    # Such as MeanIoU, which warns of weights that are not.
+                    weight = ops.cast(weight, "int32")
+                metric.update_state(y, y_pred, sample_weight=weight)
 
 
 # Whether metrics are functions that give one number for a batch.
@@ -354,14 +358,16 @@ def _is_of_batch(metric, labels, outputs):
     return _of_batch[metric]
 
 
-def _update_of_batch(metric, labels, outputs, kept):
+def _update_of_batch(metric, labels, outputs, labelled):
     """Updates such a metric, which can't leave examples out.
 
-    It is NaN where some are to be left out.
+    It is NaN where some have no label. Ignored labels it gets as they came, as
+    from Keras: it may leave them out itself.
     """
     value = values_of_examples(metric)(labels, outputs)
     value = ops.cast(value, metric.dtype)
-    value = ops.where(ops.all(kept > 0), value, float("nan"))
+    if labelled is not None:
+        value = ops.where(ops.all(labelled), value, float("nan"))
     keras.metrics.Mean.update_state(metric, value)
 
 

@@ -177,7 +177,8 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
             `temperature ** 2`, as by Hinton et al. 2015 and every toolkit
             since; `False` gives the form of Tang et al. 2020.
         ignore_class: optional integer; examples with this label count
-            neither in the loss nor in its mean.
+            neither in the loss nor in its mean, nor, where it is no class
+            (such as 255 or -100), in a Distiller's metrics.
         reduction: as in `keras.losses.Loss`.
         name: optional name.
         dtype: `"float32"` (default) or `"float64"`.
@@ -483,11 +484,18 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
             A scalar, or [...] with `reduction=None`.
 
         Raises:
+            TypeError: for a tuple in place of labels.
             ValueError: if statistics are missing, labels or weights don't fit
                 the logits, or `y_pred` holds probabilities. (In a compiled
                 step of TensorFlow or JAX the last is the backend's own
                 error, with the same message.)
         """
+        if isinstance(y_true, tuple):
+            raise TypeError(
+                f"{type(self).__name__} takes what it reads by name. Received: "
+                f"a tuple of {len(y_true)}. Pass labels, or a dict with "
+                f"{[LABELS, *self.statistics]}."
+            )
         with keras.name_scope(self.name):
             logits, is_bad = _logits_of(y_pred)
             batch = settle(
