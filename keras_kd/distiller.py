@@ -980,6 +980,7 @@ class Distiller(backend.Trainer):
         prepare = self._preprocessing(with_teacher=True)
         if prepare.is_needed:
             given = prepare.fit_arguments(given)
+        given = _with_weights_by_entry(given)
         self._build_student(given["x"])
         self._note_labels(**{"y": None, **given})
         self._is_teacher_noted = False
@@ -1085,6 +1086,7 @@ class Distiller(backend.Trainer):
         # What `fit` evaluates is preprocessed already.
         if prepare.is_needed and not given.get("_use_cached_eval_dataset"):
             given = prepare.arguments(given, given.get("batch_size"))
+        given = _with_weights_by_entry(given)
         with self.evaluation(), self._running():
             return super().evaluate(**given)
 
@@ -1262,6 +1264,21 @@ def _by_name(method, *args, **kwargs):
     arguments = dict(bound.arguments)
     others = arguments.pop("kwargs", {})
     return {**arguments, **others}
+
+
+def _with_weights_by_entry(given):
+    """Arguments of `fit` or `evaluate`, with weights as Keras takes them."""
+    given = dict(given)
+    weights = by_output.for_each_entry(
+        given.get("y"), given.get("sample_weight")
+    )
+    if weights is not None:
+        given["sample_weight"] = weights
+    held_out = given.get("validation_data")
+    if isinstance(held_out, (list, tuple)) and len(held_out) == 3:
+        x, y, weights = held_out
+        given["validation_data"] = x, y, by_output.for_each_entry(y, weights)
+    return given
 
 
 def _is_distillation(loss):

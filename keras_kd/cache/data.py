@@ -300,8 +300,9 @@ def class_ids(y, label_shape):
     if labels.dtype.kind == "f" and (labels != np.trunc(labels)).any():
         found = labels[labels != np.trunc(labels)].flat[0]
         raise DataError(
-            "Labels must be class ids, which are whole numbers. Received: "
-            f"{found}. Pass class ids."
+            "Labels beside a cache must be class ids, which are whole numbers "
+            "(of a sigmoid's units 0 or 1), or have a share for each class. "
+            f"Received: {found}. Pass class ids, or train without a cache."
         )
     return labels.astype("int64").reshape(-1, *label_shape)
 
