@@ -207,7 +207,8 @@ def is_batched(dataset, teacher, output=None):
         return _inputs_are_batched(spec[0], teacher)
     if not (batched or single):
         raise ValueError(
-            "Labels must be class ids, one for each vector of logits. "
+            "Labels must be class ids, one for each vector of logits, or have "
+            f"a share for each of the teacher's {classes} classes. "
             f"Received: labels of shape {labels} for logits of shape "
             f"{tuple(tensor.shape)}. Pass class ids, of a batch or of one "
             "example."
