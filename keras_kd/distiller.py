@@ -1004,6 +1004,7 @@ class Distiller(backend.Trainer):
         return_dict=False,
     ):
         """Trains on one batch; arguments as in `keras.Model.train_on_batch`."""
+        self._check_whole_batch()
         # Its weights may have changed since the last batch.
         self._is_teacher_noted = False
         if self.compiled:
@@ -1109,11 +1110,32 @@ class Distiller(backend.Trainer):
 
     def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
         """As `keras.Model.test_on_batch`, of the student alone."""
+        self._check_whole_batch()
         prepare = self._preprocessing()
         if prepare.is_needed:
             x, y, sample_weight = prepare.on_batch(x, y, sample_weight)
         with self.evaluation(), self._running():
             return super().test_on_batch(x, y, sample_weight, return_dict)
+
+    def _check_whole_batch(self):
+        """Refuses a sum over replicas that each get the whole batch.
+
+        Keras shares out the batches of `fit`, but not a single one. Of a mean
+        the divisor counts as often as the sum.
+        """
+        replicas = distribution.num_replicas(distribution.strategy_of(self))
+        sums = [
+            head.name
+            for head in self.heads
+            if getattr(head.loss, "reduction", None) == "sum"
+        ]
+        if replicas > 1 and sums:
+            raise ValueError(
+                "Of a single batch Keras gives each replica the whole, so a "
+                "sum would count it more than once. Received: a loss with "
+                f"reduction='sum' and a strategy of {replicas} replicas. Use "
+                "`fit` or `evaluate`, or a mean."
+            )
 
     def _preprocessing(self, with_teacher=False):
         """The `Preprocessing` of student and, where it runs, teacher."""
