@@ -59,6 +59,8 @@ class Batch:
             on the ignored class. Booleans, or for soft labels, of which a
             share may be ignored, floats.
         weights: [...] float32, or `None` where every example weighs the same.
+        row_weights: of several units that a row's weight is for, [...] without
+            their axis, as metrics of whole rows ask; else `None`.
         y: dict of what the data and the teacher give, labels as they came.
         outside: [...], what classes of the student's that are not compared
             add to the cross-entropy on the labels; `None` if there are none.
@@ -73,6 +75,7 @@ class Batch:
     weights: object
     y: dict
     outside: object = None
+    row_weights: object = None
 
     @property
     def num_classes(self):
@@ -221,6 +224,22 @@ def settle(
     )
 
 
+def weights_of_rows(sample_weight, units):
+    """Weights of whole rows of units.
+
+    Args:
+        sample_weight: as it was given.
+        units: [..., units], of which only the shape is looked at.
+
+    Returns:
+        [...]; `None` where each unit has a weight of its own.
+    """
+    weights = with_axes_of(ops.cast(sample_weight, "float32"), units)
+    if weights.shape[-1] != 1:
+        return None
+    return weights[..., 0] * ops.ones_like(units[..., 0], dtype="float32")
+
+
 def lack_labels(x, y, output=None, unnamed=None):
     """Whether data are known to have no labels, before they are read.
 
@@ -318,7 +337,7 @@ def _of_units(labels, logits_shape):
     labels = ops.convert_to_tensor(labels)
     if len(labels.shape) == len(logits_shape) and labels.shape[-1] == 1:
         labels = ops.squeeze(labels, -1)
-    if not _may_match(tuple(labels.shape), tuple(logits_shape[:-1])):
+    if not may_match(tuple(labels.shape), tuple(logits_shape[:-1])):
         raise ValueError(
             "A sigmoid's labels are 0 or 1, one for each unit, here of shape "
             f"{tuple(logits_shape[:-1])}. Received: labels of shape "
@@ -336,7 +355,7 @@ def _looks_soft(labels, logits_shape):
     shape = tuple(getattr(labels, "shape", np.shape(labels)))
     wanted = tuple(logits_shape)
     same_rank = len(shape) == len(wanted)
-    return same_rank and shape[-1] != 1 and _may_match(shape, wanted)
+    return same_rank and shape[-1] != 1 and may_match(shape, wanted)
 
 
 def _shares(given):
@@ -402,7 +421,7 @@ def class_ids(labels, logits_shape):
     dtype = keras.backend.standardize_dtype(labels.dtype)
     if len(shape) == len(wanted) + 1 and shape[-1] == 1:
         labels = ops.squeeze(labels, -1)
-    elif not _may_match(shape, wanted):
+    elif not may_match(shape, wanted):
         raise ValueError(
             "Labels must be class ids, one for each vector of logits, here of "
             f"shape {wanted}, or have a share for each class, of shape "
@@ -512,7 +531,7 @@ def class_weight_array(class_weight, num_classes):
     return by_class
 
 
-def _may_match(shape, other):
+def may_match(shape, other):
     """Whether two shapes are the same as far as both are known."""
     return len(shape) == len(other) and all(
         None in pair or pair[0] == pair[1]

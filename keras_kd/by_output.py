@@ -165,6 +165,32 @@ def of_only_output(student, values):
     return values[name] if is_named and name != batch.LABELS else values
 
 
+def for_each_entry(y, sample_weight):
+    """Weights of arrays as Keras takes them: one array for each array of y.
+
+    To Keras, what comes beside labels is another output.
+
+    Args:
+        y: labels, or a dict that may be nested.
+        sample_weight: as it was given.
+
+    Returns:
+        A structure like that of y, where the weights come from one array.
+    """
+    if not isinstance(y, dict) or sample_weight is None:
+        return sample_weight
+    if isinstance(sample_weight, dict):
+        return {
+            name: for_each_entry(y.get(name), each)
+            for name, each in sample_weight.items()
+        }
+    return (
+        dict.fromkeys(y, sample_weight)
+        if batch.LABELS in y
+        else (sample_weight)
+    )
+
+
 def one_of(sample_weight):
     """Sample weights; of arrays, Keras gives each entry of y the same ones."""
     while isinstance(sample_weight, dict):

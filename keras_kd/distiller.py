@@ -986,6 +986,7 @@ class Distiller(backend.Trainer):
         prepare = self._preprocessing(with_teacher=True)
         if prepare.is_needed:
             given = prepare.fit_arguments(given)
+        given = _with_weights_by_entry(given)
         self._build_models(given["x"])
         self._note_labels(**{"y": None, **given})
         self._is_teacher_noted = False
@@ -1009,6 +1010,7 @@ class Distiller(backend.Trainer):
         return_dict=False,
     ):
         """Trains on one batch; arguments as in `keras.Model.train_on_batch`."""
+        self._check_whole_batch()
         # Its weights may have changed since the last batch.
         self._is_teacher_noted = False
         if self.compiled:
@@ -1092,6 +1094,7 @@ class Distiller(backend.Trainer):
         # What `fit` evaluates is preprocessed already.
         if prepare.is_needed and not given.get("_use_cached_eval_dataset"):
             given = prepare.arguments(given, given.get("batch_size"))
+        given = _with_weights_by_entry(given)
         with self.evaluation(), self._running():
             return super().evaluate(**given)
 
@@ -1114,11 +1117,32 @@ class Distiller(backend.Trainer):
 
     def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
         """As `keras.Model.test_on_batch`, of the student alone."""
+        self._check_whole_batch()
         prepare = self._preprocessing()
         if prepare.is_needed:
             x, y, sample_weight = prepare.on_batch(x, y, sample_weight)
         with self.evaluation(), self._running():
             return super().test_on_batch(x, y, sample_weight, return_dict)
+
+    def _check_whole_batch(self):
+        """Refuses a sum over replicas that each get the whole batch.
+
+        Keras shares out the batches of `fit`, but not a single one. Of a mean
+        the divisor counts as often as the sum.
+        """
+        replicas = distribution.num_replicas(distribution.strategy_of(self))
+        sums = [
+            head.name
+            for head in self.heads
+            if getattr(head.loss, "reduction", None) == "sum"
+        ]
+        if replicas > 1 and sums:
+            raise ValueError(
+                "Of a single batch Keras gives each replica the whole, so a "
+                "sum would count it more than once. Received: a loss with "
+                f"reduction='sum' and a strategy of {replicas} replicas. Use "
+                "`fit` or `evaluate`, or a mean."
+            )
 
     def _preprocessing(self, with_teacher=False):
         """The `Preprocessing` of student and, where it runs, teacher."""
@@ -1279,6 +1303,21 @@ def _by_name(method, *args, **kwargs):
     arguments = dict(bound.arguments)
     others = arguments.pop("kwargs", {})
     return {**arguments, **others}
+
+
+def _with_weights_by_entry(given):
+    """Arguments of `fit` or `evaluate`, with weights as Keras takes them."""
+    given = dict(given)
+    weights = by_output.for_each_entry(
+        given.get("y"), given.get("sample_weight")
+    )
+    if weights is not None:
+        given["sample_weight"] = weights
+    held_out = given.get("validation_data")
+    if isinstance(held_out, (list, tuple)) and len(held_out) == 3:
+        x, y, weights = held_out
+        given["validation_data"] = x, y, by_output.for_each_entry(y, weights)
+    return given
 
 
 def _is_distillation(loss):

@@ -257,7 +257,14 @@ class Head:
         )
         self.has_soft_labels = settled.is_soft
         outside = reader.outside(outputs, self.loss.dtype)
-        return dataclasses.replace(settled, outside=outside)
+        has_units = is_binary(kind) and _have_units(settled, outputs)
+        row_weights = None
+        # Those of the classes differ from unit to unit.
+        if has_units and sample_weight is not None and not class_weight:
+            row_weights = batch.weights_of_rows(sample_weight, settled.is_valid)
+        return dataclasses.replace(
+            settled, outside=outside, row_weights=row_weights
+        )
 
     def _settled(self, y, logits, binary, **kwargs):
         return batch.settle(
@@ -398,9 +405,11 @@ class Head:
             return None
         outputs = self.student_reader.single(y_pred)
         mask = get_keras_mask(outputs)
-        kept, weights = None, settled.weights
+        kept, weights = None, settled.row_weights
+        if weights is None:
+            weights = settled.weights
         labelled = settled.is_labelled
-        if labelled is not None and len(labelled.shape) == len(outputs.shape):
+        if labelled is not None and _have_units(settled, outputs):
             # Of several units, which metrics average, rows where any has none.
             labelled = ops.all(labelled, axis=-1)
         counted = _both(labelled, self._is_a_class(settled, outputs))
@@ -410,7 +419,7 @@ class Head:
             kept = ops.cast(counted, "float32")
             weights = kept if weights is None else _times(weights, kept)
         outputs = _in_full_precision(outputs)
-        set_keras_mask(outputs, mask)
+        set_keras_mask(outputs, _with_axes_of_weights(mask, weights))
         kind = self.student_reader.kind_of(outputs)
         labels = _metric_labels(settled, outputs, kind)
         if not is_binary(kind):
@@ -590,6 +599,23 @@ def _times(weights, kept):
     if len(weights.shape) > len(kept.shape):
         kept = ops.expand_dims(kept, -1)
     return weights * kept
+
+
+def _have_units(settled, outputs):
+    """Whether labels have an axis for several units, as outputs have."""
+    return len(settled.is_valid.shape) == len(outputs.shape)
+
+
+def _with_axes_of_weights(mask, weights):
+    """A mask of rows, so that Keras multiplies weights of their units by it.
+
+    It would line up [batch, units] with [batch] at the units.
+    """
+    if mask is None or weights is None:
+        return mask
+    if len(weights.shape) > len(mask.shape):
+        return ops.expand_dims(mask, -1)
+    return mask
 
 
 def _of_each(values, others, outputs):

@@ -5,7 +5,13 @@ import numpy as np
 from keras import ops
 
 from keras_kd import distribution, precomputed
-from keras_kd.batch import EVALUATION, NOT_WHOLE, UNLABELLED
+from keras_kd.batch import (
+    EVALUATION,
+    NOT_WHOLE,
+    TEACHER_RIGHT,
+    UNLABELLED,
+    with_axes_of,
+)
 from keras_kd.metrics import GradientScale
 from keras_kd.reports.numbers import how_many
 
@@ -104,6 +110,7 @@ class Monitors:
         groups = {"all": None}
         if teacher_right is not None:
             right = ops.cast(teacher_right, "float32")
+            right = with_axes_of(right, labelled, TEACHER_RIGHT)
             groups["teacher_right"] = right
             groups["teacher_wrong"] = 1.0 - right
         for group, share in groups.items():

@@ -276,3 +276,44 @@ def test_metrics_are_of_rows_in_which_every_unit_has_a_label():
     logs = fit(distiller, labels)
     expected = pytest.approx(right[1::2].mean(), rel=1e-5)
     assert logs["binary_accuracy"] == [expected]
+
+
+@pytest.mark.parametrize("by_unit", [False, True])
+@pytest.mark.parametrize("time", [(), (UNITS,)])
+def test_weighted_metrics_leave_out_rows_without_a_label(time, by_unit):
+    """Batch and time are as many as units: a mask would fit any axis."""
+    shape = (UNITS, *time, UNITS)
+    labels = random.integers(0, 2, shape).astype("int32")
+    labels[0] = -1
+    weights = random.uniform(0, 2, shape if by_unit else shape[:-1])
+    inputs = random.normal(size=(*shape[:-1], FEATURES))
+    student = keras.Sequential(
+        [keras.Input((*time, FEATURES)), layers.Dense(UNITS, "sigmoid")]
+    )
+    distiller = kd.Distiller(student, keras.models.clone_model(student))
+    metrics = [keras.metrics.BinaryAccuracy(name="right")]
+    distiller.compile(
+        keras.optimizers.SGD(0.0), kd.KD(), weighted_metrics=metrics, **EAGERLY
+    )
+    logs = fit(distiller, labels, inputs, sample_weight=weights)
+    right = (outputs_of(student, inputs) > 0.5) == labels
+    weights = np.broadcast_to(weights if by_unit else weights[..., None], shape)
+    expected = np.average(right[1:], weights=weights[1:])
+    assert logs["right"] == [pytest.approx(expected, rel=1e-5)]
+
+
+def test_weights_of_rows_suit_metrics_of_rows():
+    """The "accuracy" of several units is that of the largest, one for a row."""
+    labels = labels_of(UNITS)
+    student = model(UNITS, "sigmoid", seed=1)
+    distiller = kd.Distiller(student)
+    distiller.compile(
+        keras.optimizers.SGD(0.0),
+        kd.LabelSmoothing(),
+        weighted_metrics=["accuracy"],
+        **EAGERLY,
+    )
+    logs = fit(distiller, labels, sample_weight=weights)
+    right = outputs_of(student, x).argmax(-1) == labels.argmax(-1)
+    expected = np.average(right, weights=weights)
+    assert logs["accuracy"] == [pytest.approx(expected, rel=1e-5)]

@@ -99,3 +99,18 @@ def test_two_replicas_train_as_one_does(case, two_replicas):
             assert others[group][key] == pytest.approx(
                 summary[key], rel=1e-4, abs=1e-5
             )
+
+
+def test_a_sum_of_a_single_batch_is_refused(two_replicas):
+    """Keras gives the whole batch to each replica, which a mean allows."""
+    for reduction in ("sum_over_batch_size", "sum"):
+        with two_replicas.scope():
+            distiller = kd.Distiller(model(1, None, False))
+            loss = kd.LabelSmoothing(reduction=reduction)
+            distiller.compile(keras.optimizers.SGD(0.1), loss, **EAGERLY)
+        if reduction != "sum":
+            distiller.train_on_batch(x[:4], ids[:4])
+            continue
+        for run in (distiller.train_on_batch, distiller.test_on_batch):
+            with pytest.raises(ValueError, match="strategy of 2 replicas"):
+                run(x[:4], ids[:4])

@@ -609,3 +609,51 @@ def test_statistics_of_other_classes_than_k_are_refused(loss):
 def test_topk_above_the_classes_is_refused():
     with pytest.raises(ValueError, match="k=9 for 4 classes"):
         targets(kd.KDTopK(k=9), np.array([0]), np.zeros((1, 4), "float32"))
+
+
+@pytest.mark.parametrize("name", ["kd_pt", "kd_topk"])
+def test_a_column_of_statistics_is_one_number_for_each_example(name):
+    """[examples, 1], as of a table, would broadcast to all pairs of them."""
+    random = np.random.default_rng(0)
+    labels = np.arange(4, dtype="int32")
+    logits, teacher = random.normal(size=(2, 4, 6))
+    loss = kd.losses.get(name)
+    made = loss.teacher_statistics(
+        keras.ops.convert_to_tensor(labels),
+        keras.ops.convert_to_tensor(teacher.astype("float32")),
+    )
+    columns = {
+        key: value if len(value.shape) > 1 else value[:, None]
+        for key, value in made.items()
+    }
+    if name == "kd_pt":
+        target = reference.pt_target(labels, teacher, 2.0)
+    else:
+        target = reference.topk_target(teacher, 2.0, loss.count(6))
+    expected = reference.per_example_loss(
+        logits, labels, [(0.5, target)], 2.0, divergence=name == "kd_topk"
+    )
+    value = loss({"labels": labels, **columns}, logits.astype("float32"))
+    assert float(value) == pytest.approx(expected.mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "statistics",
+    [
+        {"label_log_odds": np.zeros((4, 4), "float32")},
+        {"label_log_odds": np.zeros((1,), "float32")},
+        {"label_log_odds": np.zeros((6,), "float32")},
+    ],
+)
+def test_statistics_of_other_examples_are_refused(statistics):
+    labels, logits = np.arange(4, dtype="int32"), np.ones((4, 6), "float32")
+    with pytest.raises(ValueError, match="label_log_odds.*Check that they"):
+        kd.KDPt()({"labels": labels, **statistics}, logits)
+
+
+def test_one_number_is_not_that_of_each_class_of_a_soft_label():
+    """As many examples as classes: the number would be taken for a class's."""
+    labels, logits = np.eye(6, dtype="float32"), np.ones((6, 6), "float32")
+    y_true = {"labels": labels, "label_log_odds": np.zeros(6, "float32")}
+    with pytest.raises(ValueError, match=r"here of shape \(6, 6\)"):
+        kd.KDPt()(y_true, logits)

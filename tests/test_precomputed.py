@@ -11,6 +11,7 @@ from keras import ops
 from models import (
     CLASSES,
     EAGERLY,
+    FEATURES,
     assert_same_weights,
     assert_weights_differ,
     data,
@@ -616,3 +617,39 @@ def test_without_pyarrow_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ImportError, match=r"keras_kd\[parquet\]"):
         kd.read_top_log_probabilities(tmp_path / "lists.parquet")
+
+
+def test_weights_of_tokens_in_arrays_beside_logits():
+    """To Keras, the teacher's logits are another output without weights."""
+    random = np.random.default_rng(3)
+    inputs = random.normal(size=(4, 3, FEATURES)).astype("float32")
+    labels = random.integers(0, CLASSES, (4, 3))
+    teacher_logits = random.normal(size=(4, 3, CLASSES)).astype("float32")
+    weights = random.uniform(0, 2, (4, 3)).astype("float32")
+    student = keras.Sequential(
+        [keras.Input((3, FEATURES)), keras.layers.Dense(CLASSES)]
+    )
+    logits = outputs_of(student, inputs)
+    distiller = kd.Distiller(student)
+    loss = kd.KD(weight=0.3, temperature=2.0)
+    distiller.compile(keras.optimizers.SGD(0.0), loss, **EAGERLY)
+    y = {"labels": labels, "teacher_logits": teacher_logits}
+    logs = distiller.fit(
+        inputs,
+        y,
+        sample_weight=weights,
+        validation_data=(inputs, y, weights),
+        verbose=0,
+    ).history
+    target = reference.kd_target(teacher_logits, 2.0)
+    distilled = reference.per_example_loss(
+        logits, labels, [(0.3, target)], 2.0, divergence=True
+    )
+    plain = reference.per_example_loss(logits, labels, [], 1.0)
+    expected = [
+        pytest.approx((each * weights).mean(), rel=1e-5)
+        for each in (distilled, plain)
+    ]
+    value = distiller.evaluate(inputs, y, sample_weight=weights, verbose=0)
+    assert [logs["loss"][0], logs["val_loss"][0]] == expected
+    assert [value] == expected[1:]

@@ -207,7 +207,8 @@ def is_batched(dataset, teacher, output=None):
         return _inputs_are_batched(spec[0], teacher)
     if not (batched or single):
         raise ValueError(
-            "Labels must be class ids, one for each vector of logits. "
+            "Labels must be class ids, one for each vector of logits, or have "
+            f"a share for each of the teacher's {classes} classes. "
             f"Received: labels of shape {labels} for logits of shape "
             f"{tuple(tensor.shape)}. Pass class ids, of a batch or of one "
             "example."
@@ -300,8 +301,9 @@ def class_ids(y, label_shape):
     if labels.dtype.kind == "f" and (labels != np.trunc(labels)).any():
         found = labels[labels != np.trunc(labels)].flat[0]
         raise DataError(
-            "Labels must be class ids, which are whole numbers. Received: "
-            f"{found}. Pass class ids."
+            "Labels beside a cache must be class ids, which are whole numbers "
+            "(of a sigmoid's units 0 or 1), or have a share for each class. "
+            f"Received: {found}. Pass class ids, or train without a cache."
         )
     return labels.astype("int64").reshape(-1, *label_shape)
 

@@ -200,7 +200,8 @@ def _label_shape(labels, logits_shape, losses):
         shape = shape[:-1]
     if len(shape) != rank:
         raise ValueError(
-            "Labels must be class ids, one for each vector of logits. "
+            "Labels must be class ids, one for each vector of logits, or have "
+            f"a share for each of the teacher's {logits_shape[-1]} classes. "
             f"Received: labels of shape {tuple(labels.shape)} for logits of "
             f"shape {tuple(logits_shape)}. Pass class ids."
         )

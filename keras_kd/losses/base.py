@@ -21,7 +21,7 @@ from keras import ops
 
 from keras_kd import backend, distribution
 from keras_kd.backend.private import get_keras_mask, kept_logits
-from keras_kd.batch import LABELS, are_soft, settle
+from keras_kd.batch import LABELS, are_soft, may_match, settle
 from keras_kd.logits import are_distributions
 from keras_kd.losses.targets import DenseTarget, SparseTarget, term
 from keras_kd.softmax import (
@@ -556,7 +556,7 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
         if batch.is_soft:
             self.check_soft_labels(labels)
             labels = ops.cast(labels, self.dtype)
-        statistics = self._statistics_of(batch.y)
+        statistics = self._statistics_of(batch.y, batch.is_valid.shape)
         targets = self.targets(labels, statistics, logits.shape[-1])
         plain, tempered = plain_and_tempered(
             logits,
@@ -664,7 +664,8 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
     def _tunable(self, name):
         return ops.convert_to_tensor(self._tunables[name])
 
-    def _statistics_of(self, y):
+    def _statistics_of(self, y, shape):
+        """Dict of what the loss names; `shape` is [...], of the examples."""
         missing = [name for name in self.statistics if name not in y]
         if missing:
             raise ValueError(
@@ -673,10 +674,13 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
                 "`keras_kd.Distiller` makes it from labels and a teacher; "
                 "give it a teacher, or a data set that carries its statistics."
             )
-        return {
+        statistics = {
             name: ops.stop_gradient(ops.convert_to_tensor(y[name]))
             for name in self.statistics
         }
+        for name, values in statistics.items():
+            check_of_each(name, values, shape)
+        return statistics
 
     def get_config(self):
         """The arguments of the constructor, with the current values."""
@@ -688,6 +692,29 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
             "name": self.name,
             "dtype": self.dtype,
         }
+
+
+def check_of_each(name, values, shape, exactly=False):
+    """Refuses a statistic of other examples, which might broadcast.
+
+    Args:
+        name: of the statistic, for the message.
+        values: a tensor; a scalar passes.
+        shape: [...], of the examples.
+        exactly: whether there is one number for each.
+
+    Raises:
+        ValueError: if its shape does not begin with that of the examples.
+    """
+    given, shape = tuple(values.shape), tuple(shape)
+    compared = given if exactly else given[: len(shape)]
+    if given and not may_match(compared, shape):
+        raise ValueError(
+            "Statistics of the teacher are those of each example (or token), "
+            f"here of shape {shape}{'' if exactly else ', and more axes'}. "
+            f"Received: {name!r} of shape {given}. Check that they are of the "
+            "same batch as the labels."
+        )
 
 
 def _term_name(weight_name):

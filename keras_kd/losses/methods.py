@@ -5,7 +5,12 @@ import numpy as np
 from keras import ops
 
 from keras_kd.batch import are_soft
-from keras_kd.losses.base import DistillationLoss, Tunable, refuse_arguments
+from keras_kd.losses.base import (
+    DistillationLoss,
+    Tunable,
+    check_of_each,
+    refuse_arguments,
+)
 from keras_kd.losses.targets import (
     DenseTarget,
     LabelTarget,
@@ -79,8 +84,9 @@ def _even_target(mass, rest, labels):
     return LabelTarget(mass, rest)
 
 
-def _confidence_target(log_odds, labels):
+def _confidence_target(statistics, labels):
     """The teacher's probability on the label, the rest spread evenly."""
+    log_odds = _one_each(statistics, "label_log_odds", labels)
     return _even_target(ops.sigmoid(log_odds), ops.sigmoid(-log_odds), labels)
 
 
@@ -117,7 +123,19 @@ class KDPt(DistillationLoss):
 
     def target(self, labels, statistics, num_classes):
         """See `DistillationLoss.target`."""
-        return _confidence_target(statistics["label_log_odds"], labels)
+        return _confidence_target(statistics, labels)
+
+
+def _one_each(statistics, name, like):
+    """A statistic that is one number for each element of a tensor.
+
+    A last axis of size 1, as a column of a table has, would broadcast.
+    """
+    values, shape = statistics[name], tuple(like.shape)
+    if len(values.shape) == len(shape) + 1 and values.shape[-1] == 1:
+        values = ops.squeeze(values, -1)
+    check_of_each(name, values, shape, exactly=True)
+    return values
 
 
 def _label_log_odds(labels, teacher_logits, temperature):
@@ -318,9 +336,7 @@ class KDPtSim(_ClassRelationLoss):
     def targets(self, labels, statistics, num_classes):
         """See `DistillationLoss.targets`."""
         return {
-            "pt_weight": _confidence_target(
-                statistics["label_log_odds"], labels
-            ),
+            "pt_weight": _confidence_target(statistics, labels),
             "sim_weight": _similarity_target(
                 self.class_similarity, labels, num_classes
             ),
@@ -431,7 +447,7 @@ class KDTopK(DistillationLoss):
         """See `DistillationLoss.target`."""
         self._check_kept(statistics["top_classes"], num_classes)
         masses = statistics["top_probabilities"]
-        rest = statistics["tail_probability"]
+        rest = _one_each(statistics, "tail_probability", masses[..., 0])
         others = max(num_classes - masses.shape[-1], 1)
         entropy = _surprise(rest, others) + ops.sum(_surprise(masses), axis=-1)
         return SparseTarget(
