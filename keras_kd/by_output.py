@@ -184,11 +184,9 @@ def for_each_entry(y, sample_weight):
             name: for_each_entry(y.get(name), each)
             for name, each in sample_weight.items()
         }
-    return (
-        dict.fromkeys(y, sample_weight)
-        if batch.LABELS in y
-        else (sample_weight)
-    )
+    if batch.LABELS not in y:
+        return sample_weight
+    return dict.fromkeys(y, sample_weight)
 
 
 def one_of(sample_weight):
