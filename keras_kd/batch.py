@@ -189,6 +189,9 @@ def settle(
     counted = ops.ones_like(is_valid)
     if ignore_class is not None and not are_soft(labels):
         counted = ops.not_equal(given, ignore_class)
+        if ignore_class == UNLABELLED:
+            # It is left out of every loss, also of one that reads no label.
+            is_labelled = ops.ones_like(is_labelled)
         is_valid = ops.logical_or(is_valid, ops.logical_not(counted))
     elif ignore_class is not None and 0 <= ignore_class < num_classes:
         ignored = ops.arange(num_classes) == ignore_class

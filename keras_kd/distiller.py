@@ -374,9 +374,10 @@ class Distiller(backend.Trainer):
             loss_weights: with several outputs, floats in the same form; 1 by
                 default.
             metrics: as in `keras.Model.compile`, of the labels and the
-                student's outputs; of several that have names, a dict. Labels
-                that are missing, or that `ignore_class` leaves out and that are
-                no class (such as 255), do not count.
+                student's outputs; of several that have names, a dict. Missing
+                labels do not count. Those that `ignore_class` leaves out of the
+                loss do, as in Keras; `keras.metrics.MeanIoU` and sample weights
+                of 0 for `weighted_metrics` leave them out.
             weighted_metrics: as in `keras.Model.compile`.
             **kwargs: as in `keras.Model.compile`.
 
@@ -898,7 +899,7 @@ class Distiller(backend.Trainer):
         else:
             arguments = (
                 {name: each[i] for name, each in found.items()}
-                for i in range(5)
+                for i in range(4)
             )
         update_compiled_metrics(self, *arguments)
         return self.get_metrics_result()

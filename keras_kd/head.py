@@ -396,9 +396,8 @@ class Head:
             y_pred: the student's outputs.
 
         Returns:
-            Labels, outputs, weights, 1 for each example that metrics count and
-            0 for the others (`None` if they count all), and the same of those
-            that have a label, ignored or not; `None` for data without labels.
+            Labels, outputs, weights, and 1 for each example with a label, 0 for
+            the others (`None` if all have one); `None` for data without labels.
         """
         if settled.given_labels is None:
             self.is_without_labels = True
@@ -408,15 +407,14 @@ class Head:
         kept, weights = None, settled.row_weights
         if weights is None:
             weights = settled.weights
-        labelled = settled.is_labelled
-        if labelled is not None and _have_units(settled, outputs):
+        if settled.is_labelled is not None:
             # Of several units, which metrics average, rows where any has none.
-            labelled = ops.all(labelled, axis=-1)
-        counted = _both(labelled, self._is_a_class(settled, outputs))
-        if counted is not None:
-            mask = _both(mask, counted)
+            labelled = settled.is_labelled
+            if _have_units(settled, outputs):
+                labelled = ops.all(labelled, axis=-1)
+            mask = labelled if mask is None else ops.logical_and(mask, labelled)
             outputs = ops.copy(outputs)
-            kept = ops.cast(counted, "float32")
+            kept = ops.cast(labelled, "float32")
             weights = kept if weights is None else _times(weights, kept)
         outputs = _in_full_precision(outputs)
         set_keras_mask(outputs, _with_axes_of_weights(mask, weights))
@@ -424,29 +422,7 @@ class Head:
         labels = _metric_labels(settled, outputs, kind)
         if not is_binary(kind):
             labels = self._in_first_form(labels, settled)
-        return labels, outputs, weights, kept, labelled
-
-    def _is_a_class(self, settled, outputs):
-        """Booleans, false for ignored labels of no class.
-
-        No output could be right about one, such as 255 for a void pixel, which
-        the loss leaves out as well. An ignored class that exists is a metric's
-        to judge.
-
-        Returns:
-            [...], or `None` where all are classes or metrics average units.
-        """
-        ignored = self.loss.ignore_class
-        if ignored is None or settled.is_soft:
-            return None
-        labels = settled.given_labels
-        if 0 <= ignored < settled.num_classes:
-            return None
-        if len(labels.shape) < len(outputs.shape):
-            return ops.not_equal(labels, ignored)
-        if outputs.shape[-1] == 1:
-            return ops.not_equal(labels, ignored)[..., 0]
-        return None
+        return labels, outputs, weights, kept
 
     def _in_first_form(self, labels, settled):
         """Labels in the form that the compiled metrics were built for."""
@@ -584,14 +560,7 @@ class PlainHead:
         del y_pred
         outputs = _in_full_precision(settled.outputs)
         set_keras_mask(outputs, get_keras_mask(settled.outputs))
-        return settled.labels, outputs, settled.sample_weight, None, None
-
-
-def _both(booleans, others):
-    """Where both are true; `None` stands for true everywhere."""
-    if booleans is None or others is None:
-        return others if booleans is None else booleans
-    return ops.logical_and(booleans, others)
+        return settled.labels, outputs, settled.sample_weight, None
 
 
 def _times(weights, kept):

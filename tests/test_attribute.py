@@ -239,7 +239,7 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"study\.json can't be.*No space left"):
         attribute(flat(EVEN), range(2), folder=tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="can't be written"):
+    with pytest.raises(ValueError, match="must be a folder. .*file/runs"):
         attribute(flat(EVEN), range(2), folder=tmp_path / "file" / "runs")
 
 

@@ -573,7 +573,7 @@ def test_labels_that_are_not_whole_are_refused(tmp_path):
     x, labels, _ = data(16)
     labels = labels.astype("float32")
     labels[12] += 0.5
-    with pytest.raises(ValueError, match=r"whole numbers. Received: \d\.5"):
+    with pytest.raises(ValueError, match=r"whole numbers .* Received: \d\.5"):
         write(tmp_path / "cache", sliced(x, labels), mlp(), kd.KDPt())
 
 

@@ -301,7 +301,7 @@ def compiled_metrics(model):
     return model._compile_metrics
 
 
-def update_compiled_metrics(model, labels, outputs, weights, kept, labelled):
+def update_compiled_metrics(model, labels, outputs, weights, kept):
     """Updates what a model is compiled with among its metrics.
 
     Keras gives no weights to those that are not weighted, and not every kind
@@ -313,7 +313,6 @@ def update_compiled_metrics(model, labels, outputs, weights, kept, labelled):
         outputs: likewise.
         weights: likewise, with `None` where there are none.
         kept: likewise, 0 for what all metrics are to leave out, 1 for the rest.
-        labelled: likewise, false for what has no label.
     """
     metrics = compiled_metrics(model)
     if metrics is None:
@@ -322,21 +321,21 @@ def update_compiled_metrics(model, labels, outputs, weights, kept, labelled):
         metrics.build(labels, outputs)
     # Keras 3.14.0 has no other order than that of its trees.
     flatten = getattr(metrics, "_flatten_y", keras.tree.flatten)
-    labels, outputs, weights, kept, labelled = map(
-        flatten, (labels, outputs, weights, kept, labelled)
+    labels, outputs, weights, kept = map(
+        flatten, (labels, outputs, weights, kept)
     )
     for kinds, used in (
         (metrics._flat_metrics, kept),
         (metrics._flat_weighted_metrics, weights),
     ):
-        for each, y, y_pred, weight, all_kept, have_label in zip(
-            kinds, labels, outputs, used, kept, labelled, strict=True
+        for each, y, y_pred, weight, all_kept in zip(
+            kinds, labels, outputs, used, kept, strict=True
         ):
             for metric in each.metrics if each else ():
                 # Of the user's own weights it is to say that they don't fit.
                 by_kept = weight is not None and weight is all_kept
                 if by_kept and _is_of_batch(metric, y, y_pred):
-                    _update_of_batch(metric, y, y_pred, have_label)
+                    _update_of_batch(metric, y, y_pred, all_kept)
                     continue
                 if by_kept and "int" in str(metric.dtype):
                     # Such as MeanIoU, which warns of weights that are not.
@@ -358,16 +357,14 @@ def _is_of_batch(metric, labels, outputs):
     return _of_batch[metric]
 
 
-def _update_of_batch(metric, labels, outputs, labelled):
+def _update_of_batch(metric, labels, outputs, kept):
     """Updates such a metric, which can't leave examples out.
 
-    It is NaN where some have no label. Ignored labels it gets as they came, as
-    from Keras: it may leave them out itself.
+    It is NaN where some are to be left out.
     """
     value = values_of_examples(metric)(labels, outputs)
     value = ops.cast(value, metric.dtype)
-    if labelled is not None:
-        value = ops.where(ops.all(labelled), value, float("nan"))
+    value = ops.where(ops.all(kept > 0), value, float("nan"))
     keras.metrics.Mean.update_state(metric, value)
 
 

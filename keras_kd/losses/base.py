@@ -177,8 +177,8 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
             `temperature ** 2`, as by Hinton et al. 2015 and every toolkit
             since; `False` gives the form of Tang et al. 2020.
         ignore_class: optional integer; examples with this label count
-            neither in the loss nor in its mean, nor, where it is no class
-            (such as 255 or -100), in a Distiller's metrics.
+            neither in the loss nor in its mean. As in Keras, metrics see
+            them.
         reduction: as in `keras.losses.Loss`.
         name: optional name.
         dtype: `"float32"` (default) or `"float64"`.

@@ -1,12 +1,18 @@
 """What a student's training came to: scores, of each example too."""
 
+import math
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_kd import data as any_data
 from keras_kd import distribution, preprocessing
-from keras_kd.backend.private import compiled_metrics, values_of_examples
+from keras_kd.backend.private import (
+    compiled_metrics,
+    get_keras_mask,
+    values_of_examples,
+)
 from keras_kd.model_inputs import outputs_of
 from keras_kd.similarity import class_similarity, logit_weights
 from keras_kd.states import reset_states
@@ -88,17 +94,17 @@ def _totals(distiller, data, batch_size, function):
             settled = distiller.settle(y, outputs, weight)[head.name]
             if function is None:
                 found = head.losses(settled, training=False)
+                mask, given = settled.counted, settled.weights
             else:
-                labels, outputs, *_ = head.metric_arguments(settled, outputs)
+                # A metric counts what `ignore_class` leaves out of the loss.
+                labels, outputs, given, _ = head.metric_arguments(
+                    settled, outputs
+                )
                 found = function(labels, outputs)
                 if len(np.shape(found)) == 0:
                     return None
-            counted = ops.cast(settled.counted, "float32")
-            if settled.weights is not None:
-                counted = counted * settled.weights
-            found, counted = (
-                _rows(ops.convert_to_numpy(each)) for each in (found, counted)
-            )
+                mask = get_keras_mask(outputs)
+            found, counted = map(_rows, (found, _weights(found, mask, given)))
             if found.shape != counted.shape:  # Several units of one example.
                 counted = counted.mean(1, keepdims=True)
                 found = found.mean(1, keepdims=True)
@@ -108,8 +114,17 @@ def _totals(distiller, data, batch_size, function):
     return np.concatenate(values), np.concatenate(weights)
 
 
-def _rows(array):
-    return np.asarray(array, "float64").reshape(len(array), -1)
+def _weights(values, mask, weights):
+    """What each value counts; `None` stands for a mask or weights of 1."""
+    given = [each for each in (mask, weights) if each is not None]
+    if not given:
+        return ops.ones_like(values)
+    return math.prod(ops.cast(each, "float32") for each in given)
+
+
+def _rows(tensor):
+    array = np.asarray(ops.convert_to_numpy(tensor), "float64")
+    return array.reshape(len(array), -1)
 
 
 def similarity_of(model):
