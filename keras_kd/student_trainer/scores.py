@@ -6,7 +6,12 @@ from keras import ops
 
 from keras_kd import data as any_data
 from keras_kd import distribution, preprocessing
-from keras_kd.backend.private import compiled_metrics, values_of_examples
+from keras_kd.backend.private import (
+    compiled_metrics,
+    get_keras_mask,
+    values_of_examples,
+)
+from keras_kd.batch import with_axes_of
 from keras_kd.model_inputs import outputs_of
 from keras_kd.similarity import class_similarity, logit_weights
 from keras_kd.states import reset_states
@@ -88,14 +93,18 @@ def _totals(distiller, data, batch_size, function):
             settled = distiller.settle(y, outputs, weight)[head.name]
             if function is None:
                 found = head.losses(settled, training=False)
+                counted, given = settled.counted, settled.weights
             else:
-                labels, outputs, *_ = head.metric_arguments(settled, outputs)
+                labels, outputs, given, *_ = head.metric_arguments(
+                    settled, outputs
+                )
                 found = function(labels, outputs)
                 if len(np.shape(found)) == 0:
                     return None
-            counted = ops.cast(settled.counted, "float32")
-            if settled.weights is not None:
-                counted = counted * settled.weights
+                counted = _counted_by_metrics(settled, outputs)
+            counted = ops.cast(counted, "float32")
+            if given is not None:
+                counted = counted * with_axes_of(given, counted)
             found, counted = (
                 _rows(ops.convert_to_numpy(each)) for each in (found, counted)
             )
@@ -106,6 +115,18 @@ def _totals(distiller, data, batch_size, function):
             weights.append(counted.sum(1))
     reset_states(student)
     return np.concatenate(values), np.concatenate(weights)
+
+
+def _counted_by_metrics(settled, outputs):
+    """[...] booleans: what a mask lets metrics see.
+
+    An ignored class that exists is among it, unlike in the loss.
+    """
+    mask = get_keras_mask(outputs)
+    if mask is None:
+        return ops.ones_like(settled.is_valid)
+    mask = with_axes_of(ops.cast(mask, "bool"), settled.is_valid, "mask")
+    return ops.logical_and(mask, ops.ones_like(settled.is_valid))
 
 
 def _rows(array):
