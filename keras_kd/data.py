@@ -280,7 +280,8 @@ class EpochsOfArrays(keras.utils.PyDataset):
     def on_epoch_end(self):
         """Another order for the next epoch.
 
-        Keras may also call it before the first one, when it builds a model.
+        Keras may also call it before the first one, when it builds a model;
+        see `EpochOrder`.
         """
         self.start(self.epoch + 1)
 
@@ -309,6 +310,26 @@ class EpochsOfArrays(keras.utils.PyDataset):
     def __getitem__(self, number):
         """A batch, (x, y) or (x, y, sample_weight)."""
         return take(self._data.arrays, self.rows(number))
+
+
+class EpochOrder(keras.callbacks.Callback):
+    """Gives arrays the order of the epoch that begins, which Keras doesn't say.
+
+    Args:
+        dataset: `EpochsOfArrays`, about to be trained on.
+    """
+
+    def __init__(self, dataset):
+        super().__init__()
+        self._dataset = dataset
+        self._first = dataset.epoch
+        self._began = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Takes the order."""
+        # A backup may let training begin with a later epoch.
+        self._began = epoch if self._began is None else self._began
+        self._dataset.start(self._first + epoch - self._began)
 
 
 def _as_tuple(element):

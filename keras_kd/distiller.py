@@ -23,6 +23,7 @@ from keras_kd import (
     preprocessing,
     soundness,
 )
+from keras_kd import data as any_data
 from keras_kd.backend.private import (
     compiled_metrics,
     flatten_layers,
@@ -996,9 +997,10 @@ class Distiller(backend.Trainer):
         self._note_class_weight(class_weight)
         strategy = distribution.strategy_of(self)
         if not isinstance(callbacks, keras.callbacks.CallbackList):
-            given["callbacks"] = distribution.worker_callbacks(
-                callbacks, strategy
-            )
+            given["callbacks"] = [
+                *_epoch_order(given["x"]),
+                *distribution.worker_callbacks(callbacks, strategy),
+            ]
         with self._running():
             return super().fit(**given)
 
@@ -1304,6 +1306,12 @@ def _by_name(method, *args, **kwargs):
     arguments = dict(bound.arguments)
     others = arguments.pop("kwargs", {})
     return {**arguments, **others}
+
+
+def _epoch_order(x):
+    """What tells data that are shuffled here which epoch begins."""
+    is_shuffled = isinstance(x, any_data.EpochsOfArrays)
+    return [any_data.EpochOrder(x)] if is_shuffled else []
 
 
 def _with_weights_by_entry(given):

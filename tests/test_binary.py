@@ -317,3 +317,31 @@ def test_weights_of_rows_suit_metrics_of_rows():
     right = outputs_of(student, x).argmax(-1) == labels.argmax(-1)
     expected = np.average(right, weights=weights)
     assert logs["accuracy"] == [pytest.approx(expected, rel=1e-5)]
+
+
+@pytest.mark.parametrize("units", [1, UNITS])
+@pytest.mark.parametrize("written_for", ["KDPt", "KD"])
+def test_a_cache_serves_labels_of_a_float_dtype(units, written_for, tmp_path):
+    labels = labels_of(units).astype("float32")
+    teacher = model(units, "sigmoid", seed=5, scale=3.0)
+    loss = kd.KDPt(weight=0.7, temperature=3.0)
+    online, cached = (model(units, "sigmoid", seed=1) for _ in range(2))
+    _, expected = trained(online, teacher, loss, labels)
+
+    if written_for == "KD":
+        loss = kd.KD(temperature=3.0)
+    data = x, labels
+    path = tmp_path / "cache"
+    cache = kd.TeacherCache.write(
+        path, data, teacher, loss, dtype="float32", verbose=0
+    )
+    distiller = kd.Distiller(cached)
+    loss = kd.KDPt(weight=0.7, temperature=3.0)
+    distiller.compile(
+        keras.optimizers.SGD(0.5), loss, metrics=["accuracy"], **EAGERLY
+    )
+    attached = cache.attach(data, loss, batch_size=16)
+    logs = distiller.fit(attached, verbose=0, shuffle=False).history
+    assert_same_weights(weights_of(cached), weights_of(online), 1e-5)
+    for key in ("loss", "distillation", "gradient_scale", "accuracy"):
+        np.testing.assert_allclose(logs[key], expected[key], rtol=1e-4)

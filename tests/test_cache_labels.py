@@ -295,3 +295,41 @@ def test_sigmoid_outputs(tmp_path, units):
             )
             distiller.fit(given, verbose=0)
         assert_same_weights(*map(weights_of, students), 1e-5)
+
+
+@pytest.mark.parametrize("metrics", [None, ["accuracy"]])
+def test_arrays_have_the_order_of_each_epochs_number(metrics, tmp_path):
+    """Also where Keras reads a batch before the first one, to build metrics."""
+    cache = kd.TeacherCache.write(
+        tmp_path / "cache",
+        (x, ids),
+        teacher(),
+        kd.KD(),
+        dtype="float32",
+        verbose=0,
+    )
+
+    def compiled(with_teacher):
+        student = mlp(seed=1)
+        distiller = kd.Distiller(student, teacher() if with_teacher else None)
+        distiller.compile(
+            keras.optimizers.SGD(0.5), kd.KD(), metrics=metrics, **EAGERLY
+        )
+        return distiller
+
+    found, expected = compiled(False), compiled(True)
+    data = cache.attach((x, ids), batch_size=BATCH, shuffle=True, seed=3)
+    for first, last in ((0, 2), (2, 3)):
+        # Keras would shuffle the batches as well.
+        found.fit(
+            data, initial_epoch=first, epochs=last, shuffle=False, verbose=0
+        )
+    for epoch in range(3):
+        order = np.arange(EXAMPLES)
+        np.random.default_rng([3, epoch]).shuffle(order)
+        expected.fit(
+            x[order], ids[order], batch_size=BATCH, shuffle=False, verbose=0
+        )
+    assert_same_weights(
+        weights_of(found.student), weights_of(expected.student), 1e-5
+    )

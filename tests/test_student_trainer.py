@@ -1267,3 +1267,21 @@ def test_scores_of_ignored_labels_are_what_the_metric_has(teacher, tmp_path):
     expected = correct(model, x, some)
     np.testing.assert_array_equal(result["examples"], expected)
     assert result["accuracy"] == expected.mean()
+
+
+def test_scores_of_an_ignored_class_are_those_of_the_metric(teacher, tmp_path):
+    """It exists, so that the accuracy counts it though the loss doesn't."""
+    x, labels = VALIDATION
+    assert (labels == 1).any()
+    trainer = make(
+        teacher,
+        folder=tmp_path / "study",
+        save_students=True,
+        loss_arguments={"kd": {"ignore_class": 1}},
+    )
+    result = trainer("kd", 0)
+    (path,) = tmp_path.glob("study/kd-seed0*.keras")
+    model = keras.models.load_model(path, compile=False)
+    expected = correct(model, x, labels)
+    np.testing.assert_array_equal(result["examples"], expected)
+    np.testing.assert_allclose(result["accuracy"], expected.mean(), rtol=1e-6)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd.batch import are_soft
+from keras_kd.batch import are_soft, may_match
 from keras_kd.losses.base import (
     DistillationLoss,
     Tunable,
@@ -86,6 +86,7 @@ def _even_target(mass, rest, labels):
 
 def _confidence_target(statistics, labels):
     """The teacher's probability on the label, the rest spread evenly."""
+    statistics = _of_both_classes(statistics, labels)
     log_odds = _one_each(statistics, "label_log_odds", labels)
     return _even_target(ops.sigmoid(log_odds), ops.sigmoid(-log_odds), labels)
 
@@ -124,6 +125,21 @@ class KDPt(DistillationLoss):
     def target(self, labels, statistics, num_classes):
         """See `DistillationLoss.target`."""
         return _confidence_target(statistics, labels)
+
+
+def _of_both_classes(statistics, labels):
+    """The log-odds of each of two classes, where those of the label are given.
+
+    Labels 0.0 and 1.0 of a sigmoid's units are shares of its two classes to a
+    loss, and class ids to a cache, which keeps a number for each.
+    """
+    log_odds = statistics["label_log_odds"]
+    of_two = are_soft(labels) and labels.shape[-1] == 2
+    if not (of_two and may_match(tuple(log_odds.shape), labels.shape[:-1])):
+        return statistics
+    is_first = ops.equal(ops.argmax(labels, axis=-1), 0)
+    first = ops.where(is_first, log_odds, -log_odds)
+    return {**statistics, "label_log_odds": ops.stack([first, -first], -1)}
 
 
 def _one_each(statistics, name, like):

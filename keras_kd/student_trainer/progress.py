@@ -7,7 +7,6 @@ import keras
 import numpy as np
 
 from keras_kd.backend import private
-from keras_kd.data import EpochsOfArrays
 from keras_kd.files import read_json, write_whole
 from keras_kd.states import reset_states
 
@@ -105,23 +104,6 @@ class Report(keras.callbacks.Callback):
         """Asks."""
         if self._key in logs and self._report(epoch, float(logs[self._key])):
             self.has_stopped = self.model.stop_training = True
-
-
-class EpochOrder(keras.callbacks.Callback):
-    """Gives arrays the order of the epoch that begins, which Keras doesn't say.
-
-    Args:
-        dataset: `keras_kd.data.EpochsOfArrays`; other data are left alone.
-    """
-
-    def __init__(self, dataset):
-        super().__init__()
-        self._dataset = dataset
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Takes the order."""
-        if isinstance(self._dataset, EpochsOfArrays):
-            self._dataset.start(epoch)
 
 
 class StartFromZero(keras.callbacks.Callback):

@@ -1,7 +1,5 @@
 """What a student's training came to: scores, of each example too."""
 
-import math
-
 import keras
 import numpy as np
 from keras import ops
@@ -13,6 +11,7 @@ from keras_kd.backend.private import (
     get_keras_mask,
     values_of_examples,
 )
+from keras_kd.batch import with_axes_of
 from keras_kd.model_inputs import outputs_of
 from keras_kd.similarity import class_similarity, logit_weights
 from keras_kd.states import reset_states
@@ -94,17 +93,21 @@ def _totals(distiller, data, batch_size, function):
             settled = distiller.settle(y, outputs, weight)[head.name]
             if function is None:
                 found = head.losses(settled, training=False)
-                mask, given = settled.counted, settled.weights
+                counted, given = settled.counted, settled.weights
             else:
-                # A metric counts what `ignore_class` leaves out of the loss.
                 labels, outputs, given, _ = head.metric_arguments(
                     settled, outputs
                 )
                 found = function(labels, outputs)
                 if len(np.shape(found)) == 0:
                     return None
-                mask = get_keras_mask(outputs)
-            found, counted = map(_rows, (found, _weights(found, mask, given)))
+                counted = _counted_by_metrics(settled, outputs)
+            counted = ops.cast(counted, "float32")
+            if given is not None:
+                counted = counted * with_axes_of(given, counted)
+            found, counted = (
+                _rows(ops.convert_to_numpy(each)) for each in (found, counted)
+            )
             if found.shape != counted.shape:  # Several units of one example.
                 counted = counted.mean(1, keepdims=True)
                 found = found.mean(1, keepdims=True)
@@ -114,17 +117,20 @@ def _totals(distiller, data, batch_size, function):
     return np.concatenate(values), np.concatenate(weights)
 
 
-def _weights(values, mask, weights):
-    """What each value counts; `None` stands for a mask or weights of 1."""
-    given = [each for each in (mask, weights) if each is not None]
-    if not given:
-        return ops.ones_like(values)
-    return math.prod(ops.cast(each, "float32") for each in given)
+def _counted_by_metrics(settled, outputs):
+    """[...] booleans: what a mask lets metrics see.
+
+    What `ignore_class` leaves out is among it, unlike in the loss.
+    """
+    mask = get_keras_mask(outputs)
+    if mask is None:
+        return ops.ones_like(settled.is_valid)
+    mask = with_axes_of(ops.cast(mask, "bool"), settled.is_valid, "mask")
+    return ops.logical_and(mask, ops.ones_like(settled.is_valid))
 
 
-def _rows(tensor):
-    array = np.asarray(ops.convert_to_numpy(tensor), "float64")
-    return array.reshape(len(array), -1)
+def _rows(array):
+    return np.asarray(array, "float64").reshape(len(array), -1)
 
 
 def similarity_of(model):

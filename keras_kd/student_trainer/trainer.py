@@ -382,7 +382,6 @@ class StudentTrainer:
                 shuffle=False,  # Arrays are, by the seed.
                 verbose=0,
                 callbacks=[
-                    progress.EpochOrder(given["x"]),
                     progress.StartFromZero(distiller.student, self.teacher),
                     *others,
                     bar,
