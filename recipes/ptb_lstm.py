@@ -60,7 +60,9 @@ _OPTIMIZERS = {
     help="Tokens of the training text. [default: 60,000 of CPython's text, "
     "else all]",
 )
-@click.option("--vocabulary", type=positive, default=1000, help="Words.")
+@click.option(
+    "--vocabulary", type=click.IntRange(min=2), default=1000, help="Words."
+)
 @click.option("--teacher-units", type=positive, default=160)
 @click.option("--teacher-layers", type=positive, default=1)
 @click.option("--teacher-dropout", type=share, default=0.5)

@@ -909,9 +909,11 @@ def test_all_that_is_told_of_a_comparison_has_one_verdict(tmp_path):
         3 * p
     )
     # One that is not among them is corrected for as well.
-    other = outcome.comparison("plain", "kd")
-    assert other.comparisons == 4
-    assert other.adjusted_p_value == pytest.approx(4 * p)
+    fewer = Attribution(outcome.scores, "accuracy")
+    assert len(fewer.comparisons) == 2
+    other = fewer.comparison("mine", "kd")
+    assert other.comparisons == 3
+    assert other.adjusted_p_value == pytest.approx(3 * p)
     whole = outcome.to_dict()
     (level,), (pair,) = whole["levels"], whole["pairs"]
     for told in (*whole["gains"].values(), level, pair):
@@ -1253,3 +1255,19 @@ def test_a_name_that_the_output_has_no_letters_for_ends_nothing(monkeypatch):
     sys.stdout.flush()
     assert found.scores["知識"] == {0: 0.0, 1: 1.0}
     assert rb"seed 2/2 \u77e5\u8b58: score" in raw.getvalue()
+
+
+def test_a_comparison_the_other_way_round_is_the_same_test():
+    """One test, which Holm's correction counts once, as SciPy has it."""
+    plain, ours = [1.0, 2.0, 3.0, 4.0], [1.4, 2.7, 3.2, 4.6]
+    outcome = kd.attribution.Attribution(
+        {"plain": dict(enumerate(plain)), "kd": dict(enumerate(ours))}
+    )
+    p_value = scipy.stats.ttest_rel(ours, plain).pvalue
+    there = outcome.comparison("kd")
+    back = outcome.comparison("plain", "kd")
+    assert there.adjusted_p_value == pytest.approx(p_value)
+    assert back.adjusted_p_value == pytest.approx(p_value)
+    assert back.comparisons == 1
+    assert (there.verdict, back.verdict) == ("gain", "loss")
+    assert back.interval.mean == pytest.approx(-there.interval.mean)

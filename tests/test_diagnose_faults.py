@@ -10,7 +10,14 @@ import tensorflow as tf
 from keras import layers
 
 import keras_kd as kd
-from keras_kd.diagnosis import initialised, measures, normalisers, trials
+from keras_kd.diagnosis import (
+    finding,
+    initialised,
+    measures,
+    normalisers,
+    trials,
+    verdict,
+)
 from keras_kd.diagnosis.agreement import Agreement, agreement_numbers
 
 CLASSES, EXAMPLES = 12, 1200
@@ -477,6 +484,15 @@ def test_classes_ruled_out_by_example_are_not_inputs_on_another_scale(
     # Without wrong answers to choose from it is sure, as it should be.
     expected = set() if share == 0.5 else {"over_confident"}
     assert {each.code for each in problems} == expected
+
+
+@pytest.mark.parametrize("accuracy", [1.0, 0.9])
+def test_a_teacher_is_called_too_sure_only_where_it_is(accuracy):
+    teacher = {"accuracy": accuracy, "confidence": 0.99}
+    problem = finding.Finding("over_confident", finding.PROBLEM, *[""] * 4)
+    said = verdict._fitness(teacher, problem)
+    assert ("surer than it should be" in said) == (accuracy < 0.99)
+    assert ("all but certain" in said) == (accuracy > 0.99)
 
 
 def test_log_probabilities_with_a_floor_are_not_accused():

@@ -232,12 +232,21 @@ class Attribution:
             baseline: name.
 
         Returns:
-            The `Comparison`; of two that are not compared otherwise, corrected
-            for one comparison more.
+            The `Comparison`; of two that are not compared otherwise, either
+            way round, corrected for one comparison more.
         """
         for found in self.comparisons:
             if (found.method, found.baseline) == (method, baseline):
                 return found
+        for found in self.comparisons:
+            if (found.baseline, found.method) == (method, baseline):
+                return dataclasses.replace(
+                    found,
+                    method=method,
+                    baseline=baseline,
+                    interval=self.gain(method, baseline),
+                    level=None,
+                )
         pairs = (*self.pairs, (method, baseline))
         whole = dataclasses.replace(self, pairs=pairs)
         return whole.comparison(method, baseline)

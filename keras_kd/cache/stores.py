@@ -470,7 +470,8 @@ class OwnStore(Store):
 def _own_config(loss):
     config = keras.saving.serialize_keras_object(loss.get_config())
     # What is done with the statistics does not change them.
-    for key in ("name", "reduction", "ignore_class", *loss.weights):
+    weights = loss._weight_arguments()
+    for key in ("name", "reduction", "ignore_class", *weights):
         config.pop(key, None)
     config = {"class": type(loss).__name__, **config}
     return json.loads(json.dumps(config))

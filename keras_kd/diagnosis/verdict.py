@@ -85,8 +85,15 @@ def _fitness(teacher, problem):
         return f"This teacher is fit for use: {said}."
     return (
         f"This teacher can be used with a reservation: {said}, but "
-        f"{_LESSER[problem.code]}."
+        f"{_reservation(teacher, problem.code)}."
     )
+
+
+def _reservation(teacher, code):
+    # One that is right even more often is as sure as it should be.
+    if code == "over_confident" and teacher["confidence"] < teacher["accuracy"]:
+        return "it is all but certain"
+    return _LESSER[code]
 
 
 def _what_helps(numbers, codes):

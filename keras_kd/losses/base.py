@@ -14,6 +14,7 @@ import abc
 import dataclasses
 import functools
 import inspect
+import types
 
 import keras
 import numpy as np
@@ -96,6 +97,15 @@ class Tunable:
         loss.assign(**{self.name: value})
 
 
+# What an argument is, if it is a value.
+_PLAIN = (bool, int, float, str, list, tuple, dict)
+# Parameters that stand for any number of arguments.
+_COLLECTING = (
+    inspect.Parameter.VAR_POSITIONAL,
+    inspect.Parameter.VAR_KEYWORD,
+)
+
+
 @functools.cache
 def _fixed_arguments(loss_class):
     """Arguments of a loss that compiled steps read once, a set of names.
@@ -120,9 +130,42 @@ def _arguments(classes):
     names = dict.fromkeys(
         name
         for each in classes
-        for name in inspect.signature(each.__init__).parameters
+        for name in _named(inspect.signature(each.__init__))
     )
-    return [name for name in names if name not in ("self", "args", "kwargs")]
+    return list(names)
+
+
+def _named(signature):
+    """Names of the arguments of a constructor's signature."""
+    return [
+        name
+        for name, parameter in signature.parameters.items()
+        if name != "self" and parameter.kind not in _COLLECTING
+    ]
+
+
+def _losses_of(loss_class):
+    """The distillation losses that a class is derived from, and itself."""
+    classes = loss_class.__mro__
+    return [each for each in classes if issubclass(each, DistillationLoss)]
+
+
+def _noting(init):
+    """A constructor that notes its arguments, for `get_config`."""
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def noting(self, *args, **kwargs):
+        try:
+            given = signature.bind(self, *args, **kwargs)
+        except TypeError:
+            return init(self, *args, **kwargs)  # It says what is wrong.
+        given.apply_defaults()
+        noted = {k: given.arguments[k] for k in _named(signature)}
+        self._noted = {**self._noted, **noted}
+        return init(self, *args, **kwargs)
+
+    return noting
 
 
 def refuse_arguments(loss_class, unknown):
@@ -135,9 +178,8 @@ def refuse_arguments(loss_class, unknown):
     Raises:
         TypeError: always.
     """
-    classes = loss_class.__mro__
-    losses = [each for each in classes if issubclass(each, DistillationLoss)]
-    known = [name for name in _arguments(losses) if name not in unknown]
+    known = _arguments(_losses_of(loss_class))
+    known = [name for name in known if name not in unknown]
     given = ", ".join(f"{name}={value!r}" for name, value in unknown.items())
     raise TypeError(
         f"{loss_class.__name__} has no such argument. Received: {given}. "
@@ -170,7 +212,7 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
         weight: float in [0, 1], the weight of the distillation term; the
             cross-entropy on the labels weighs 1 - `weight`. Or a dict of
             such weights by term name, for a loss of several terms, with a
-            sum of at most 1.
+            sum of at most 1; `targets` gives a target for each name.
         temperature: float above 0, divides the logits in the distillation
             term.
         temperature_squared: whether the distillation term is multiplied by
@@ -229,9 +271,22 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
     takes_two_classes = True
     # A weak reference to the Distiller that is compiled with it.
     owner = None
+    # What `_noting` constructors were given.
+    _noted = types.MappingProxyType({})
 
     weight = Tunable()
     temperature = Tunable()
+
+    def __init_subclass__(cls, **kwargs):
+        """Has a user's class that has no `get_config` note its arguments.
+
+        A file, a cache or a study that didn't know them would take their
+        defaults, or one loss for another.
+        """
+        super().__init_subclass__(**kwargs)
+        is_silent = "__init__" in vars(cls) and "get_config" not in vars(cls)
+        if is_silent and not cls.__module__.startswith(__package__):
+            cls.__init__ = _noting(cls.__init__)
 
     def __init__(
         self,
@@ -683,15 +738,45 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
         return statistics
 
     def get_config(self):
-        """The arguments of the constructor, with the current values."""
+        """The arguments of the constructor, with the current values.
+
+        Those of a subclass that does not override this are among them, as
+        the attributes of these names say or as they were given.
+        """
+        weights = self.weights
+        others = {k: v for k, v in self.tunables.items() if k not in weights}
         return {
-            **self.tunables,
+            **self._noted_arguments(),
+            **self._weight_arguments(),
+            **others,
             "temperature_squared": self.temperature_squared,
             "ignore_class": self.ignore_class,
             "reduction": self.reduction,
             "name": self.name,
             "dtype": self.dtype,
         }
+
+    def _noted_arguments(self):
+        """Arguments that `_noting` constructors were given, as they are now."""
+        now = {k: getattr(self, k, v) for k, v in self._noted.items()}
+        # An attribute may hold a variable or a function made of it.
+        return {
+            k: v if v is None or isinstance(v, _PLAIN) else self._noted[k]
+            for k, v in now.items()
+        }
+
+    def _weight_arguments(self):
+        """The weights, by the arguments of the constructor that take them."""
+        known = _arguments(_losses_of(type(self)))
+        found = {}
+        for name, value in self.weights.items():
+            if name in known:
+                found[name] = value
+            elif f"{name}_weight" in known:
+                found[f"{name}_weight"] = value
+            else:
+                found.setdefault("weight", {})[name] = value
+        return found
 
 
 def check_of_each(name, values, shape, exactly=False):
