@@ -741,6 +741,40 @@ def cases_of(kind, cases=failures.CASES):
     ]
 
 
+def posterior(noise, classes, spread, seed):
+    """Inputs, labels and the exact log-probabilities of the labels.
+
+    Classes are normal distributions that overlap; a share `noise` of the
+    labels is drawn again.
+    """
+    random = np.random.default_rng([seed, classes])
+    centres = random.normal(size=(classes, 8))
+    labels = random.integers(0, classes, 3000)
+    x = centres[labels] + spread * random.normal(size=(3000, 8))
+    again = random.random(3000) < noise
+    labels = np.where(again, random.integers(0, classes, 3000), labels)
+    logits = (x @ centres.T - (centres**2).sum(1) / 2) / spread**2
+    p = np.exp(reference.log_softmax(logits))
+    return np.log((1 - noise) * p + noise / classes), labels
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(
+    ("noise", "classes", "spread"),
+    [(0, 3, 2.0), (0, 5, 2.0), (0, 10, 1.4), (0, 20, 1.4)]
+    + [(0.4, 3, 0.4), (0.4, 5, 1.0), (0.4, 10, 1.0)],
+)
+def test_classes_that_overlap_are_not_noisy_labels(
+    noise, classes, spread, seed
+):
+    logits, labels = posterior(noise, classes, spread, seed)
+    inputs = keras.Input((classes,))
+    teacher = keras.Model(inputs, layers.Identity()(inputs))
+    found = kd.diagnose(teacher, batched(logits.astype("float32"), labels))
+    codes = [each.code for each in found.problems]
+    assert codes == (["noisy_labels"] if noise else [])
+
+
 @traced
 @pytest.mark.parametrize(
     ("kind", "case"),

@@ -166,3 +166,36 @@ def test_a_study_knows_its_own_losses_by_their_arguments():
 
     assert study(0.5) == study(0.5)
     assert study(0.5) != study(0.6)
+
+
+@keras.saving.register_keras_serializable("test_own_arguments")
+class Prior(kd.losses.DistillationLoss):
+    """Its target is what it was given, whatever that was made of."""
+
+    def __init__(self, prior, **kwargs):
+        super().__init__(**kwargs)
+        self.prior = prior
+
+    def target(self, labels, statistics, num_classes):
+        prior = keras.ops.cast(self.prior, "float32")
+        rows = keras.ops.ones_like(labels[:, None], "float32")
+        return kd.losses.DenseTarget(rows * prior)
+
+
+def test_an_array_comes_back_as_one(tmp_path):
+    x, labels, _ = data()
+    prior = np.arange(1.0, CLASSES + 1) / sum(range(CLASSES + 1))
+    distiller = kd.Distiller(mlp())
+    distiller.compile("sgd", Prior(prior, weight=1.0, temperature=1.0))
+    distiller.save(tmp_path / "d.keras")
+    again = keras.models.load_model(tmp_path / "d.keras")
+    logs = again.train_on_batch(x, labels, return_dict=True)
+    log_q = reference.log_softmax(outputs_of(mlp(), x))
+    expected = -(prior * log_q).sum(-1).mean()
+    assert float(logs["loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_keras_cannot_serialise_is_named():
+    loss = Prior({1, 2})
+    with pytest.raises(TypeError, match="prior={1, 2}.*`get_config`"):
+        loss.get_config()

@@ -45,10 +45,10 @@ _LEAST_SKILL = {False: 0.5, True: 1 / 6}
 # related to it (place 1), where noise draws unrelated ones (1/2). And where
 # inputs are hard a teacher is surer of what it has right, but noise can't be
 # seen in the inputs. The mean of both is 0.60 to 0.71 of 3 to 30 classes that
-# overlap without noise (below 0.64 where hardly anything is right, or much of
+# overlap without noise (below 0.63 where hardly anything is right, or much of
 # the data memorised); with 30 or 60 % of the labels drawn at random 0.50 to
 # 0.66, and 0.59 to 0.63 for the perceptrons of recipes/failures.py.
-_NOISE_SIGNS = 0.64
+_NOISE_SIGNS = 0.63
 # In a smaller share of the examples than this, competitors don't matter.
 _NOISE_SHARE = 0.01
 # Mass beyond a quarter of the classes that can move a student.

@@ -756,14 +756,32 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
             "dtype": self.dtype,
         }
 
+    @classmethod
+    def from_config(cls, config):
+        """A loss from `get_config`, also when Keras serialised arguments."""
+        if cls.get_config is DistillationLoss.get_config:
+            config = keras.saving.deserialize_keras_object(config)
+        return cls(**config)
+
     def _noted_arguments(self):
         """Arguments that `_noting` constructors were given, as they are now."""
         now = {k: getattr(self, k, v) for k, v in self._noted.items()}
         # An attribute may hold a variable or a function made of it.
-        return {
+        told = {
             k: v if v is None or isinstance(v, _PLAIN) else self._noted[k]
             for k, v in now.items()
         }
+        for name, value in told.items():
+            try:
+                keras.saving.serialize_keras_object(value)
+            except TypeError as error:
+                raise TypeError(
+                    f"A file, a cache or a study holds what {type(self)} was "
+                    f"made with. Received: {name}={value!r}, which Keras can't "
+                    "serialise. Give the class a `get_config` that tells what "
+                    "matters of it, and a `from_config` that makes it again."
+                ) from error
+        return told
 
     def _weight_arguments(self):
         """The weights, by the arguments of the constructor that take them."""
