@@ -187,10 +187,10 @@ def settle(
         is_valid = ops.logical_and(given >= 0, given < num_classes)
         is_labelled = ops.not_equal(given, UNLABELLED)
     counted = ops.ones_like(is_valid)
-    if ignore_class is not None and not are_soft(labels):
+    if LABELS in y and ignore_class is not None and not are_soft(labels):
         counted = ops.not_equal(given, ignore_class)
         if ignore_class == UNLABELLED:
-            # It is left out of every loss, also of one that reads no label.
+            # Then -1 is an ignored label like others, which metrics see.
             is_labelled = ops.ones_like(is_labelled)
         is_valid = ops.logical_or(is_valid, ops.logical_not(counted))
     elif ignore_class is not None and 0 <= ignore_class < num_classes:
@@ -532,6 +532,15 @@ def class_weight_array(class_weight, num_classes):
             )
         by_class[int(key)] = weight
     return by_class
+
+
+def has_known_rank(tensor):
+    """Whether a tensor's number of axes is known, as it may not be in tf.data.
+
+    Args:
+        tensor: of any backend.
+    """
+    return getattr(tensor.shape, "rank", 0) is not None
 
 
 def may_match(shape, other):

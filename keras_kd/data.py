@@ -327,8 +327,10 @@ class EpochOrder(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         """Takes the order."""
-        # A backup may let training begin with a later epoch.
-        self._began = epoch if self._began is None else self._began
+        if self._began is None:
+            # A backup may let training begin with a later epoch, new data with
+            # the order of the first.
+            self._began, self._first = epoch, max(self._first, epoch)
         self._dataset.start(self._first + epoch - self._began)
 
 

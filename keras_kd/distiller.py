@@ -40,7 +40,7 @@ from keras_kd.logits import (
     model_of_output,
     shared_class_count,
 )
-from keras_kd.losses.base import mean_over_replicas
+from keras_kd.losses.base import mean_over_replicas, untold_arguments
 from keras_kd.metrics import GradientScale
 from keras_kd.model_inputs import check_order, inputs_of
 from keras_kd.monitors import TOLD, InvalidExamples, LossTracker
@@ -377,8 +377,8 @@ class Distiller(backend.Trainer):
             metrics: as in `keras.Model.compile`, of the labels and the
                 student's outputs; of several that have names, a dict. Missing
                 labels do not count. Those that `ignore_class` leaves out of the
-                loss do, as in Keras; `keras.metrics.MeanIoU` and sample weights
-                of 0 for `weighted_metrics` leave them out.
+                loss do, as in Keras; `keras.metrics.MeanIoU(ignore_class=255)`
+                and sample weights of 0 for `weighted_metrics` leave them out.
             weighted_metrics: as in `keras.Model.compile`.
             **kwargs: as in `keras.Model.compile`.
 
@@ -504,7 +504,9 @@ class Distiller(backend.Trainer):
                 if teacher is not None:
                     teacher = model_of_output(teacher, head.name)
                 shared = self._num_shared(head.name)
-                head.loss.bind_teacher(teacher, shared)
+                # A user's own loss may know of no shared classes.
+                counts = () if shared is None else (shared,)
+                head.loss.bind_teacher(teacher, *counts)
         after = self.loss_variables
         if list(map(id, before)) != list(map(id, after)):
             # A compiled step reads the variables that it was made with.
@@ -600,11 +602,20 @@ class Distiller(backend.Trainer):
 
     def get_compile_config(self):
         """The serialised arguments of `compile`."""
-        if self.compiled:
-            return keras.saving.serialize_keras_object(
-                self._compile_arguments.value
-            )
-        return None
+        if not self.compiled:
+            return None
+        for head in self.distilled_heads:
+            untold = untold_arguments(head.loss)
+            if untold:
+                warnings.warn(
+                    f"The file does not hold {untold} of the loss "
+                    f"{type(head.loss).__name__}, whose `get_config` leaves "
+                    "them out: a loaded Distiller has their defaults.",
+                    stacklevel=2,
+                )
+        return keras.saving.serialize_keras_object(
+            self._compile_arguments.value
+        )
 
     def compile_from_config(self, config):
         """Compiles a loaded Distiller as it was saved."""
@@ -997,10 +1008,11 @@ class Distiller(backend.Trainer):
         self._note_class_weight(class_weight)
         strategy = distribution.strategy_of(self)
         if not isinstance(callbacks, keras.callbacks.CallbackList):
-            given["callbacks"] = [
-                *_epoch_order(given["x"]),
-                *distribution.worker_callbacks(callbacks, strategy),
-            ]
+            given["callbacks"] = distribution.worker_callbacks(
+                callbacks, strategy
+            )
+        if isinstance(given["x"], any_data.EpochsOfArrays):
+            given["callbacks"].append(any_data.EpochOrder(given["x"]))
         with self._running():
             return super().fit(**given)
 
@@ -1134,12 +1146,11 @@ class Distiller(backend.Trainer):
         the divisor counts as often as the sum.
         """
         replicas = distribution.num_replicas(distribution.strategy_of(self))
-        sums = [
-            head.name
+        is_sum = any(
+            getattr(head.loss, "reduction", None) == "sum"
             for head in self.heads
-            if getattr(head.loss, "reduction", None) == "sum"
-        ]
-        if replicas > 1 and sums:
+        )
+        if replicas > 1 and is_sum:
             raise ValueError(
                 "Of a single batch Keras gives each replica the whole, so a "
                 "sum would count it more than once. Received: a loss with "
@@ -1192,7 +1203,8 @@ class Distiller(backend.Trainer):
         On JAX the weights of a teacher that were made in a step would be lost.
         """
         student = not (self.built and self.student.built)
-        teacher = self.teacher is not None and not self.teacher.built
+        reads = any(head.loss.statistics for head in self.distilled_heads)
+        teacher = reads and self.teacher is not None and not self.teacher.built
         if not (student or teacher):
             return
         spec = getattr(x, "element_spec", None)
@@ -1306,12 +1318,6 @@ def _by_name(method, *args, **kwargs):
     arguments = dict(bound.arguments)
     others = arguments.pop("kwargs", {})
     return {**arguments, **others}
-
-
-def _epoch_order(x):
-    """What tells data that are shuffled here which epoch begins."""
-    is_shuffled = isinstance(x, any_data.EpochsOfArrays)
-    return [any_data.EpochOrder(x)] if is_shuffled else []
 
 
 def _with_weights_by_entry(given):

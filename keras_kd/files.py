@@ -333,7 +333,8 @@ def check_is_folder(folder, argument):
     if not is_folder:
         raise ValueError(
             f"{argument} must be a folder. Received: {os.fspath(folder)}, "
-            f"which is none, or is in none. Choose another {argument}."
+            "which is not a folder, or lies in what is none. Choose another "
+            f"{argument}."
         )
 
 

@@ -413,10 +413,10 @@ class Head:
             if _have_units(settled, outputs):
                 labelled = ops.all(labelled, axis=-1)
             mask = labelled if mask is None else ops.logical_and(mask, labelled)
-            outputs = ops.copy(outputs)
             kept = ops.cast(labelled, "float32")
             weights = kept if weights is None else _times(weights, kept)
-        outputs = _in_full_precision(outputs)
+        # A copy: its mask is the metrics' alone.
+        outputs = ops.copy(_in_full_precision(outputs))
         set_keras_mask(outputs, _with_axes_of_weights(mask, weights))
         kind = self.student_reader.kind_of(outputs)
         labels = _metric_labels(settled, outputs, kind)

@@ -10,6 +10,7 @@ from keras_kd.batch import (
     NOT_WHOLE,
     TEACHER_RIGHT,
     UNLABELLED,
+    has_known_rank,
     with_axes_of,
 )
 from keras_kd.metrics import GradientScale
@@ -110,7 +111,8 @@ class Monitors:
         groups = {"all": None}
         if teacher_right is not None:
             right = ops.cast(teacher_right, "float32")
-            right = with_axes_of(right, labelled, TEACHER_RIGHT)
+            if has_known_rank(right):
+                right = with_axes_of(right, labelled, TEACHER_RIGHT)
             groups["teacher_right"] = right
             groups["teacher_wrong"] = 1.0 - right
         for group, share in groups.items():

@@ -566,6 +566,11 @@ def test_metrics_see_ignored_labels_as_in_keras(make, ignored):
     assert logs["weighted"] == [pytest.approx(expected)]
 
 
+def of_batch(labels, outputs):
+    """One number for all, which is no mean of theirs."""
+    return ops.max(ops.cast(labels, "float32"))
+
+
 def test_a_metric_of_integers_gets_no_weights_to_warn_of():
     """Those that leave out missing labels are not the user's."""
     missing = np.arange(EXAMPLES) % 3 == 1
@@ -581,9 +586,10 @@ def test_a_metric_of_integers_gets_no_weights_to_warn_of():
     distiller = kd.Distiller(student, mlp(seed=5))
     iou = keras.metrics.MeanIoU(CLASSES, sparse_y_pred=False, name="iou")
     distiller.compile(
-        keras.optimizers.SGD(0.0), kd.KD(), metrics=[iou], **EAGERLY
+        keras.optimizers.SGD(0.0), kd.KD(), metrics=[iou, of_batch], **EAGERLY
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*weight as `float`")
         logs = distiller.fit(x, some, EXAMPLES, verbose=0).history
     assert logs["iou"] == [pytest.approx(np.mean(shares))]
+    assert np.isnan(logs["of_batch"]).all()

@@ -337,10 +337,11 @@ def update_compiled_metrics(model, labels, outputs, weights, kept):
                 if by_kept and _is_of_batch(metric, y, y_pred):
                     _update_of_batch(metric, y, y_pred, all_kept)
                     continue
+                counts = weight
                 if by_kept and "int" in str(metric.dtype):
-                    # Such as MeanIoU, which warns of weights that are not.
-                    weight = ops.cast(weight, "int32")
-                metric.update_state(y, y_pred, sample_weight=weight)
+                    # Such as MeanIoU, which warns of weights of floats.
+                    counts = ops.cast(weight, "int32")
+                metric.update_state(y, y_pred, sample_weight=counts)
 
 
 # Whether metrics are functions that give one number for a batch.

@@ -20,6 +20,7 @@ from keras import ops
 from keras_kd import losses as kd_losses
 from keras_kd.batch import TEACHER_LOGITS
 from keras_kd.cache.storage import Field
+from keras_kd.losses.base import told_config
 
 EXACT, COMPACT = "float32", "float16"
 _LARGEST = 65504.0  # of float16
@@ -468,10 +469,10 @@ class OwnStore(Store):
 
 
 def _own_config(loss):
-    config = keras.saving.serialize_keras_object(loss.get_config())
+    config = keras.saving.serialize_keras_object(told_config(loss))
     # What is done with the statistics does not change them.
-    weights = loss._weight_arguments()
-    for key in ("name", "reduction", "ignore_class", *weights):
+    others = ("name", "reduction", "ignore_class")
+    for key in (*others, *loss.weight_arguments()):
         config.pop(key, None)
     config = {"class": type(loss).__name__, **config}
     return json.loads(json.dumps(config))

@@ -134,8 +134,9 @@ def noisy_labels(numbers):
         PROBLEM,
         f"In {relations['strong_competitor_share']:.0%} of the examples the "
         "teacher gives a high probability to a class other than the label, "
-        "and these classes are less related to the label than they should be "
-        f"(place {place:.2f}; 0.5 is chance, 1 the most related). Labels are "
+        "these classes are little related to the label (place "
+        f"{place:.2f}; 0.5 is chance, 1 the most related), and it is hardly "
+        f"surer where it is right{_said_awareness(awareness)}. Labels seem "
         f"wrong at random in about {noise:.0%} of the examples, here or where "
         "the teacher was trained.",
         {
@@ -152,6 +153,12 @@ def noisy_labels(numbers):
         "teacher with early stopping or a robust loss, and distil with a high "
         "weight, which trusts the teacher more than the labels.",
     )
+
+
+def _said_awareness(awareness):
+    if awareness is None:
+        return ""
+    return f" ({awareness:.2f}; 0.5 is chance, 1 whenever it is right)"
 
 
 def _relative_spread(relations):

@@ -14,7 +14,6 @@ import abc
 import dataclasses
 import functools
 import inspect
-import types
 
 import keras
 import numpy as np
@@ -22,7 +21,7 @@ from keras import ops
 
 from keras_kd import backend, distribution
 from keras_kd.backend.private import get_keras_mask, kept_logits
-from keras_kd.batch import LABELS, are_soft, may_match, settle
+from keras_kd.batch import LABELS, are_soft, has_known_rank, may_match, settle
 from keras_kd.logits import are_distributions
 from keras_kd.losses.targets import DenseTarget, SparseTarget, term
 from keras_kd.softmax import (
@@ -97,8 +96,6 @@ class Tunable:
         loss.assign(**{self.name: value})
 
 
-# What an argument is, if it is a value.
-_PLAIN = (bool, int, float, str, list, tuple, dict)
 # Parameters that stand for any number of arguments.
 _COLLECTING = (
     inspect.Parameter.VAR_POSITIONAL,
@@ -150,22 +147,45 @@ def _losses_of(loss_class):
     return [each for each in classes if issubclass(each, DistillationLoss)]
 
 
-def _noting(init):
-    """A constructor that notes its arguments, for `get_config`."""
-    signature = inspect.signature(init)
+def told_config(loss):
+    """A loss's configuration, where it tells the loss from others of its class.
 
-    @functools.wraps(init)
-    def noting(self, *args, **kwargs):
-        try:
-            given = signature.bind(self, *args, **kwargs)
-        except TypeError:
-            return init(self, *args, **kwargs)  # It says what is wrong.
-        given.apply_defaults()
-        noted = {k: given.arguments[k] for k in _named(signature)}
-        self._noted = {**self._noted, **noted}
-        return init(self, *args, **kwargs)
+    Args:
+        loss: a `DistillationLoss`.
 
-    return noting
+    Returns:
+        What `get_config` gives.
+
+    Raises:
+        ValueError: if its constructor has arguments that are not told.
+    """
+    config = loss.get_config()
+    untold = untold_arguments(loss)
+    if untold:
+        raise ValueError(
+            f"A loss must tell the arguments of its constructor, or a cache or "
+            "a study would take it for another one of its class. Received: "
+            f"{type(loss).__name__} with {untold}, which are not in its "
+            "configuration. Give the class a `get_config` that returns "
+            f"{{**super().get_config(), {untold[0]!r}: ...}}."
+        )
+    return config
+
+
+def untold_arguments(loss):
+    """List of the arguments of a user's own loss that `get_config` leaves out.
+
+    Args:
+        loss: a `DistillationLoss`.
+    """
+    named = []
+    for each in type(loss).__mro__:
+        if "get_config" in vars(each):
+            break  # It knows the arguments of its class and of those above.
+        if "__init__" in vars(each):
+            named += _named(inspect.signature(each.__init__))
+    config = loss.get_config() if named else ()
+    return [name for name in named if name not in config]
 
 
 def refuse_arguments(loss_class, unknown):
@@ -271,22 +291,9 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
     takes_two_classes = True
     # A weak reference to the Distiller that is compiled with it.
     owner = None
-    # What `_noting` constructors were given.
-    _noted = types.MappingProxyType({})
 
     weight = Tunable()
     temperature = Tunable()
-
-    def __init_subclass__(cls, **kwargs):
-        """Has a user's class that has no `get_config` note its arguments.
-
-        A file, a cache or a study that didn't know them would take their
-        defaults, or one loss for another.
-        """
-        super().__init_subclass__(**kwargs)
-        is_silent = "__init__" in vars(cls) and "get_config" not in vars(cls)
-        if is_silent and not cls.__module__.startswith(__package__):
-            cls.__init__ = _noting(cls.__init__)
 
     def __init__(
         self,
@@ -740,14 +747,12 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
     def get_config(self):
         """The arguments of the constructor, with the current values.
 
-        Those of a subclass that does not override this are among them, as
-        the attributes of these names say or as they were given.
+        A subclass with further arguments adds them to it.
         """
         weights = self.weights
         others = {k: v for k, v in self.tunables.items() if k not in weights}
         return {
-            **self._noted_arguments(),
-            **self._weight_arguments(),
+            **self.weight_arguments(),
             **others,
             "temperature_squared": self.temperature_squared,
             "ignore_class": self.ignore_class,
@@ -756,39 +761,14 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
             "dtype": self.dtype,
         }
 
-    @classmethod
-    def from_config(cls, config):
-        """A loss from `get_config`, also when Keras serialised arguments."""
-        if cls.get_config is DistillationLoss.get_config:
-            config = keras.saving.deserialize_keras_object(config)
-        return cls(**config)
-
-    def _noted_arguments(self):
-        """Arguments that `_noting` constructors were given, as they are now."""
-        now = {k: getattr(self, k, v) for k, v in self._noted.items()}
-        # An attribute may hold a variable or a function made of it.
-        told = {
-            k: v if v is None or isinstance(v, _PLAIN) else self._noted[k]
-            for k, v in now.items()
-        }
-        for name, value in told.items():
-            try:
-                keras.saving.serialize_keras_object(value)
-            except TypeError as error:
-                raise TypeError(
-                    f"A file, a cache or a study holds what {type(self)} was "
-                    f"made with. Received: {name}={value!r}, which Keras can't "
-                    "serialise. Give the class a `get_config` that tells what "
-                    "matters of it, and a `from_config` that makes it again."
-                ) from error
-        return told
-
-    def _weight_arguments(self):
-        """The weights, by the arguments of the constructor that take them."""
+    def weight_arguments(self):
+        """Dict of the weights, by the arguments that take them."""
+        if set(self.weights) == {"weight"}:
+            return self.weights
         known = _arguments(_losses_of(type(self)))
         found = {}
         for name, value in self.weights.items():
-            if name in known:
+            if name in known and name != "weight":
                 found[name] = value
             elif f"{name}_weight" in known:
                 found[f"{name}_weight"] = value
@@ -809,6 +789,8 @@ def check_of_each(name, values, shape, exactly=False):
     Raises:
         ValueError: if its shape does not begin with that of the examples.
     """
+    if not has_known_rank(values):
+        return
     given, shape = tuple(values.shape), tuple(shape)
     compared = given if exactly else given[: len(shape)]
     if given and not may_match(compared, shape):
@@ -816,7 +798,8 @@ def check_of_each(name, values, shape, exactly=False):
             "Statistics of the teacher are those of each example (or token), "
             f"here of shape {shape}{'' if exactly else ', and more axes'}. "
             f"Received: {name!r} of shape {given}. Check that they are of the "
-            "same batch as the labels."
+            "same batch as the labels; what is of no example belongs into a "
+            "variable of the loss."
         )
 
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd.batch import are_soft, may_match
+from keras_kd.batch import are_soft, has_known_rank, may_match
 from keras_kd.losses.base import (
     DistillationLoss,
     Tunable,
@@ -135,6 +135,7 @@ def _of_both_classes(statistics, labels):
     """
     log_odds = statistics["label_log_odds"]
     of_two = are_soft(labels) and labels.shape[-1] == 2
+    of_two = of_two and has_known_rank(log_odds)
     if not (of_two and may_match(tuple(log_odds.shape), labels.shape[:-1])):
         return statistics
     is_first = ops.equal(ops.argmax(labels, axis=-1), 0)
@@ -147,7 +148,10 @@ def _one_each(statistics, name, like):
 
     A last axis of size 1, as a column of a table has, would broadcast.
     """
-    values, shape = statistics[name], tuple(like.shape)
+    values = statistics[name]
+    if not (has_known_rank(values) and has_known_rank(like)):
+        return values
+    shape = tuple(like.shape)
     if len(values.shape) == len(shape) + 1 and values.shape[-1] == 1:
         values = ops.squeeze(values, -1)
     check_of_each(name, values, shape, exactly=True)

@@ -594,8 +594,9 @@ def _label(axes, x_label, y_label):
 def _legend(axes, names, columns=1):
     """Above the axes, where it hides nothing."""
     if len(names) > 1:
-        if sum(map(len, names)) * _LETTER > _X_LABEL:
+        if columns > 1 and sum(map(len, names)) * _LETTER > _X_LABEL:
             columns = 1
+            _add_lines(axes.figure, len(names) - 1)
         legend = axes.legend(
             loc="lower left",
             bbox_to_anchor=(0, 1),

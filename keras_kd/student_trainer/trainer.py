@@ -32,6 +32,7 @@ from keras_kd.logits import (
     is_binary,
     shared_class_count,
 )
+from keras_kd.losses.base import told_config
 from keras_kd.reports.terminal import printable
 from keras_kd.similarity import find_logit_layer
 from keras_kd.states import in_both
@@ -793,9 +794,18 @@ def _changed(loss, settings):
 def _loss_config(loss):
     """What tells a user's own loss from another one."""
     # Keras numbers the names of losses as they are made.
-    told = {k: v for k, v in loss.get_config().items() if k != "name"}
-    config = json.dumps(told, sort_keys=True, default=repr)
+    told = {k: v for k, v in told_config(loss).items() if k != "name"}
+    config = json.dumps(told, sort_keys=True, default=_in_json)
     return {"class": type(loss).__name__, "config": config}
+
+
+def _in_json(value):
+    """What tells a value from others that JSON does not hold."""
+    if not hasattr(value, "__array__"):
+        return repr(value)
+    array = np.asarray(value)
+    digest = hashlib.sha256(array.tobytes()).hexdigest()
+    return [str(array.dtype), array.shape, digest]
 
 
 def _no_teacher(method, needed):

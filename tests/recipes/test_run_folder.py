@@ -123,7 +123,7 @@ def test_a_folder_of_other_files_is_refused(tmp_path):
         open_run(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
     assert (tmp_path / "thesis.tex").read_text() == "precious"
-    with pytest.raises(ValueError, match="a file"):
+    with pytest.raises(ValueError, match="not a folder"):
         open_run(tmp_path / "thesis.tex")
 
 
