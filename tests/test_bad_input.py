@@ -86,6 +86,17 @@ def test_subclassed_models_that_are_not_built(way):
     assert len(teacher.weights) == 2
 
 
+def test_a_teacher_that_nobody_asks_may_take_other_inputs():
+    class Strange(Unbuilt):
+        def call(self, inputs):
+            return self.dense(inputs["tokens"])
+
+    x, labels, _ = data()
+    distiller = compiled(mlp(), Strange(CLASSES), kd.LabelSmoothing())
+    fit(distiller, x, labels)
+    assert not distiller.teacher.built
+
+
 def test_models_that_are_none():
     with pytest.raises(TypeError, match="student must be a keras.Model"):
         kd.Distiller("student")

@@ -297,9 +297,16 @@ def test_sigmoid_outputs(tmp_path, units):
         assert_same_weights(*map(weights_of, students), 1e-5)
 
 
-@pytest.mark.parametrize("metrics", [None, ["accuracy"]])
-def test_arrays_have_the_order_of_each_epochs_number(metrics, tmp_path):
-    """Also where Keras reads a batch before the first one, to build metrics."""
+@pytest.mark.parametrize(
+    ("metrics", "made_again"), [(None, False), (["accuracy"], True)]
+)
+def test_arrays_have_the_order_of_each_epochs_number(
+    metrics, made_again, tmp_path
+):
+    """Also where Keras reads a batch before the first one, to build metrics.
+
+    And in a training that goes on, with its data or in another process.
+    """
     cache = kd.TeacherCache.write(
         tmp_path / "cache",
         (x, ids),
@@ -318,8 +325,12 @@ def test_arrays_have_the_order_of_each_epochs_number(metrics, tmp_path):
         return distiller
 
     found, expected = compiled(False), compiled(True)
-    data = cache.attach((x, ids), batch_size=BATCH, shuffle=True, seed=3)
+    attach = functools.partial(
+        cache.attach, (x, ids), batch_size=BATCH, shuffle=True, seed=3
+    )
+    data = attach()
     for first, last in ((0, 2), (2, 3)):
+        data = attach() if made_again else data
         # Keras would shuffle the batches as well.
         found.fit(
             data, initial_epoch=first, epochs=last, shuffle=False, verbose=0

@@ -485,6 +485,19 @@ def test_a_data_set_without_labels(name, form):
             assert np.isnan(logs[key]).all()
 
 
+def test_an_ignored_class_leaves_out_no_data_without_labels():
+    """Labels of -1 are ignored, but there are none."""
+    weights = []
+    for ignored in (None, -1):
+        student = mlp()
+        distiller = kd.Distiller(student, mlp(seed=5))
+        loss = kd.KD(ignore_class=ignored)
+        distiller.compile(keras.optimizers.SGD(0.5), loss, **EAGERLY)
+        distiller.fit(x, shuffle=False, verbose=0)
+        weights.append(student.get_weights())
+    assert_same_weights(*weights, tolerance=0)
+
+
 @pytest.mark.parametrize("name", ["kd", "kd_topk"])
 def test_labelled_and_unlabelled_examples_mix(name):
     some = np.where(np.arange(EXAMPLES) % 3 == 0, -1, ids)
