@@ -338,8 +338,7 @@ def _of_units(labels, logits_shape):
         [...] int32, or of floats [..., 2].
     """
     labels = ops.convert_to_tensor(labels)
-    if len(labels.shape) == len(logits_shape) and labels.shape[-1] == 1:
-        labels = ops.squeeze(labels, -1)
+    labels = without_column(labels, len(logits_shape) - 1)
     if not may_match(tuple(labels.shape), tuple(logits_shape[:-1])):
         raise ValueError(
             "A sigmoid's labels are 0 or 1, one for each unit, here of shape "
@@ -491,8 +490,7 @@ def with_axes_of(values, other, what="sample_weight"):
     """
     values = ops.convert_to_tensor(values)
     shape, wanted = tuple(values.shape), tuple(other.shape)
-    if len(shape) == len(wanted) + 1 and shape[-1] == 1:
-        values = ops.squeeze(values, -1)
+    values = without_column(values, len(wanted))
     while len(values.shape) < len(wanted):
         values = ops.expand_dims(values, -1)
     fits = len(values.shape) == len(wanted) and all(
@@ -532,6 +530,19 @@ def class_weight_array(class_weight, num_classes):
             )
         by_class[int(key)] = weight
     return by_class
+
+
+def without_column(values, rank):
+    """Values without a last axis of size 1, as a column of a table has.
+
+    Args:
+        values: a tensor.
+        rank: number of axes that it is to have; one that does not have one
+            more than that is left alone.
+    """
+    if len(values.shape) == rank + 1 and values.shape[-1] == 1:
+        return ops.squeeze(values, -1)
+    return values
 
 
 def has_known_rank(tensor):

@@ -333,7 +333,7 @@ def check_is_folder(folder, argument):
     if not is_folder:
         raise ValueError(
             f"{argument} must be a folder. Received: {os.fspath(folder)}, "
-            "which is not a folder, or lies in what is none. Choose another "
+            "which is not a folder, or is inside a file. Choose another "
             f"{argument}."
         )
 

@@ -567,7 +567,7 @@ def test_metrics_see_ignored_labels_as_in_keras(make, ignored):
 
 
 def of_batch(labels, outputs):
-    """One number for all, which is no mean of theirs."""
+    """One number for the whole batch, not a mean over its examples."""
     return ops.max(ops.cast(labels, "float32"))
 
 

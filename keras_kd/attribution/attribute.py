@@ -9,7 +9,7 @@ from keras_kd.attribution.results import checked
 from keras_kd.attribution.runs import Runs
 from keras_kd.files import is_file_name
 from keras_kd.monitors import DivergedError
-from keras_kd.reports.terminal import printable
+from keras_kd.reports.terminal import say
 
 
 def attribute(
@@ -137,14 +137,13 @@ def attribute(
         except DivergedError as error:
             runs.add_diverged(method, seed, str(error))
             if verbose:
-                text = f"{place}: left out, as it diverged"
-                print(printable(text), flush=True)
+                say(f"{place}: left out, as it diverged")
             continue
         runs.add(method, seed, score, time.perf_counter() - began, results)
         if verbose:
             unit = outcome().unit
             shown = f"{unit.score(score)} {unit.of_scores}".strip()
-            print(printable(f"{place}: {metric} {shown}"), flush=True)
+            say(f"{place}: {metric} {shown}")
     found = outcome()
     absent = sum(not runs.has(m, seed) for m in methods for seed in seeds)
     if absent and verbose:

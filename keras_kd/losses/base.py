@@ -798,8 +798,8 @@ def check_of_each(name, values, shape, exactly=False):
             "Statistics of the teacher are those of each example (or token), "
             f"here of shape {shape}{'' if exactly else ', and more axes'}. "
             f"Received: {name!r} of shape {given}. Check that they are of the "
-            "same batch as the labels; what is of no example belongs into a "
-            "variable of the loss."
+            "same batch as the labels; what all examples share belongs in "
+            "a variable of the loss."
         )
 
 

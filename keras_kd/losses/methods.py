@@ -4,7 +4,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd.batch import are_soft, has_known_rank, may_match
+from keras_kd.batch import (
+    are_soft,
+    has_known_rank,
+    may_match,
+    without_column,
+)
 from keras_kd.losses.base import (
     DistillationLoss,
     Tunable,
@@ -152,8 +157,7 @@ def _one_each(statistics, name, like):
     if not (has_known_rank(values) and has_known_rank(like)):
         return values
     shape = tuple(like.shape)
-    if len(values.shape) == len(shape) + 1 and values.shape[-1] == 1:
-        values = ops.squeeze(values, -1)
+    values = without_column(values, len(shape))
     check_of_each(name, values, shape, exactly=True)
     return values
 

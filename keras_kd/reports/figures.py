@@ -639,7 +639,7 @@ def _titles(names, width):
 
 
 def _wrapped(text, width):
-    """A text in lines that are no wider than so many inches."""
+    """Text wrapped into lines of at most a width in inches."""
     wide = sum(unicodedata.east_asian_width(each) in "WF" for each in text)
     letters = int(width / _LETTER / (1 + wide / max(len(text), 1)))
     lines = [

@@ -3,6 +3,15 @@
 import sys
 
 
+def say(text):
+    """Prints a text at once, whatever letters the output has.
+
+    Args:
+        text: string.
+    """
+    print(printable(text), flush=True)
+
+
 def printable(text):
     """A text as the output can take it.
 

@@ -33,7 +33,7 @@ from keras_kd.logits import (
     shared_class_count,
 )
 from keras_kd.losses.base import told_config
-from keras_kd.reports.terminal import printable
+from keras_kd.reports.terminal import say
 from keras_kd.similarity import find_logit_layer
 from keras_kd.states import in_both
 from keras_kd.student_trainer import data, progress, results, scores
@@ -407,11 +407,10 @@ class StudentTrainer:
             self._results.save(name, distiller.student)
         if self._verbose:
             score = result[self.metric]
-            text = (
+            say(
                 f"{method}, seed {seed}: {self.metric} {score:.4g} in "
                 f"{seconds:.0f} s"
             )
-            print(printable(text), flush=True)
         return result, bool(reporter and reporter.has_stopped)
 
     def _compiled(self, method, settings, cache, student):

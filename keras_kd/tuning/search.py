@@ -13,7 +13,7 @@ from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from keras_kd.files import errors_naming, lock, user_path
+from keras_kd.files import errors_naming, lock
 from keras_kd.monitors import DivergedError
 from keras_kd.tuning.outcome import Trial, counted, score_of
 from keras_kd.tuning.spaces import BASELINES, LEARNING_RATE, Range, is_free
@@ -497,7 +497,7 @@ def open_storage(folder):
     if folder is None:
         yield InMemoryStorage()
         return
-    folder = pathlib.Path(user_path(folder, "folder"))
+    folder = pathlib.Path(folder)
     with lock(folder, "`folder`"):
         yield _journal_in(folder)
 

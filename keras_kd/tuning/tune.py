@@ -10,7 +10,7 @@ from keras_kd.attribution import METHODS as ATTRIBUTED
 from keras_kd.attribution import attribute
 from keras_kd.files import kept_path
 from keras_kd.monitors import DivergedError
-from keras_kd.reports.terminal import printable
+from keras_kd.reports.terminal import say
 from keras_kd.tuning.advice import advice_of
 from keras_kd.tuning.budget import Budget
 from keras_kd.tuning.outcome import (
@@ -368,7 +368,7 @@ class _Call:
 
     def _say(self, text):
         if self.verbose and text:
-            print(printable(text), flush=True)
+            say(text)
 
 
 def _loss(trainer, method, settings):
