@@ -69,6 +69,85 @@ def found(logits, labels, **kwargs):
     return kd.diagnose(teacher, batched(logits, labels), **kwargs).problems
 
 
+# -- padding that counts -------------------------------------------------------
+
+
+def texts(side="end", steps=12, words=8):
+    """Ids, next ids and a teacher that knows the odds of the next one.
+
+    Half of the texts fill 12 steps, the others are padded with 0: an end on
+    their last 4 inputs and 5 labels, a start on their first 4 and 3.
+    """
+    random = np.random.default_rng(0)
+    odds = random.dirichlet(np.full(words, 0.3), size=words)
+    ids = np.zeros((64, steps + 1), "int32")
+    for row in ids:
+        for t in range(1, steps + 1):
+            row[t] = random.choice(words, p=odds[row[t - 1]])
+    # No text has the id of padding.
+    x, y = ids[:, :-1] + 1, ids[:, 1:] + 1
+    if side == "end":
+        x[::2, -4:] = y[::2, -5:] = 0
+    else:
+        x[::2, :4] = y[::2, :3] = 0
+    log_odds = np.full((words + 1, words + 1), -20, "float32")
+    log_odds[1:, 1:] = np.log(odds + 1e-6)
+    return x, y, log_odds
+
+
+def reading(log_odds, shape=(None,), **kwargs):
+    """A teacher that gives the log-odds of each input's next one."""
+    inputs = keras.Input(shape, dtype="int32")
+    table = layers.Embedding(*log_odds.shape, **kwargs)
+    teacher = keras.Model(inputs, table(inputs))
+    table.set_weights([log_odds])
+    return teacher
+
+
+@pytest.mark.parametrize(("side", "padding"), [("end", 4), ("start", 3)])
+def test_padding_that_counts_is_named(side, padding):
+    x, y, log_odds = texts(side)
+    (problem,) = kd.diagnose(reading(log_odds), (x, y)).findings
+    assert problem.code == "padding_counts"
+    evidence = problem.evidence
+    assert (evidence["side"], evidence["class"]) == (side, 0)
+    assert (evidence["rows"], evidence["sequences"]) == (32, 64)
+    assert evidence["share"] == 32 * padding / (64 * 12)
+    assert f"sequences looked at {side} with input 0" in problem.summary
+
+
+@pytest.mark.parametrize("how", ["weights", "ignore_class", "mask"])
+def test_padding_that_does_not_count_is_not_named(how):
+    x, y, log_odds = texts()
+    weights = {"weights": ((y != 0) * 1.0,)}.get(how, ())
+    loss = kd.KD(ignore_class=0 if how == "ignore_class" else None)
+    teacher = reading(log_odds, mask_zero=how == "mask")
+    diagnosis = kd.diagnose(teacher, (x, y, *weights), loss=loss)
+    assert diagnosis.numbers["data"]["padding"] is None
+
+
+def test_padding_is_found_in_features_and_beside_other_inputs():
+    x, y, log_odds = texts()
+    steps = keras.Input((12, 3))
+    place = keras.Input((2,))
+    wide = np.stack([x, 2 * x, 0 * x], axis=-1).astype("float32")
+    ids = layers.Lambda(lambda steps: steps[..., 0])(steps)
+    teacher = keras.Model([steps, place], reading(log_odds)(ids))
+    data = ((wide, np.zeros((64, 2), "float32")), y)
+    (problem,) = kd.diagnose(teacher, data).findings
+    assert problem.code == "padding_counts"
+    assert problem.evidence["step"] is None
+    assert problem.evidence["share"] == 32 * 4 / (64 * 12)
+
+
+def test_texts_that_end_on_a_word_said_often_are_not_called_padded():
+    x, y, log_odds = texts()
+    x, y = x[1::2], y[1::2]
+    x[::2, -4:] = y[::2, -4:] = x[0, 0]
+    diagnosis = kd.diagnose(reading(log_odds), (x, y))
+    assert diagnosis.numbers["data"]["padding"] is None
+
+
 # -- classes in another order --------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from keras_kd.diagnosis.finding import PROBLEM, Finding
 from keras_kd.diagnosis.findings import find
 from keras_kd.diagnosis.initialised import untrained_layers
 from keras_kd.diagnosis.inputs import Inputs
+from keras_kd.diagnosis.padding import padding_numbers
 from keras_kd.diagnosis.survey import Survey, not_finite_weights
 from keras_kd.logits import LogitReader, check_model, class_count_message
 from keras_kd.model_inputs import check_order, outputs_of
@@ -245,6 +246,9 @@ def diagnose(
     numbers = {
         "data": {
             **measures.data_numbers(totals, num_classes, tokens),
+            "padding": padding_numbers(survey.samples.batches)
+            if tokens
+            else None,
             "not_finite_weights": (
                 not_finite_weights(teacher) if totals["not_finite"] else []
             ),

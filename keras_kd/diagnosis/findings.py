@@ -9,6 +9,8 @@ _FAULTS = (
     faults.untrained_teacher,
     # All that follow compare classes.
     faults.one_class,
+    # All that follow take every label for one to be predicted.
+    faults.padding_counts,
     # All that follow read something in what is right and wrong.
     faults.few_examples,
     faults.class_order,

@@ -32,6 +32,11 @@ class Samples:
         if place < _BATCHES:
             self._batches[place] = settled
 
+    @property
+    def batches(self):
+        """List of the kept batches, `Examples`."""
+        return self._batches
+
     def rows(self):
         """Rows of the kept batches, in random order.
 

@@ -10,6 +10,8 @@ Shapes are those of the batch, as JAX requires: an example that does not count
 keeps its place, with 0 in `keep`, logits of 0 and a label in range.
 """
 
+import dataclasses
+
 import keras
 import numpy as np
 from keras import ops
@@ -101,7 +103,7 @@ class Survey:
             sums = self._run_step(settled, sample, groups.astype("int32"))
             predicted, kept = sums.pop("predictions"), sums.pop("kept") > 0
             self.agreement.add(settled.labels, predicted.astype("int64"), kept)
-            self.samples.add(settled)
+            self.samples.add(dataclasses.replace(settled, counted=kept))
             self._check_kinds(sums, outputs_checked)
             outputs_checked |= bool(sums["examples"])
             self._check_labels(sums, batch, settled)

@@ -21,6 +21,7 @@ _UNFIT = {
 _TELL_NOTHING = {
     "one_class": "Data of one class",
     "few_examples": "So few examples",
+    "padding_counts": "Data in which padding counts",
 }
 # One that takes a part of its knowledge.
 _LESSER = {
