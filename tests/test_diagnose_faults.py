@@ -442,6 +442,47 @@ def test_the_form_of_the_inputs_is_found(change, words):
     assert problem.evidence["after"] > 0.95
 
 
+def preprocessed(shares, mode):
+    """Shares of white as a mode of keras.applications makes them of pixels."""
+    return keras.applications.imagenet_utils.preprocess_input(
+        255 * shares, "channels_last", mode
+    )
+
+
+@traced
+@pytest.mark.parametrize(
+    ("given", "wanted", "remedy"),
+    [
+        ("uint8", "1", "Give it 0.003922 * x, from 0 to 1."),
+        ("torch", "1", "Give it pixels from 0 to 1."),
+        ("caffe", "1", "Give it pixels from 0 to 1."),
+        ("1", "caffe", 'preprocess_input(x, mode="caffe")'),
+        ("uint8", "caffe", 'preprocess_input(x, mode="caffe")'),
+        ("tf", "torch", 'preprocess_input(x, mode="torch")'),
+    ],
+)
+def test_pixels_that_were_preprocessed_in_another_way(given, wanted, remedy):
+    teacher, x, labels = reads_two_pixels()
+    if given == "uint8":
+        x = np.round(255 * x).astype("uint8")
+    else:
+        x = x if given == "1" else preprocessed(x, given)
+        x = x.astype("float32")
+    if wanted != "1":
+        inputs = keras.Input((4, 4, 3))
+        black, white = (
+            preprocessed(np.full((1, 3), share), wanted) for share in (0.0, 1.0)
+        )
+        shares = (inputs - black) / (white - black)
+        if wanted == "caffe":
+            shares = keras.ops.flip(shares, -1)
+        teacher = keras.Model(inputs, teacher(shares))
+    problem = kd.diagnose(teacher, batched(x, labels)).problems[0]
+    assert problem.code == "wrong_inputs"
+    assert remedy in problem.remedy
+    assert problem.evidence["after"] > 0.95
+
+
 def test_inputs_in_the_right_form_are_not_called_wrong():
     teacher, x, labels = reads_two_pixels()
     dataset = batched(x.astype("float32"), labels)

@@ -71,6 +71,7 @@ class Survey:
         self.agreement = Agreement(self.num_classes)
         self.samples = Samples()
         self.input_spec = self._step = self._by_chunks = None
+        self._step_of_floats = None
 
     def run(self, data):
         """Goes over the data once.
@@ -130,12 +131,12 @@ class Survey:
         """How many random groups the control of the class relations has."""
         return 1 if self.relations is None else self.relations.groups
 
-    def _run_step(self, settled, sample, groups):
+    def _run_step(self, settled, sample, groups, step=None):
         """Dict of a batch's sums, as float64 NumPy arrays."""
         data = (settled.x, settled.labels, settled.counted)
-        step = self._step
-        if are_many(settled.labels.size, self.num_classes):
+        if step is None and are_many(settled.labels.size, self.num_classes):
             step = self._step_by_chunks()
+        step = step or self._step
         sums = step(*backend.from_tf_data(data), sample, groups)
         return {
             name: ops.convert_to_numpy(value).astype("float64")
@@ -149,11 +150,21 @@ class Survey:
             self._by_chunks = by_chunks.make(self, signature) or self._step
         return self._by_chunks
 
+    def _for_floats(self):
+        """The step for inputs that the data set has as integers."""
+        if self._step_of_floats is None:
+            self._step_of_floats = backend.compiled(
+                self.batch_sums,
+                self.variables,
+                _signature(self.input_spec, "float32"),
+            )
+        return self._step_of_floats
+
     def right(self, x, labels, counted):
         """How often the teacher is right on other inputs, after `run`.
 
         Args:
-            x: [rows, ...] NumPy array, of the data set's type.
+            x: [rows, ...] NumPy array, of the data set's type or floats.
             labels: [rows, n] int32 class ids, n of each row.
             counted: [rows, n] booleans.
 
@@ -162,10 +173,14 @@ class Survey:
         """
         rows, sample = len(x), self._sample(labels.size, 0)
         groups = np.zeros(len(sample), "int32")
+        (spec,) = keras.tree.flatten(self.input_spec)
+        step = None
+        if x.dtype != keras.backend.standardize_dtype(spec.dtype):
+            step = self._for_floats()
         x = keras.tree.pack_sequence_as(self.input_spec, [x])
         labels = labels.reshape(-1)
         settled = examples.Examples(x, labels, labels, counted.reshape(-1))
-        sums = self._run_step(settled, sample, groups)
+        sums = self._run_step(settled, sample, groups, step)
         hits = (sums["predictions"] == labels) * sums["kept"]
         return hits.reshape(rows, -1)
 
@@ -494,10 +509,10 @@ def _input_spec(data, model):
     return data.input_specs(model)
 
 
-def _signature(input_spec):
+def _signature(input_spec, dtype=None):
     """The specs of what a step takes; see `Survey.batch_sums`.
 
-    Only TensorFlow compiles by them.
+    Only TensorFlow compiles by them. The inputs' are of a dtype, if given.
     """
     if keras.backend.backend() != "tensorflow":
         return None
@@ -505,8 +520,8 @@ def _signature(input_spec):
 
     x = keras.tree.map_structure(
         lambda spec: (
-            tf.TensorSpec(spec.shape, spec.dtype)
-            if isinstance(spec, keras.KerasTensor)
+            tf.TensorSpec(spec.shape, dtype or spec.dtype)
+            if dtype or isinstance(spec, keras.KerasTensor)
             else spec
         ),
         input_spec,

@@ -8,11 +8,21 @@ is the surest test of that.
 import dataclasses
 
 import numpy as np
+from keras.applications import imagenet_utils
 
+# The forms of pixels in common use: from 0 to 255 or to 1, and the modes of
+# `keras.applications`, of which two treat each colour in a way of its own.
+_PIXELS, _SHARES = "255", "1"
+_BY_COLOUR = ("torch", "caffe")
+_PIXEL_FORMS = (_PIXELS, _SHARES, "tf", *_BY_COLOUR)
+# Pixels that use less of their range than this are in another form.
+_LEAST_RANGE = 128
 # Few examples tell which form is the best, more whether it is better.
 _FEW, _MORE = 32, 256
-# A gain on few that is worth a look at more.
+# A gain on few that is worth a look at more, and of how many forms: one for
+# each colour is much like another for all.
 _WORTH_A_LOOK = 0.1
+_FINALISTS = 3
 # A gain in accuracy that a different crop or augmentation would not give,
 _LEAST_GAIN = 0.15
 # in standard errors that the best of a dozen does not reach by chance.
@@ -44,11 +54,17 @@ def forms(x):
         List of `Form`.
     """
     found = []
-    if x.dtype.kind == "f":
+    are_pixels = x.ndim >= 4 and x.shape[-1] == 3
+    if are_pixels:
+        found += _by_colour(x)
+    # An id of a token is an integer, too, but not in three axes or of a byte.
+    if x.dtype.kind == "f" or (
+        x.dtype.kind in "iu" and (x.ndim > 2 or x.dtype == "uint8")
+    ):
         found += _ranges(x)
     elif x.dtype.kind in "iu" and x.ndim == 2:
         found += _token_ids(x)
-    if x.ndim >= 4 and x.shape[-1] == 3:
+    if are_pixels:
         found.append(
             Form(
                 "in another colour order",
@@ -69,8 +85,60 @@ def forms(x):
     return found
 
 
+def _by_colour(x):
+    """Forms of pixels that treat each colour in a way of its own.
+
+    Those that are in such a form are tried in all others, too.
+    """
+    found = []
+    for given in _PIXEL_FORMS:
+        pixels = _to_pixels(x, given)
+        is_given = -1 < pixels.min() and pixels.max() < 256
+        if is_given and np.ptp(pixels) > _LEAST_RANGE:
+            all_forms = _PIXEL_FORMS if given in _BY_COLOUR else _BY_COLOUR
+            others = [form for form in all_forms if form != given]
+            found += [_preprocessed(given, wanted) for wanted in others]
+    return found
+
+
+def _preprocessed(given, wanted):
+    return Form(
+        f"{_pixels(given)}, which the teacher knows in another form",
+        f"Give it {_pixels(wanted)}.",
+        lambda x: _from_pixels(_to_pixels(x, given), wanted),
+    )
+
+
+def _pixels(form):
+    """A form in words."""
+    if form in (_PIXELS, _SHARES):
+        return f"pixels from 0 to {form}"
+    return (
+        "pixels from 0 to 255 as keras.applications.imagenet_utils."
+        f'preprocess_input(x, mode="{form}") makes them'
+    )
+
+
+def _from_pixels(pixels, form):
+    """Pixels from 0 to 255, as floats, in another form."""
+    if form == _PIXELS:
+        return pixels
+    if form == _SHARES:
+        return pixels / 255
+    return imagenet_utils.preprocess_input(pixels.copy(), "channels_last", form)
+
+
+def _to_pixels(x, form):
+    """The inverse of `_from_pixels`, a line for each channel."""
+    black, white = (
+        _from_pixels(np.full((1, 3), value), form) for value in (0.0, 255.0)
+    )
+    pixels = (x - black) / (white - black) * 255
+    return pixels[..., ::-1] if form == "caffe" else pixels
+
+
 def _ranges(x):
-    """Other scales of floats that are in common use."""
+    """Other scales that are in common use."""
     finite = x[np.isfinite(x)].astype("float64")
     low, high = finite.min(), finite.max()
     if high <= low:
@@ -190,12 +258,18 @@ def best_form(x, right, rare):
     ]
     if not scores:
         return None
-    before = right(few)
-    score, best = max(scores, key=lambda pair: pair[0])
-    if score - before.mean() < _WORTH_A_LOOK:
+    # The first of equals, as `sorted` keeps their order.
+    scores = sorted(scores, key=lambda pair: -pair[0])[:_FINALISTS]
+    least = right(few).mean() + _WORTH_A_LOOK
+    finalists = [each for score, each in scores if score >= least]
+    if not finalists:
         return None
     more = x[:_MORE]
-    before, after = right(more), right(_as(best.change(more), x))
+    before = right(more)
+    after, best = max(
+        ((right(_as(each.change(more), x)), each) for each in finalists),
+        key=lambda pair: pair[0].mean(),
+    )
     # In many a wrong form, a teacher predicts the commonest label alone.
     if not (after - before)[rare[: len(after)]].sum() > 0:
         return None
@@ -213,5 +287,10 @@ def best_form(x, right, rare):
 
 
 def _as(values, like):
-    """In the type of the inputs, and laid out as TensorFlow wants it."""
-    return np.ascontiguousarray(values.astype(like.dtype))
+    """In the type of the inputs, and laid out as TensorFlow wants it.
+
+    Integers on another scale stay floats.
+    """
+    is_scaled = values.dtype.kind == "f" and like.dtype.kind != "f"
+    dtype = "float32" if is_scaled else like.dtype
+    return np.ascontiguousarray(values.astype(dtype))
