@@ -221,11 +221,8 @@ def _is_top_k(loss):
 
 
 def _is_confidence(loss):
-    own = (
-        losses.KDPt.teacher_statistics,
-        losses.KDPtSim.teacher_statistics,
-    )
-    return type(loss).teacher_statistics in own
+    own = losses.KDPt.teacher_statistics
+    return type(loss).teacher_statistics is own
 
 
 @dataclasses.dataclass(frozen=True)

@@ -91,10 +91,7 @@ def make_store(loss, classes, dtype=COMPACT):
     if computed_by is kd_losses.KDSampled.teacher_statistics:
         k, seed = loss.count(classes), loss.seed or 0
         return SampledStore(dtype, k, classes, seed, temperature)
-    if computed_by in (
-        kd_losses.KDPt.teacher_statistics,
-        kd_losses.KDPtSim.teacher_statistics,
-    ):
+    if computed_by is kd_losses.KDPt.teacher_statistics:
         return LogOddsStore(dtype, temperature)
     return OwnStore(dtype, _own_config(loss), loss, classes, temperature)
 
