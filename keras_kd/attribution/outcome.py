@@ -6,9 +6,11 @@ import math
 
 import numpy as np
 
+from keras_kd.attribution import report
 from keras_kd.attribution.intervals import Interval, holm, paired_interval
 from keras_kd.attribution.levels import LEVELS, Level
 from keras_kd.reports import numbers, tables
+from keras_kd.reports.page import check_new
 
 # Of comparisons that survive the correction for their number.
 _SIGNIFICANT = 0.05
@@ -467,8 +469,6 @@ class Attribution:
             ImportError: without Matplotlib, which draws the figures.
             OSError: if the files can't be written, such as on a full disk.
         """
-        from keras_kd.attribution import report
-
         report.to_tensorboard(self, log_dir)
 
     def save(self, path):
@@ -482,9 +482,6 @@ class Attribution:
             ImportError: without Matplotlib, which draws the figures.
             OSError: if it can't be written, such as on a full disk.
         """
-        from keras_kd.attribution import report
-        from keras_kd.reports.page import check_new
-
         path = check_new(path)
         report.page(self).save(path)
 

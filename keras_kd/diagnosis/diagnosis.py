@@ -10,7 +10,7 @@ import numpy as np
 from keras_kd import data as any_data
 from keras_kd import losses, preprocessing
 from keras_kd.batch import LABELS
-from keras_kd.diagnosis import faults, measures, verdict
+from keras_kd.diagnosis import faults, measures, pictures, verdict
 from keras_kd.diagnosis.agreement import agreement_numbers
 from keras_kd.diagnosis.finding import PROBLEM, Finding
 from keras_kd.diagnosis.findings import find
@@ -19,7 +19,9 @@ from keras_kd.diagnosis.inputs import Inputs
 from keras_kd.diagnosis.survey import Survey, not_finite_weights
 from keras_kd.logits import LogitReader, check_model, class_count_message
 from keras_kd.model_inputs import check_order, outputs_of
+from keras_kd.reports import events
 from keras_kd.reports.numbers import plural
+from keras_kd.reports.page import check_new
 from keras_kd.similarity import logit_weights
 from keras_kd.states import reset_states
 
@@ -70,10 +72,7 @@ class Diagnosis:
             ImportError: without Matplotlib, which draws the figures.
             OSError: if it can't be written, such as on a full disk.
         """
-        from keras_kd.diagnosis import pictures
-        from keras_kd.reports import page
-
-        pictures.page(self).save(page.check_new(path))
+        pictures.page(self).save(check_new(path))
 
     def to_tensorboard(self, log_dir):
         """Writes numbers as scalars, figures as images, and the text.
@@ -85,9 +84,6 @@ class Diagnosis:
             ImportError: without Matplotlib, which draws the figures.
         """
         import tensorflow as tf
-
-        from keras_kd.diagnosis import pictures
-        from keras_kd.reports import events
 
         images = pictures.images(self)
         with events.writing(log_dir):

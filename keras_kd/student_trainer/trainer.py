@@ -6,6 +6,7 @@ import hashlib
 import json
 import operator
 import pathlib
+import sys
 import tempfile
 import time
 import weakref
@@ -25,6 +26,7 @@ from keras_kd.attribution.methods import (
     make_loss,
 )
 from keras_kd.cache import TeacherCache
+from keras_kd.diagnosis import diagnose
 from keras_kd.distiller import Distiller
 from keras_kd.logits import (
     LogitReader,
@@ -286,8 +288,6 @@ class StudentTrainer:
 
     @functools.cached_property
     def _diagnosis(self):
-        from keras_kd.diagnosis import diagnose
-
         if self.teacher is None:
             return None
         return diagnose(
@@ -660,8 +660,6 @@ class StudentTrainer:
         )
 
     def _write_cache(self):
-        import sys
-
         self.cache = TeacherCache.write(
             self._own_folder() / "cache",
             self._data.given,

@@ -5,6 +5,8 @@ import dataclasses
 
 from keras_kd import losses
 from keras_kd.attribution import Attribution
+from keras_kd.reports import tables
+from keras_kd.reports.page import check_new
 from keras_kd.tuning.spaces import PLAIN
 
 # The names of the final comparison.
@@ -191,8 +193,6 @@ class Tuning:
 
     def to_markdown(self):
         """Findings and tables, as text that is also Markdown."""
-        from keras_kd.reports import tables
-
         findings = "\n".join(f"- {finding}" for finding in self.findings)
         both = self.final_rows(), self.method_rows()
         return "\n\n".join([findings, *map(tables.markdown, both)])
@@ -280,7 +280,6 @@ class Tuning:
             ImportError: without Matplotlib, which draws the figures.
             OSError: if it can't be written, such as on a full disk.
         """
-        from keras_kd.reports.page import check_new
         from keras_kd.tuning import report
 
         path = check_new(path)
