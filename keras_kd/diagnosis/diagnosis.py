@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_kd import data as any_data
 from keras_kd import losses, preprocessing
-from keras_kd.batch import LABELS
+from keras_kd.batch import labels_of
 from keras_kd.diagnosis import faults, measures, pictures, verdict
 from keras_kd.diagnosis.agreement import agreement_numbers
 from keras_kd.diagnosis.finding import PROBLEM, Finding
@@ -331,8 +331,8 @@ def _check_tf_data(dataset):
     import tensorflow as tf
 
     spec = dataset.element_spec
-    labels = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else None
-    labels = labels.get(LABELS) if isinstance(labels, dict) else labels
+    y = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else None
+    labels = labels_of(y)
     if not isinstance(labels, tf.TensorSpec):
         raise ValueError(
             "`dataset` has no labels to compare the teacher with. Received: "

@@ -6,7 +6,8 @@ import numpy as np
 
 from keras_kd import data as any_data
 from keras_kd import preprocessing
-from keras_kd.cache.data import Views, is_batched, labels_of
+from keras_kd.batch import labels_of
+from keras_kd.cache.data import Views, is_batched
 from keras_kd.student_trainer import checksums
 
 # Above this a cache of every logit, in bytes, isn't written unasked.
