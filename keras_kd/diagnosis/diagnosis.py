@@ -21,13 +21,13 @@ from keras_kd.logits import LogitReader, check_model, class_count_message
 from keras_kd.model_inputs import check_order, outputs_of
 from keras_kd.reports import events
 from keras_kd.reports.numbers import plural
-from keras_kd.reports.page import check_new
+from keras_kd.reports.page import Reported
 from keras_kd.similarity import logit_weights
 from keras_kd.states import reset_states
 
 
 @dataclasses.dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Reported):
     """What `diagnose` found. Its text is for reading: `print(diagnosis)`.
 
     Attributes:
@@ -61,18 +61,8 @@ class Diagnosis:
         findings = [dataclasses.asdict(each) for each in self.findings]
         return json.dumps({"findings": findings, "numbers": self.numbers})
 
-    def save(self, path):
-        """Writes a report: one HTML page that needs no other file.
-
-        Args:
-            path: of a file that does not exist yet.
-
-        Raises:
-            FileExistsError: if it does.
-            ImportError: without Matplotlib, which draws the figures.
-            OSError: if it can't be written, such as on a full disk.
-        """
-        pictures.page(self).save(check_new(path))
+    def _page(self):
+        return pictures.page(self)
 
     def to_tensorboard(self, log_dir):
         """Writes numbers as scalars, figures as images, and the text.
