@@ -168,10 +168,10 @@ class Distiller(backend.Trainer):
     class ids of shape [batch] or [batch, time], or soft: a share for each
     class, [batch, classes] or [batch, time, classes], such as one-hot labels
     or those of MixUp. Of sigmoid units they are 0 or 1. Losses that read no
-    label (`KD`, `KDTopK`) also train on x alone, and on examples that are
-    marked as unlabelled by the class id -1 or a row of zeros. Labels may be a
-    dict with "labels" and the statistics that the loss names, and then no
-    teacher is needed.
+    label (`KD`, `KDTopK`, `KDSampled`) also train on x alone, and on examples
+    that are marked as unlabelled by the class id -1 or a row of zeros. Labels
+    may be a dict with "labels" and the statistics that the loss names, and then
+    no teacher is needed.
 
     Source: Tang et al. 2020, "Understanding and Improving Knowledge
     Distillation" (arXiv 2002.03532).
@@ -423,12 +423,11 @@ class Distiller(backend.Trainer):
         if is_by_name:
             by_output.check_names(self.student, "loss", given)
             by_output.check_names(self.student, "loss_weights", weights)
-        if is_by_name and len(given) > 1:
-            metrics, weighted_metrics = (
-                by_output.by_name(self.student, "metrics", each)
-                for each in (metrics, weighted_metrics)
-            )
-        if is_by_name:
+            if len(given) > 1:
+                metrics, weighted_metrics = (
+                    by_output.by_name(self.student, "metrics", each)
+                    for each in (metrics, weighted_metrics)
+                )
             by_output.check_metrics(given, metrics, weighted_metrics)
         with self._scope():
             found = {}
