@@ -135,6 +135,11 @@ def as_dict(y):
     return y if isinstance(y, dict) else {LABELS: y}
 
 
+def labels_of(y):
+    """The labels among what data give as y, `None` without any."""
+    return y.get(LABELS) if isinstance(y, dict) else y
+
+
 def settle(
     y,
     logits,
@@ -458,7 +463,7 @@ def refuse_wide_labels(data):
         ValueError: if a label, still a NumPy array, needs 64 bits.
     """
     _, y, _ = keras.utils.unpack_x_y_sample_weight(data)
-    _refuse_wide(y.get(LABELS) if isinstance(y, dict) else y)
+    _refuse_wide(labels_of(y))
 
 
 def _refuse_wide(labels):

@@ -38,6 +38,7 @@ from keras_kd.batch import (
     TEACHER_FINGERPRINT,
     as_dict,
     class_ids,
+    may_match,
     with_axes_of,
 )
 from keras_kd.logit_split import split_model, wide
@@ -334,7 +335,7 @@ class _Pass:
             if value is None:
                 continue
             value = ops.convert_to_tensor(value)
-            if not _begins_with(tuple(value.shape), shape):
+            if not may_match(tuple(value.shape)[: len(shape)], shape):
                 self._refuse_shape(name, value)
             rows["y"][name] = self._flat(value)
         return rows
@@ -683,11 +684,3 @@ def _smaller(first, second):
     if isinstance(second, int):
         return min(first, second)
     return ops.minimum(first, second)
-
-
-def _begins_with(shape, first):
-    """Whether a shape may begin with the sizes of another."""
-    return len(shape) >= len(first) and all(
-        None in pair or pair[0] == pair[1]
-        for pair in zip(shape, first, strict=False)
-    )

@@ -170,10 +170,10 @@ class TfData(Data):
 
     def batches(self, batch_size=None):
         """See `Data`."""
-        batched = self.dataset if self.batched else None
-        if batched is None:
-            batched = self.dataset.batch(batch_size or DEFAULT_BATCH_SIZE)
-        return map(_as_tuple, batched.as_numpy_iterator())
+        dataset = self.dataset
+        if not self.batched:
+            dataset = dataset.batch(batch_size or DEFAULT_BATCH_SIZE)
+        return map(_as_tuple, dataset.as_numpy_iterator())
 
     def as_read(self):
         """See `Data`."""

@@ -168,10 +168,10 @@ class Distiller(backend.Trainer):
     class ids of shape [batch] or [batch, time], or soft: a share for each
     class, [batch, classes] or [batch, time, classes], such as one-hot labels
     or those of MixUp. Of sigmoid units they are 0 or 1. Losses that read no
-    label (`KD`, `KDTopK`) also train on x alone, and on examples that are
-    marked as unlabelled by the class id -1 or a row of zeros. Labels may be a
-    dict with "labels" and the statistics that the loss names, and then no
-    teacher is needed.
+    label (`KD`, `KDTopK`, `KDSampled`) also train on x alone, and on examples
+    that are marked as unlabelled by the class id -1 or a row of zeros. Labels
+    may be a dict with "labels" and the statistics that the loss names, and then
+    no teacher is needed.
 
     Source: Tang et al. 2020, "Understanding and Improving Knowledge
     Distillation" (arXiv 2002.03532).
@@ -423,12 +423,11 @@ class Distiller(backend.Trainer):
         if is_by_name:
             by_output.check_names(self.student, "loss", given)
             by_output.check_names(self.student, "loss_weights", weights)
-        if is_by_name and len(given) > 1:
-            metrics, weighted_metrics = (
-                by_output.by_name(self.student, "metrics", each)
-                for each in (metrics, weighted_metrics)
-            )
-        if is_by_name:
+            if len(given) > 1:
+                metrics, weighted_metrics = (
+                    by_output.by_name(self.student, "metrics", each)
+                    for each in (metrics, weighted_metrics)
+                )
             by_output.check_metrics(given, metrics, weighted_metrics)
         with self._scope():
             found = {}
@@ -997,8 +996,7 @@ class Distiller(backend.Trainer):
         given = (x, y, batch_size, epochs, verbose, callbacks, *args)
         given = _by_name(super().fit, *given, **kwargs)
         prepare = self._preprocessing(with_teacher=True)
-        if prepare.is_needed:
-            given = prepare.fit_arguments(given)
+        given = prepare.fit_arguments(given)
         given = _with_weights_by_entry(given)
         self._build_models(given["x"])
         self._note_labels(**{"y": None, **given})
@@ -1033,8 +1031,7 @@ class Distiller(backend.Trainer):
         self._note_labels(x, y)
         self._note_class_weight(class_weight)
         prepare = self._preprocessing(with_teacher=True)
-        if prepare.is_needed:
-            x, y, sample_weight = prepare.on_batch(x, y, sample_weight)
+        x, y, sample_weight = prepare.on_batch(x, y, sample_weight)
         self._build_models(x)
         with self._running():
             return super().train_on_batch(
@@ -1105,9 +1102,9 @@ class Distiller(backend.Trainer):
     def evaluate(self, *args, **kwargs):
         """Plain cross-entropy and metrics; as `keras.Model.evaluate`."""
         given = _by_name(super().evaluate, *args, **kwargs)
-        prepare = self._preprocessing()
         # What `fit` evaluates is preprocessed already.
-        if prepare.is_needed and not given.get("_use_cached_eval_dataset"):
+        if not given.get("_use_cached_eval_dataset"):
+            prepare = self._preprocessing()
             given = prepare.arguments(given, given.get("batch_size"))
         given = _with_weights_by_entry(given)
         with self.evaluation(), self._running():
@@ -1117,16 +1114,13 @@ class Distiller(backend.Trainer):
         """The student's outputs; as `keras.Model.predict`."""
         given = _by_name(super().predict, *args, **kwargs)
         prepare = self._preprocessing()
-        if prepare.is_needed:
-            given = prepare.arguments(given, given.get("batch_size"))
+        given = prepare.arguments(given, given.get("batch_size"))
         with self._running():
             return super().predict(**given)
 
     def predict_on_batch(self, x):
         """The student's outputs; as `keras.Model.predict_on_batch`."""
-        prepare = self._preprocessing()
-        if prepare.is_needed:
-            x, _, _ = prepare.on_batch(x)
+        x, _, _ = self._preprocessing().on_batch(x)
         with self._running():
             return super().predict_on_batch(x)
 
@@ -1134,8 +1128,7 @@ class Distiller(backend.Trainer):
         """As `keras.Model.test_on_batch`, of the student alone."""
         self._check_whole_batch()
         prepare = self._preprocessing()
-        if prepare.is_needed:
-            x, y, sample_weight = prepare.on_batch(x, y, sample_weight)
+        x, y, sample_weight = prepare.on_batch(x, y, sample_weight)
         with self.evaluation(), self._running():
             return super().test_on_batch(x, y, sample_weight, return_dict)
 

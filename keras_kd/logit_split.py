@@ -270,16 +270,12 @@ def split_model(model, role, output=None):
             f"{_WHAT_TO_DO[role]}"
         )
 
-    features, read_layer, rest = _split(model, output, refuse)
+    _check_graph(model, refuse)
+    tensor = output_tensor(model, output)
+    features, read_layer, rest = _split_at(tensor, refuse)
     inputs = private.input_structure(model)
     body = keras.Model(inputs, features, name=f"{model.name}_features")
     return ModelSplit(model, body, read_layer(), read_layer, rest)
-
-
-def _split(model, output, refuse):
-    """The logit layer's symbolic input, what reads it, what follows it."""
-    _check_graph(model, refuse)
-    return _split_at(output_tensor(model, output), refuse)
 
 
 def _check_graph(model, refuse):
@@ -292,6 +288,7 @@ def _check_graph(model, refuse):
 
 
 def _split_at(tensor, refuse):
+    """The logit layer's symbolic input, what reads it, what follows it."""
     rest = []
     while True:
         operation, arguments, position = private.call_of(tensor)

@@ -221,11 +221,8 @@ def _is_top_k(loss):
 
 
 def _is_confidence(loss):
-    own = (
-        losses.KDPt.teacher_statistics,
-        losses.KDPtSim.teacher_statistics,
-    )
-    return type(loss).teacher_statistics in own
+    own = losses.KDPt.teacher_statistics
+    return type(loss).teacher_statistics is own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -559,9 +556,8 @@ def _row_of(y, kind, place):
     return "[" + _few([f"{p:g}" for p in row]) + "]"
 
 
-def _few(texts, limit=8):
-    more = ", ..." if len(texts) > limit else ""
-    return ", ".join(texts[:limit]) + more
+def _few(texts):
+    return ", ".join(texts[:8]) + (", ..." if len(texts) > 8 else "")
 
 
 def _fault_of_logits(logits):

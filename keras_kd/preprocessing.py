@@ -12,7 +12,7 @@ import sys
 import keras
 import numpy as np
 
-from keras_kd.batch import LABELS
+from keras_kd.batch import as_dict
 
 # In y, the teacher's own inputs, where they are not the student's.
 TEACHER_INPUTS = "teacher_inputs"
@@ -58,11 +58,6 @@ class Preprocessing:
         return [t for t in (self.student, self.teacher) if t is not None]
 
     @property
-    def is_needed(self):
-        """Whether anything can have to be done."""
-        return bool(self._tasks)
-
-    @property
     def settings(self):
         """What tells whether another one does the same."""
         serialize = keras.saving.serialize_keras_object
@@ -96,9 +91,7 @@ class Preprocessing:
             x, y, sample_weight = _apply(self.student, x, y, sample_weight)
         if self.teacher is not None and _is_raw(self.teacher, raw):
             inputs, _, _ = _apply(self.teacher, raw)
-            y = {} if y is None else y
-            y = y if isinstance(y, dict) else {LABELS: y}
-            y = {**y, TEACHER_INPUTS: inputs}
+            y = {**as_dict(y), TEACHER_INPUTS: inputs}
         return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
 
     def on_batch(self, x, y=None, sample_weight=None):
@@ -115,10 +108,10 @@ class Preprocessing:
         Returns:
             (x, y, sample_weight), of NumPy arrays; as given if not raw.
         """
-        import tensorflow as tf
-
         if not self.applies_to(x):
             return x, y, sample_weight
+        import tensorflow as tf
+
         if self._compiled is None:
             self._compiled = tf.function(self.samples, reduce_retracing=True)
         tensors = _map(tf.convert_to_tensor, (x, y, sample_weight))
@@ -142,6 +135,8 @@ class Preprocessing:
             ValueError: if arrays don't have the same number of rows, or a
                 `validation_split` leaves nothing on one side.
         """
+        if not self._tasks:
+            return arguments
         given = dict(arguments)
         split, x = given.get("validation_split"), given.get("x")
         if split and given.get("validation_data") is None:
@@ -176,6 +171,8 @@ class Preprocessing:
         Raises:
             ValueError: if arrays don't have the same number of rows.
         """
+        if not self._tasks:
+            return given
         import tensorflow as tf
 
         given = dict(given)

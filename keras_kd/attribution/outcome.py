@@ -6,9 +6,11 @@ import math
 
 import numpy as np
 
+from keras_kd.attribution import report
 from keras_kd.attribution.intervals import Interval, holm, paired_interval
 from keras_kd.attribution.levels import LEVELS, Level
 from keras_kd.reports import numbers, tables
+from keras_kd.reports.page import Reported
 
 # Of comparisons that survive the correction for their number.
 _SIGNIFICANT = 0.05
@@ -97,7 +99,7 @@ class Comparison:
 
 
 @dataclasses.dataclass(frozen=True)
-class Attribution:
+class Attribution(Reported):
     """What each level of knowledge was worth.
 
     Gains are above 0 where the method is better, whichever way the score
@@ -358,13 +360,6 @@ class Attribution:
             f"correction for {len(known)}: {survive}."
         )
 
-    def __str__(self):
-        return self.to_markdown()
-
-    def _repr_markdown_(self):
-        """What a notebook shows."""
-        return self.to_markdown()
-
     def to_markdown(self):
         """The findings and tables, as text that is also Markdown."""
         findings = "\n".join(f"- {finding}" for finding in self.findings)
@@ -467,26 +462,10 @@ class Attribution:
             ImportError: without Matplotlib, which draws the figures.
             OSError: if the files can't be written, such as on a full disk.
         """
-        from keras_kd.attribution import report
-
         report.to_tensorboard(self, log_dir)
 
-    def save(self, path):
-        """Writes a report: one HTML page that needs no other file.
-
-        Args:
-            path: of a file that does not exist yet.
-
-        Raises:
-            FileExistsError: if it does.
-            ImportError: without Matplotlib, which draws the figures.
-            OSError: if it can't be written, such as on a full disk.
-        """
-        from keras_kd.attribution import report
-        from keras_kd.reports.page import check_new
-
-        path = check_new(path)
-        report.page(self).save(path)
+    def _page(self):
+        return report.page(self)
 
 
 def _by_level(comparisons):

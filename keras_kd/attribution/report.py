@@ -6,6 +6,7 @@ import pathlib
 from keras_kd.attribution import pictures
 from keras_kd.files import user_path
 from keras_kd.reports import events
+from keras_kd.reports.page import Page
 
 _HEADINGS = {
     "learning_curves": "Learning curves",
@@ -23,8 +24,6 @@ def page(attribution):
     Returns:
         A `keras_kd.reports.page.Page`.
     """
-    from keras_kd.reports.page import Page
-
     report = Page("What each level of the teacher's knowledge was worth")
     for finding in attribution.findings:
         report.add_text(finding)

@@ -26,16 +26,20 @@ def _refusal(name):
     )
 
 
+# What is imported "as" its own name is for other modules alone.
 try:
     # The padding mask that a layer leaves on its output; only layers have it
     # handed to them, a training step and a loss don't.
-    from keras.src.backend import get_keras_mask, set_keras_mask
+    from keras.src.backend import get_keras_mask as get_keras_mask
+    from keras.src.backend import set_keras_mask as set_keras_mask
 
     # The base of the convolutions, whose `activation` comes last.
-    from keras.src.layers.convolutional.base_conv import BaseConv
+    from keras.src.layers.convolutional.base_conv import BaseConv as BaseConv
 
     # What `keras.Model.compile` makes of a function that is given as a loss.
-    from keras.src.losses.losses import LossFunctionWrapper
+    from keras.src.losses.losses import (
+        LossFunctionWrapper as LossFunctionWrapper,
+    )
 
     # Tells a model that runs the graph it was made of.
     from keras.src.models.functional import Functional
@@ -210,19 +214,18 @@ def input_structure(model):
     return structure[0] if is_single else structure
 
 
-def flatten_layers(model, include_self=True):
+def flatten_layers(model):
     """A model and all the layers inside of it, at any depth.
 
     `keras.Model.layers` lists the outermost ones alone.
 
     Args:
         model: a `keras.Model` or layer.
-        include_self: whether the model itself is one of them.
 
     Returns:
-        List of layers.
+        List of layers, itself among them.
     """
-    return list(model._flatten_layers(include_self=include_self))
+    return list(model._flatten_layers())
 
 
 def symbolic_build(model, batch):
@@ -435,7 +438,7 @@ def set_initial_epoch(model, epoch):
 
     Args:
         model: a `keras.Model` in `on_train_begin`.
-        epoch: integer.
+        epoch: integer; `None`, at any time, for the one that `fit` is given.
     """
     model._initial_epoch = epoch
 
@@ -596,45 +599,3 @@ def _uses(backend):
         init = TFEpochIterator.__init__
         uses.append((init, "TFEpochIterator", ("_distributed_dataset",)))
     return uses
-
-
-__all__ = [
-    "ELEMENTWISE_OPERATIONS",
-    "LOG_SOFTMAX_OPERATIONS",
-    "NEWEST_KERAS",
-    "OLDEST_KERAS",
-    "OVERRIDDEN",
-    "RESHAPING_OPERATIONS",
-    "SIGMOID_OPERATIONS",
-    "SOFTMAX_OPERATIONS",
-    "BaseConv",
-    "Cast",
-    "LossFunctionWrapper",
-    "call_of",
-    "check_keras",
-    "compiled_metrics",
-    "flatten_layers",
-    "get_keras_mask",
-    "held_value",
-    "hold_state",
-    "input_structure",
-    "is_reversible_embedding",
-    "kept_logits",
-    "loss_tracker",
-    "made_by",
-    "made_in_strategy",
-    "own_statistics",
-    "replace_clipping",
-    "runs_its_graph",
-    "runs_kerass_call",
-    "set_batches_before",
-    "set_held_value",
-    "set_initial_epoch",
-    "set_keras_mask",
-    "set_loss_tracker",
-    "specs_of_replica",
-    "symbolic_build",
-    "update_compiled_metrics",
-    "values_of_examples",
-    "wrapped_function",
-]

@@ -6,8 +6,7 @@ loss and how. `data` is the data set as the teacher sees it, `writer` runs the
 teacher over it (`teacher_pass`), or takes the outputs that the data carry
 (`precomputed_pass`), `reading` joins the data with what is kept and compares
 every example, `attached` does so for data other than TensorFlow's.
-`fingerprint` tells one teacher from another, `verification` compares
-with the teacher.
+`verification` compares with the teacher.
 """
 
 from keras_kd.cache.teacher_cache import TeacherCache

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_kd import data as any_data
-from keras_kd.batch import LABELS, UNLABELLED
+from keras_kd.batch import UNLABELLED, labels_of
 from keras_kd.data_errors import DataError
 from keras_kd.logits import output_tensor
 
@@ -239,11 +239,6 @@ def _inputs_are_batched(x, teacher):
 def _inputs_tell(x, teacher):
     """Whether the number of the inputs' axes says if they are batched."""
     return all(missing in (0, 1) for missing in _missing_axes(x, teacher))
-
-
-def labels_of(y):
-    """The labels among what the data give as y, `None` without any."""
-    return y.get(LABELS) if isinstance(y, dict) else y
 
 
 def are_soft(labels, label_shape):

@@ -15,13 +15,13 @@ from keras_kd.batch import (
     TEACHER_CLASSES,
     TEACHER_FINGERPRINT,
     TEACHER_RIGHT,
+    labels_of,
 )
 from keras_kd.cache.data import (
     Views,
     class_ids,
     example_checksums,
     kept_labels,
-    labels_of,
     part_of,
 )
 from keras_kd.cache.manifest import CHECKSUM, Manifest

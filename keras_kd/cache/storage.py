@@ -319,12 +319,7 @@ class Table:
         Raises:
             DataError: naming a chunk that is damaged or missing.
         """
-        with self._folder.reading():
-            reads = {}
-            for name in names:
-                array = self._arrays[name][view % self._fields[name].views]
-                reads[name] = array[start:stop].read()
-            return {name: read.result() for name, read in reads.items()}
+        return self._read(self._arrays, view, slice(start, stop), names)
 
     def read_at(self, view, positions, names):
         """Reads examples at any positions.
@@ -348,16 +343,19 @@ class Table:
         first = positions[0] if len(positions) else 0
         if np.array_equal(positions, np.arange(first, first + len(positions))):
             positions = slice(int(first), int(first) + len(positions))
+        for name in names:
+            if name not in self._kept:
+                self._kept[name] = self._folder.open_array(
+                    self._fields[name], self._chunk, False, _KEEPING
+                )
+        return self._read(self._kept, view, positions, names)
+
+    def _read(self, arrays, view, at, names):
         with self._folder.reading():
-            reads = {}
-            for name in names:
-                field = self._fields[name]
-                if name not in self._kept:
-                    self._kept[name] = self._folder.open_array(
-                        field, self._chunk, False, _KEEPING
-                    )
-                array = self._kept[name][view % field.views]
-                reads[name] = array[positions].read()
+            reads = {
+                name: arrays[name][view % self._fields[name].views][at].read()
+                for name in names
+            }
             return {name: read.result() for name, read in reads.items()}
 
     def check(self, examples):

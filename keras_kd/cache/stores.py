@@ -91,10 +91,7 @@ def make_store(loss, classes, dtype=COMPACT):
     if computed_by is kd_losses.KDSampled.teacher_statistics:
         k, seed = loss.count(classes), loss.seed or 0
         return SampledStore(dtype, k, classes, seed, temperature)
-    if computed_by in (
-        kd_losses.KDPt.teacher_statistics,
-        kd_losses.KDPtSim.teacher_statistics,
-    ):
+    if computed_by is kd_losses.KDPt.teacher_statistics:
         return LogOddsStore(dtype, temperature)
     return OwnStore(dtype, _own_config(loss), loss, classes, temperature)
 
@@ -129,6 +126,9 @@ def _temperature(loss):
 class Store(abc.ABC):
     """What is kept for one or several losses.
 
+    Those that can be made of a list of the largest log-probabilities, see
+    `check_can_be_made`, also have `encode_list`.
+
     Attributes:
         dtype: "float16" or "float32".
         kind: string.
@@ -162,18 +162,6 @@ class Store(abc.ABC):
     def seek(self, view, batch):
         """Prepares `encode` for a batch of a view; see `seek` above."""
         del view, batch
-
-    def encode_list(self, labels, top):
-        """Arrays by field name from labels and a `TopList`.
-
-        Raises:
-            ValueError: if they can't be made of a list.
-        """
-        raise ValueError(
-            "What this loss needs can't be made of a list of the largest "
-            f"log-probabilities. Received: a loss that needs {self.kind}. Use "
-            "KDTopK or KDPt, or give all log-probabilities."
-        )
 
     @abc.abstractmethod
     def decode(self, arrays, wanted):
@@ -245,16 +233,13 @@ class TopStore(Store):
 
     def fields(self, label_shape):
         """See `Store`."""
+        shape = (*label_shape, self.k)
         tails = (*label_shape, len(self.temperatures))
         return [
-            Field("top_classes", self._id_dtype, (*label_shape, self.k)),
-            Field("top_gaps", self.dtype, (*label_shape, self.k)),
+            Field("top_classes", _id_dtype(self.classes), shape),
+            Field("top_gaps", self.dtype, shape),
             Field("tails", "float32", tails),
         ]
-
-    @property
-    def _id_dtype(self):
-        return _id_dtype(self.classes)
 
     def encode(self, labels, logits):
         """See `Store`."""
@@ -266,7 +251,7 @@ class TopStore(Store):
         return self._arrays(classes, gaps, found)
 
     def encode_list(self, labels, top):
-        """See `Store`."""
+        """As `encode`, from a batch of labels and their `TopList`."""
         found = [top.largest(self.k, t) for t in self.temperatures]
         # At temperature 1 the gaps are those of the logits.
         masses = top.largest(self.k, 1.0)["top_probabilities"]
@@ -281,7 +266,7 @@ class TopStore(Store):
             for each in found
         ]
         return {
-            "top_classes": ops.cast(classes, self._id_dtype),
+            "top_classes": ops.cast(classes, _id_dtype(self.classes)),
             "top_gaps": _to_dtype(gaps, self.dtype),
             "tails": ops.stack(tails, axis=-1),
         }
@@ -403,7 +388,7 @@ class LogOddsStore(Store):
         return {self._name: _to_dtype(odds, self.dtype)}
 
     def encode_list(self, labels, top):
-        """See `Store`."""
+        """As `encode`, from a batch of labels and their `TopList`."""
         odds = top.log_odds(labels, self.temperature)
         return {self._name: _to_dtype(odds, self.dtype)}
 

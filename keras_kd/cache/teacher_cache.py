@@ -408,11 +408,8 @@ class TeacherCache:
         self._take_augment(augment)
         reading = self._reading(check, *self._store_for(loss))
         data = self._data(dataset, batch_size)
-        if isinstance(data, any_data.ArrayData):
-            batch_size, shuffle_arrays = None, shuffle
-        else:
-            shuffle_arrays = False
-        if batch_size is not None or shuffle and not shuffle_arrays:
+        is_arrays = isinstance(data, any_data.ArrayData)
+        if not is_arrays and (batch_size is not None or shuffle):
             raise ValueError(
                 "`batch_size` and `shuffle` make batches of arrays. Received: "
                 f"batch_size={batch_size}, shuffle={shuffle} with "

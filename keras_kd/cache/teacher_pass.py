@@ -63,8 +63,7 @@ class TeacherPass:
         share = -(-self.batch_size // replicas)
         if rows < share * replicas:
             x, ids = take((x, ids), np.arange(share * replicas) % rows)
-        if self._prepare.is_needed:
-            x, _, _ = self._prepare.on_batch(x)
+        x, _, _ = self._prepare.on_batch(x)
         arrays, finite, contradicted = self._chosen_step(ids)(x, ids)
         # Logits show that they are by a single row of them.
         whole = all if self._reader.kind == "logits" else any

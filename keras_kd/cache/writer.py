@@ -10,13 +10,12 @@ import numpy as np
 
 from keras_kd import data as any_data
 from keras_kd import distribution, fingerprint
-from keras_kd.batch import TEACHER_RIGHT, refuse_missing_labels
+from keras_kd.batch import TEACHER_RIGHT, labels_of, refuse_missing_labels
 from keras_kd.cache import stores
 from keras_kd.cache.data import (
     Source,
     class_ids,
     is_batched,
-    labels_of,
     part_of,
 )
 from keras_kd.cache.manifest import CHECKSUM, Manifest

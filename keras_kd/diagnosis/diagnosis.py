@@ -9,8 +9,8 @@ import numpy as np
 
 from keras_kd import data as any_data
 from keras_kd import losses, preprocessing
-from keras_kd.batch import LABELS
-from keras_kd.diagnosis import faults, measures, verdict
+from keras_kd.batch import labels_of
+from keras_kd.diagnosis import faults, measures, pictures, verdict
 from keras_kd.diagnosis.agreement import agreement_numbers
 from keras_kd.diagnosis.finding import PROBLEM, Finding
 from keras_kd.diagnosis.findings import find
@@ -20,13 +20,15 @@ from keras_kd.diagnosis.padding import padding_numbers
 from keras_kd.diagnosis.survey import Survey, not_finite_weights
 from keras_kd.logits import LogitReader, check_model, class_count_message
 from keras_kd.model_inputs import check_order, outputs_of
+from keras_kd.reports import events
 from keras_kd.reports.numbers import plural
+from keras_kd.reports.page import Reported
 from keras_kd.similarity import logit_weights
 from keras_kd.states import reset_states
 
 
 @dataclasses.dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Reported):
     """What `diagnose` found. Its text is for reading: `print(diagnosis)`.
 
     Attributes:
@@ -60,21 +62,8 @@ class Diagnosis:
         findings = [dataclasses.asdict(each) for each in self.findings]
         return json.dumps({"findings": findings, "numbers": self.numbers})
 
-    def save(self, path):
-        """Writes a report: one HTML page that needs no other file.
-
-        Args:
-            path: of a file that does not exist yet.
-
-        Raises:
-            FileExistsError: if it does.
-            ImportError: without Matplotlib, which draws the figures.
-            OSError: if it can't be written, such as on a full disk.
-        """
-        from keras_kd.diagnosis import pictures
-        from keras_kd.reports import page
-
-        pictures.page(self).save(page.check_new(path))
+    def _page(self):
+        return pictures.page(self)
 
     def to_tensorboard(self, log_dir):
         """Writes numbers as scalars, figures as images, and the text.
@@ -86,9 +75,6 @@ class Diagnosis:
             ImportError: without Matplotlib, which draws the figures.
         """
         import tensorflow as tf
-
-        from keras_kd.diagnosis import pictures
-        from keras_kd.reports import events
 
         images = pictures.images(self)
         with events.writing(log_dir):
@@ -339,8 +325,8 @@ def _check_tf_data(dataset):
     import tensorflow as tf
 
     spec = dataset.element_spec
-    labels = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else None
-    labels = labels.get(LABELS) if isinstance(labels, dict) else labels
+    y = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else None
+    labels = labels_of(y)
     if not isinstance(labels, tf.TensorSpec):
         raise ValueError(
             "`dataset` has no labels to compare the teacher with. Received: "

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd.batch import LABELS
+from keras_kd.batch import labels_of
 from keras_kd.logits import with_finite_ruled_out
 from keras_kd.states import num_rows
 
@@ -53,9 +53,8 @@ def settle(element, logits_shape, ignore_class=None):
     Raises:
         ValueError: if labels are not class ids, or shapes don't fit.
     """
-    x, labels, weight = keras.utils.unpack_x_y_sample_weight(element)
-    if isinstance(labels, dict):
-        labels = labels.get(LABELS)
+    x, y, weight = keras.utils.unpack_x_y_sample_weight(element)
+    labels = labels_of(y)
     if labels is None:
         raise ValueError(
             "A diagnosis compares the teacher with labels. Received: data "

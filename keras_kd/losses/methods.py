@@ -125,7 +125,11 @@ class KDPt(DistillationLoss):
 
     def teacher_statistics(self, labels, teacher_logits):
         """See `DistillationLoss.teacher_statistics`."""
-        return _label_log_odds(labels, teacher_logits, self.temperature)
+        if are_soft(labels):
+            softmax = softmax_of_largest(teacher_logits, self.temperature)
+            return {"label_log_odds": softmax.all_log_odds}
+        softmax = label_softmax(teacher_logits, labels, self.temperature)
+        return {"label_log_odds": softmax.log_odds}
 
     def target(self, labels, statistics, num_classes):
         """See `DistillationLoss.target`."""
@@ -160,14 +164,6 @@ def _one_each(statistics, name, like):
     values = without_column(values, len(shape))
     check_of_each(name, values, shape, exactly=True)
     return values
-
-
-def _label_log_odds(labels, teacher_logits, temperature):
-    if are_soft(labels):
-        log_odds = softmax_of_largest(teacher_logits, temperature).all_log_odds
-    else:
-        log_odds = label_softmax(teacher_logits, labels, temperature).log_odds
-    return {"label_log_odds": log_odds}
 
 
 def _of_relations(name):
@@ -326,6 +322,7 @@ class KDPtSim(_ClassRelationLoss):
     """
 
     statistics = KDPt.statistics
+    teacher_statistics = KDPt.teacher_statistics
 
     pt_weight = Tunable()
     sim_weight = Tunable()
@@ -352,10 +349,6 @@ class KDPtSim(_ClassRelationLoss):
         self.class_similarity = ClassSimilarity(
             alpha, beta, label_mass, logit_layer, table_bytes, self.dtype
         )
-
-    def teacher_statistics(self, labels, teacher_logits):
-        """See `DistillationLoss.teacher_statistics`."""
-        return _label_log_odds(labels, teacher_logits, self.temperature)
 
     def targets(self, labels, statistics, num_classes):
         """See `DistillationLoss.targets`."""

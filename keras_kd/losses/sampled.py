@@ -56,8 +56,6 @@ class KDSampled(KDTopK):
     """
 
     statistics = ("sampled_classes", "sampled_masses")
-    reads_labels = False
-    takes_two_classes = False
 
     def __init__(
         self, k=0.25, weight=0.5, temperature=2.0, seed=None, **kwargs

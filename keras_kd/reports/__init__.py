@@ -1,1 +1,1 @@
-"""Self-contained HTML pages, and the figures on them."""
+"""What is shown: pages, figures, tables, numbers, event files and lines."""

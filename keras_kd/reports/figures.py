@@ -59,9 +59,9 @@ class Figure:
     def __init__(self, draw):
         self._draw = draw
 
-    def to_matplotlib(self, theme=LIGHT):
-        """A new Matplotlib figure in the colours of a theme."""
-        with _style(theme):
+    def to_matplotlib(self):
+        """A new Matplotlib figure in the colours of the light theme."""
+        with _style(LIGHT):
             return self._draw()
 
     @property
@@ -141,9 +141,7 @@ def _drawn_later(function):
 
 
 @_drawn_later
-def bars(
-    names, values, intervals=None, label="", baseline=0.0, emphasised=None
-):
+def bars(names, values, intervals=None, label="", emphasised=None):
     """Horizontal bars, with intervals where there are some.
 
     Args:
@@ -151,7 +149,6 @@ def bars(
         values: list of numbers.
         intervals: optional list of (low, high).
         label: of the axis.
-        baseline: where the bars start.
         emphasised: optional list of booleans; other bars are pale.
 
     Returns:
@@ -167,18 +164,12 @@ def bars(
         + _LINE * label.count("\n")
     )
     places = range(len(names))
-    bars = axes.barh(
-        places,
-        [value - baseline for value in values],
-        0.6,
-        left=baseline,
-        color="C0",
-    )
+    bars = axes.barh(places, values, 0.6, color="C0")
     for bar, is_one in zip(bars, emphasised or (), strict=False):
         bar.set_alpha(1.0 if is_one else _PALE)
     for place, (low, high) in zip(places, intervals or (), strict=False):
         axes.plot([low, high], [place, place], color=_ink(), lw=1.4, marker="|")
-    axes.axvline(baseline, color=_ink(), lw=0.8)
+    axes.axvline(0.0, color=_ink(), lw=0.8)
     axes.set_yticks(list(places), names)
     axes.invert_yaxis()
     axes.set_xlabel(label)

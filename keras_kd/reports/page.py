@@ -92,6 +92,31 @@ def check_new(path):
     return path
 
 
+class Reported:
+    """What has a report: shown as Markdown, and saved as a page."""
+
+    def __str__(self):
+        return self.to_markdown()
+
+    def _repr_markdown_(self):
+        """What a notebook shows."""
+        return self.to_markdown()
+
+    def save(self, path):
+        """Writes a report: one HTML page that needs no other file.
+
+        Args:
+            path: of a file that does not exist yet.
+
+        Raises:
+            FileExistsError: if it does.
+            ImportError: without Matplotlib, which draws the figures.
+            OSError: if it can't be written, such as on a full disk.
+        """
+        path = check_new(path)  # Before figures are drawn.
+        self._page().save(path)
+
+
 class Page:
     """One self-contained HTML page, written from top to bottom.
 

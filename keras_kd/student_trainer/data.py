@@ -1,12 +1,12 @@
 """What students are trained on, the same for all of a seed."""
 
-import functools
 import itertools
 
 import numpy as np
 
 from keras_kd import data as any_data
 from keras_kd import preprocessing
+from keras_kd.batch import labels_of
 from keras_kd.cache.data import Views, is_batched
 from keras_kd.student_trainer import checksums
 
@@ -52,7 +52,9 @@ class TrainingData:
         if preprocessing.labelled(teacher, given) is not given:
             self.why_not_cached = "their labels are made by a preprocessor"
         elif not isinstance(self.data, any_data.ArrayData):
-            if not _same(self.data.first(), _read_again(self.data)):
+            before = self.data.first()
+            _begin_again(self.data)
+            if not _same(before, self.data.first()):
                 self.why_not_cached = "they differ from one reading to the next"
 
     def _check_tf_data(self, teacher, cache):
@@ -73,24 +75,20 @@ class TrainingData:
                 "cache, which could take those. Call dataset.batch(32)."
             )
 
-    def logit_bytes(self, classes):
-        """Bytes of a cache of all logits; 0 where that isn't known."""
-        labels = self.first_labels()
+    def fits_a_cache(self, classes):
+        """Whether a cache of all logits has a reasonable size, or none known.
+
+        Args:
+            classes: integer.
+        """
+        labels = labels_of(self.data.first()[1])
         if labels is None or self.data.elements is None:
-            return 0
+            return True
+        labels = np.atleast_1d(labels)  # Of the first batch or example.
         units = len(labels) if self.data.batched else 1
         of_one = labels.size / max(len(labels), 1)
-        return 2 * classes * of_one * units * self.data.elements
-
-    def fits_a_cache(self, classes):
-        """Whether a cache of all logits has a reasonable size."""
-        return self.logit_bytes(classes) <= _LARGEST_CACHE
-
-    def first_labels(self):
-        """Labels of the first batch or example, or `None` without any."""
-        y = self.data.first()[1]
-        labels = y.get("labels") if isinstance(y, dict) else y
-        return None if labels is None else np.atleast_1d(labels)
+        size = 2 * classes * of_one * units * self.data.elements
+        return size <= _LARGEST_CACHE
 
     def epochs(self, seed, first_epoch, cache=None, loss=None):
         """Arguments of `fit`: the data from an epoch on.
@@ -228,9 +226,11 @@ def described(given, batch_size):
         return {**about, "sha256": checksums.digest(data.arrays)}
     read = data.batches
     if getattr(data, "is_infinite", False):
-        read = functools.partial(_first_alone, data)
-    begin_again = functools.partial(_begin_again, data)
-    return {**about, **checksums.of_all(read, begin_again)}
+
+        def read():
+            return itertools.islice(data.batches(), 1)
+
+    return {**about, **checksums.of_all(read, lambda: _begin_again(data))}
 
 
 def described_in_order(given, batch_size, what):
@@ -259,16 +259,6 @@ def described_in_order(given, batch_size, what):
             "one order by shuffle(..., reshuffle_each_iteration=False)."
         )
     return found
-
-
-def _first_alone(data):
-    return itertools.islice(data.batches(), 1)
-
-
-def _read_again(data):
-    """The first batch, as the next epoch has it."""
-    _begin_again(data)
-    return data.first()
 
 
 def _begin_again(data):

@@ -7,7 +7,6 @@ import pathlib
 import shutil
 
 from keras_kd import files
-from keras_kd.callbacks import BackupAndRestore
 
 _STUDY = "study.json"
 
@@ -79,24 +78,6 @@ class Results:
         """Keeps a student whole."""
         if self.folder is not None:
             files.save_model(student, self.folder / f"{name}.keras")
-
-
-def backup_of(path, callbacks=()):
-    """The callback that makes an interrupted `fit` resume.
-
-    It also keeps the last epoch, so that a student is not lost between its
-    training and its evaluation.
-
-    Args:
-        path: folder of the unfinished student.
-        callbacks: list of those whose memory it keeps as well.
-
-    Returns:
-        A `keras_kd.callbacks.BackupAndRestore`.
-    """
-    return BackupAndRestore(
-        path / "backup", delete_checkpoint=False, callbacks=callbacks
-    )
 
 
 def _read(path):

@@ -1,6 +1,5 @@
 """What a student's training came to: scores, of each example too."""
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -84,10 +83,7 @@ def _totals(distiller, data, batch_size, function):
     values, weights = [], []
     with distiller.evaluation():
         for x, y, *weight in any_data.of(data, batch_size).batches():
-            batch = (x, y, *weight)
-            if prepare.is_needed:
-                batch = prepare.on_batch(*batch)
-            x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+            x, y, weight = prepare.on_batch(x, y, *weight)
             outputs = outputs_of(student, x, "student")
             (head,) = distiller.heads
             settled = distiller.settle(y, outputs, weight)[head.name]

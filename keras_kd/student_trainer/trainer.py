@@ -6,6 +6,7 @@ import hashlib
 import json
 import operator
 import pathlib
+import sys
 import tempfile
 import time
 import weakref
@@ -25,11 +26,12 @@ from keras_kd.attribution.methods import (
     make_loss,
 )
 from keras_kd.cache import TeacherCache
+from keras_kd.callbacks import BackupAndRestore
+from keras_kd.diagnosis import diagnose
 from keras_kd.distiller import Distiller
 from keras_kd.logits import (
     LogitReader,
     check_model,
-    is_binary,
     shared_class_count,
 )
 from keras_kd.losses.base import told_config
@@ -286,8 +288,6 @@ class StudentTrainer:
 
     @functools.cached_property
     def _diagnosis(self):
-        from keras_kd.diagnosis import diagnose
-
         if self.teacher is None:
             return None
         return diagnose(
@@ -361,9 +361,14 @@ class StudentTrainer:
         student = self._students.make()
         distiller = self._compiled(method, settings, cache, student)
         others = self._callbacks(name)
-        backup = folder and results.backup_of(folder, others)
-        done = 0 if backup is None else backup.epochs_done()
-        path = None if folder is None else folder / "epochs.json"
+        backup, path, done = None, None, 0
+        if folder is not None:
+            # It keeps the last epoch, too, so that a student is not lost
+            # between its training and its evaluation.
+            backup = BackupAndRestore(
+                folder / "backup", delete_checkpoint=False, callbacks=others
+            )
+            path, done = folder / "epochs.json", backup.epochs_done()
         record = progress.Record(path, done)
         key = f"val_{self.metric}"
         reporter = report and progress.Report(report, key, record.values(key))
@@ -517,9 +522,7 @@ class StudentTrainer:
             return str(error)
         if loss.statistics and self.teacher is None and self.cache is None:
             return _no_teacher(method, f"its {', '.join(loss.statistics)}")
-        if not loss.takes_two_classes and self._students.is_binary(
-            self._distiller_arguments["student_output"]
-        ):
+        if not loss.takes_two_classes and self._has_binary_students:
             return (
                 f"{method!r} compares many classes; a sigmoid's unit has two. "
                 "Received: a student with sigmoid units. Choose among plain, "
@@ -533,6 +536,12 @@ class StudentTrainer:
                 "Leave the method out, or pass data in a fixed order."
             )
         return None
+
+    @functools.cached_property
+    def _has_binary_students(self):
+        """Whether students have sigmoid units."""
+        kind = self._distiller_arguments["student_output"]
+        return LogitReader(self._students.first, kind).is_binary
 
     def _check_known(self, method):
         names = (*METHODS, *self._own_losses)
@@ -660,8 +669,6 @@ class StudentTrainer:
         )
 
     def _write_cache(self):
-        import sys
-
         self.cache = TeacherCache.write(
             self._own_folder() / "cache",
             self._data.given,
@@ -711,16 +718,8 @@ class _Students:
             "parameters": first.count_params(),
             "graph": fingerprint.teacher_fingerprint(first)["graph"],
         }
-        self._kinds = {}
         self.first = first
         self.make()
-
-    def is_binary(self, output):
-        """Whether students have sigmoid units."""
-        if output not in self._kinds:
-            kind = LogitReader(self.first, output).kind
-            self._kinds[output] = kind is not None and is_binary(kind)
-        return self._kinds[output]
 
     def make(self):
         """A new student.

@@ -5,6 +5,8 @@ import dataclasses
 
 from keras_kd import losses
 from keras_kd.attribution import Attribution
+from keras_kd.reports import tables
+from keras_kd.reports.page import Reported
 from keras_kd.tuning.spaces import PLAIN
 
 # The names of the final comparison.
@@ -44,7 +46,7 @@ class Trial:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tuning:
+class Tuning(Reported):
     """The best loss that `tune` found, and what was tried.
 
     Attributes:
@@ -182,17 +184,8 @@ class Tuning:
             f"{over}: {comparison.judged('a gain', 'a loss')} ({interval})."
         )
 
-    def __str__(self):
-        return self.to_markdown()
-
-    def _repr_markdown_(self):
-        """What a notebook shows."""
-        return self.to_markdown()
-
     def to_markdown(self):
         """Findings and tables, as text that is also Markdown."""
-        from keras_kd.reports import tables
-
         findings = "\n".join(f"- {finding}" for finding in self.findings)
         both = self.final_rows(), self.method_rows()
         return "\n\n".join([findings, *map(tables.markdown, both)])
@@ -269,22 +262,10 @@ class Tuning:
 
         report.to_tensorboard(self, log_dir)
 
-    def save(self, path):
-        """Writes a report: one HTML page that needs no other file.
-
-        Args:
-            path: of a file that does not exist yet.
-
-        Raises:
-            FileExistsError: if it does.
-            ImportError: without Matplotlib, which draws the figures.
-            OSError: if it can't be written, such as on a full disk.
-        """
-        from keras_kd.reports.page import check_new
+    def _page(self):
         from keras_kd.tuning import report
 
-        path = check_new(path)
-        report.page(self).save(path)
+        return report.page(self)
 
 
 # Where fresh seeds were measured, in words.

@@ -3,7 +3,11 @@
 import os
 
 from keras_kd.attribution import write_hparams
+from keras_kd.attribution.pictures import BARS, bars_of_gains
 from keras_kd.files import user_path
+from keras_kd.reports import events
+from keras_kd.reports.figures import bars, courses, scatter
+from keras_kd.reports.page import Page
 from keras_kd.tuning.outcome import DEFAULT_KD, WINNER
 from keras_kd.tuning.spaces import LEARNING_RATE, PLAIN, SPACES, Range
 
@@ -20,8 +24,6 @@ def page(tuning):
     Returns:
         A `keras_kd.reports.page.Page`.
     """
-    from keras_kd.reports.page import Page
-
     report = Page("The best loss for this student")
     for sentence in tuning.findings:
         report.add_text(sentence)
@@ -102,8 +104,6 @@ def draw(tuning):
 
 
 def _gains(tuning):
-    from keras_kd.attribution.pictures import BARS, bars_of_gains
-
     names = {
         WINNER: f"{tuning.method},\ntuned",
         DEFAULT_KD: f"{DEFAULT_KD},\nat its defaults",
@@ -123,8 +123,6 @@ def _gains(tuning):
 
 
 def _methods(tuning):
-    from keras_kd.reports.figures import bars
-
     leaders = [trial for trial in tuning.leaders if trial.method != PLAIN]
     if not leaders:
         return None
@@ -142,8 +140,6 @@ def _methods(tuning):
 
 
 def _history(tuning):
-    from keras_kd.reports.figures import scatter
-
     pick = max if tuning.higher_is_better else min
     finished = [t for t in tuning.trials if t.score is not None]
     numbers = [trial.number + 1 for trial in finished]
@@ -163,8 +159,6 @@ def _history(tuning):
 
 
 def _curves(tuning):
-    from keras_kd.reports.figures import courses
-
     groups = {"stopped": [], "finished": [], "the best": [tuning.winner.curve]}
     for trial in tuning.trials:
         if trial.number != tuning.winner.number and trial.state in groups:
@@ -192,8 +186,6 @@ def _settings(tuning):
 
 
 def _setting(tuning, setting):
-    from keras_kd.reports.figures import scatter
-
     trials = [t for t in tuning.trials if setting in t.settings]
     methods = list(dict.fromkeys(trial.method for trial in trials))
     ring = None
@@ -229,8 +221,6 @@ def _is_log(setting):
 
 
 def _importance(tuning):
-    from keras_kd.reports.figures import bars
-
     shares = tuning.importance[tuning.method]
     return (
         bars(list(shares), list(shares.values()), label="importance"),
@@ -250,8 +240,6 @@ def to_tensorboard(tuning, log_dir):
         log_dir: path of the logs.
     """
     import tensorflow as tf
-
-    from keras_kd.reports import events
 
     images = {k: each.to_image() for k, (each, _) in draw(tuning).items()}
     runs = {}
