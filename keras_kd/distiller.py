@@ -460,7 +460,9 @@ class Distiller(backend.Trainer):
             arguments["jit_compile"] = False
         if self.logit_chunks is not None:
             self._chunked.value.check([metrics, weighted_metrics])
-        distribution.check_optimizer(optimizer, distribution.strategy_of(self))
+        strategy = distribution.strategy_of(self)
+        distribution.check_reductions([head.loss for head in heads], strategy)
+        distribution.check_optimizer(optimizer, strategy)
         super().compile(**{**arguments, "optimizer": self._scaled(**arguments)})
         with self._scope():
             set_loss_tracker(self, LossTracker(name="loss"))

@@ -257,6 +257,53 @@ def check_optimizer(optimizer, strategy):
             )
 
 
+def check_reductions(losses, strategy):
+    """Refuses losses of each example, of which replicas have other numbers.
+
+    Their mean in the logs would be a sum over replicas, and collective
+    operations fail, also those of later models, where a batch is uneven.
+
+    Args:
+        losses: list of losses, or functions.
+        strategy: a `tf.distribute.Strategy`, or `None`.
+
+    Raises:
+        ValueError: for one that is not reduced to a number.
+    """
+    replicas = num_replicas(strategy)
+    kinds = [getattr(loss, "reduction", "mean") for loss in losses]
+    if replicas > 1 and any(kind in (None, "none") for kind in kinds):
+        raise ValueError(
+            "Several replicas add up their losses. Received: a loss with "
+            f"reduction=None and a strategy of {replicas} replicas. Use "
+            "reduction='sum', which has the same gradient, or a mean."
+        )
+
+
+def check_rows(rows):
+    """Refuses an empty share of a batch where Keras takes no maximum of it.
+
+    Args:
+        rows: how many examples this replica has.
+
+    Raises:
+        ValueError: if it has none while steps run eagerly.
+    """
+    context = _context_of_several()
+    if context is None:
+        return
+    import tensorflow as tf
+
+    if tf.executing_eagerly() and rows == 0:
+        raise ValueError(
+            "Keras fails at a replica without examples while steps run "
+            "eagerly. Received: run_eagerly=True and a batch of fewer examples "
+            f"than the {context.num_replicas_in_sync} replicas. Leave "
+            "run_eagerly out, or leave such a batch out, with batch(size, "
+            "drop_remainder=True)."
+        )
+
+
 def clip_sums(clip, gradients):
     """Clips what all replicas have together, inside of a step.
 

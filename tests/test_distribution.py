@@ -426,6 +426,23 @@ def test_a_replica_without_examples_adds_nothing(policy, two_replicas):
         np.testing.assert_allclose(weight, other, atol=tolerance)
 
 
+def test_a_replica_without_examples_is_refused_where_keras_fails(two_replicas):
+    with two_replicas.scope():
+        distiller = compiled(mlp(), mlp(seed=5), kd.KD(), **EAGERLY)
+    x, labels, _ = data(1)
+    for step in (distiller.fit, distiller.evaluate):
+        with pytest.raises(ValueError, match="fewer examples than the 2 repl"):
+            step(x, labels, verbose=0)
+
+
+def test_a_loss_of_each_example_is_refused(two_replicas):
+    """Replicas have other numbers of them, which can't be added up."""
+    with two_replicas.scope():
+        distiller = kd.Distiller(mlp(), mlp())
+        with pytest.raises(ValueError, match="reduction=None and a strategy"):
+            distiller.compile("sgd", kd.KD(reduction=None))
+
+
 def test_a_mean_over_no_examples_is_named(two_replicas):
     distiller = on_one_example(tf.distribute.get_strategy(), MeanSquare)
     assert np.isfinite(distiller.history.history["loss"]).all()

@@ -197,6 +197,7 @@ class Trainer(keras.Model):
         Returns:
             Dict of metric results.
         """
+        distribution.check_rows(num_rows(data))
         x, y, sample_weight = self.with_teacher(self._in_own_memory(data))
         variables = changing_variables(self.student)
         before = [tf.identity(variable.value) for variable in variables]
@@ -223,6 +224,7 @@ class Trainer(keras.Model):
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(
                 self._in_own_memory(data)
             )
+            distribution.check_rows(num_rows(x))
             y_pred = self(x, training=False)
             batch = self.settle(y, y_pred, sample_weight)
             loss = self.compute_loss(x, batch, y_pred, training=False)
