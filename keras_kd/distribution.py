@@ -365,6 +365,30 @@ def of_examples(gradients, rows):
     return [None if each is None else next(found) for each in gradients]
 
 
+def keep_statistics(variables, before, rows):
+    """Leaves statistics as they were on a replica without examples.
+
+    Those of batch normalisation would become NaN, as 0 / 0, and with them what
+    this replica evaluates from then on.
+
+    Args:
+        variables: list of those that the forward pass changes.
+        before: list of their values before it.
+        rows: scalar, how many examples this replica has.
+    """
+    if _context_of_several() is None:
+        return
+    import tensorflow as tf
+
+    for variable, kept in zip(variables, before, strict=True):
+        # The others of Keras's are the same on all replicas.
+        if variable.aggregation == "none" and kept.dtype.is_floating:
+            value = tf.convert_to_tensor(variable.value)
+            is_spoilt = tf.math.logical_not(tf.math.is_finite(value))
+            is_spoilt = tf.logical_and(tf.equal(rows, 0), is_spoilt)
+            variable.assign(tf.where(is_spoilt, kept, value))
+
+
 class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     """Keras's loss scaling, for several replicas.
 

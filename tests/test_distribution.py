@@ -424,6 +424,10 @@ def test_a_replica_without_examples_adds_nothing(policy, two_replicas):
         strict=True,
     ):
         np.testing.assert_allclose(weight, other, atol=tolerance)
+    # Each replica has moving averages of its own.
+    for variable in two.student.layers[1].variables:
+        for value in two_replicas.experimental_local_results(variable.value):
+            assert np.isfinite(value).all()
 
 
 def test_a_replica_without_examples_is_refused_where_keras_fails(two_replicas):

@@ -206,11 +206,13 @@ class Trainer(keras.Model):
             batch = self.settle(y, y_pred, sample_weight)
             loss = self.compute_loss(x, batch, y_pred)
             scaled = self.optimizer.scale_loss(loss)
-        private.loss_tracker(self).update_state(loss, sample_weight=num_rows(x))
+        rows = num_rows(x)
+        private.loss_tracker(self).update_state(loss, sample_weight=rows)
+        distribution.keep_statistics(variables, before, rows)
         if self.trainable_weights:
             weights = list(self.trainable_weights)
             gradients = distribution.of_examples(
-                tape.gradient(scaled, weights), num_rows(x)
+                tape.gradient(scaled, weights), rows
             )
             # Several values with a reduction of `None`.
             is_sound = tf.reduce_all(tf.math.is_finite(loss))
