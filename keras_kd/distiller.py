@@ -595,12 +595,13 @@ class Distiller(backend.Trainer):
     def _scaled(self, optimizer, auto_scale_loss=True, **_):
         """The optimizer, in mixed precision with its loss scaled."""
         half = self.dtype_policy.name == "mixed_float16"
-        scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-        if not (auto_scale_loss and half) or scaled:
-            return optimizer
-        return distribution.LossScaleOptimizer(
-            optimizer, name="loss_scale_optimizer"
-        )
+        kind = keras.optimizers.LossScaleOptimizer
+        if auto_scale_loss and half and not isinstance(optimizer, kind):
+            optimizer = kind(optimizer, name="loss_scale_optimizer")
+        replicas = distribution.num_replicas(distribution.strategy_of(self))
+        if isinstance(optimizer, kind) and replicas > 1:
+            distribution.share_overflow(optimizer)
+        return optimizer
 
     def get_compile_config(self):
         """The serialised arguments of `compile`."""

@@ -6,6 +6,7 @@ alone with one device, as far as this package is concerned.
 
 import contextlib
 import itertools
+import types
 
 import keras
 from keras import ops
@@ -389,19 +390,23 @@ def keep_statistics(variables, before, rows):
             variable.assign(tf.where(is_spoilt, kept, value))
 
 
-class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
-    """Keras's loss scaling, for several replicas.
+def share_overflow(optimizer):
+    """Lets an optimizer that scales the loss heed all replicas' gradients.
 
     Keras asks whether a replica's own gradients are finite and takes them for
     those of all. Where one replica's overflow, the others would train on what
     it sends them, or wait for it without end.
+
+    Args:
+        optimizer: a `keras.optimizers.LossScaleOptimizer`.
     """
 
-    def check_finite(self, grads):
-        """Whether the gradients of every replica are finite."""
-        finite = super().check_finite(grads)
+    def check_finite(self, gradients):
+        finite = type(self).check_finite(self, gradients)
         overflowed = ops.cast(ops.logical_not(finite), "float32")
         return ops.equal(sum_over_replicas(overflowed), 0)
+
+    optimizer.check_finite = types.MethodType(check_finite, optimizer)
 
 
 def worker_callbacks(callbacks, strategy):

@@ -202,15 +202,21 @@ def test_each_replica_and_each_step_draws_other_classes(inside, two_replicas):
     assert len(drawn) == len(set(drawn)) == 6
 
 
-def half_precision_steps(strategy, overflow_at, how):
+def half_precision_steps(strategy, overflow_at, how, scale_loss=None):
     """Weights and loss scale after steps, one example far too large."""
     x, labels, _ = data(16)
     weights = np.ones(16, "float32")
     weights[overflow_at] = 1e6
     keras.config.set_dtype_policy("mixed_float16")
     with strategy.scope():
+        optimizer = keras.optimizers.SGD(0.1)
         distiller = compiled(
-            mlp(seed=1), None, kd.LabelSmoothing(), said=NO_HISTOGRAMS, **how
+            mlp(seed=1),
+            None,
+            kd.LabelSmoothing(),
+            optimizer if scale_loss is None else scale_loss(optimizer),
+            NO_HISTOGRAMS,
+            **how,
         )
     dataset = tf.data.Dataset.from_tensor_slices((x, labels, weights)).batch(8)
     distiller.fit(dataset, verbose=0)
@@ -219,15 +225,24 @@ def half_precision_steps(strategy, overflow_at, how):
     return weights_of(distiller.student), scale
 
 
-@pytest.mark.parametrize("overflow_at, how", [(1, EAGERLY), (6, TRACED)])
+@pytest.mark.parametrize(
+    "overflow_at, how, scale_loss",
+    [
+        (1, EAGERLY, None),
+        (6, TRACED, None),
+        (6, EAGERLY, keras.optimizers.LossScaleOptimizer),
+    ],
+)
 def test_overflow_on_one_replica_skips_the_step_on_all(
-    overflow_at, how, two_replicas
+    overflow_at, how, scale_loss, two_replicas
 ):
     """Each batch of 8 is shared by two replicas; Keras asks the first."""
     one, scale_one = half_precision_steps(
         tf.distribute.get_strategy(), overflow_at, EAGERLY
     )
-    two, scale_two = half_precision_steps(two_replicas, overflow_at, how)
+    two, scale_two = half_precision_steps(
+        two_replicas, overflow_at, how, scale_loss
+    )
     assert scale_one == scale_two == 0.5
     assert_weights_differ(one, weights_of(mlp(seed=1)))
     assert_same_weights(one, two, tolerance=2e-3)
