@@ -89,7 +89,9 @@ OPTIMIZERS = {
 }
 
 
-def trained_weights(strategy, make_student, make_optimizer, how=EAGERLY):
+def trained_weights(
+    strategy, make_student, make_optimizer, how=EAGERLY, examples=13, size=8
+):
     """A student's after two steps, the last of a partial batch."""
     with strategy.scope():
         student = make_student()
@@ -101,7 +103,7 @@ def trained_weights(strategy, make_student, make_optimizer, how=EAGERLY):
             NO_HISTOGRAMS,
             **how,
         )
-    dataset = tf.data.Dataset.from_tensor_slices(data(13)).batch(8)
+    dataset = tf.data.Dataset.from_tensor_slices(data(examples)).batch(size)
     distiller.fit(dataset, verbose=0)
     return weights_of(student)
 
@@ -137,7 +139,18 @@ def test_an_optimizer_does_to_two_replicas_what_it_does_to_one(
     assert_same_weights(one, two, tolerance)
 
 
-def test_synchronised_batch_normalisation_sees_the_batch_of_all(two_replicas):
+@pytest.mark.parametrize(
+    ("sizes", "more"),
+    [
+        ((13, 8), {}),
+        # One replica gets one example each time, the other one or none: a trace
+        # would know how many the first gets, and need no gradient of that.
+        ((3, 2), {"steps_per_execution": 2}),
+    ],
+)
+def test_synchronised_batch_normalisation_sees_the_batch_of_all(
+    sizes, more, two_replicas
+):
     def student():
         inputs = keras.Input((FEATURES,))
         hidden = keras.layers.Dense(6, kernel_initializer=uniform(1))
@@ -147,11 +160,11 @@ def test_synchronised_batch_normalisation_sees_the_batch_of_all(two_replicas):
 
     one, two = (
         trained_weights(
-            strategy, student, lambda: keras.optimizers.SGD(0.1), how
+            strategy, student, lambda: keras.optimizers.SGD(0.1), how, *sizes
         )
         for strategy, how in (
             (tf.distribute.get_strategy(), EAGERLY),
-            (two_replicas, TRACED),
+            (two_replicas, {**TRACED, **more}),
         )
     )
     assert_same_weights(one, two, 1e-5)

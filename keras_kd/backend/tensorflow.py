@@ -248,6 +248,8 @@ class Trainer(keras.Model):
         generator or `PyDataset` gave.
         """
         alone = distribution.num_replicas(self.distribute_strategy) == 1
+        if self._draws_batches:
+            data = tf.nest.map_structure(_of_any_size, data)
         if alone or self.jit_compile or is_on_gpu():
             return data
         return tf.nest.map_structure(_copy, data, expand_composites=True)
@@ -299,14 +301,21 @@ class Trainer(keras.Model):
             self.test_function = self._checked(self.test_function)
         return self.test_function
 
-    def _checked(self, step):
+    @property
+    def _draws_batches(self):
+        """Whether batches are drawn outside the compiled step."""
         strategy = self.distribute_strategy
-        spans_workers = distribution.spans_workers(strategy)
-        replicas = strategy.num_replicas_in_sync
+        return distribution.spans_workers(strategy) or (
+            distribution.num_replicas(strategy) > 1
+            and self.steps_per_execution > 1
+        )
+
+    def _checked(self, step):
+        draws_batches = self._draws_batches
 
         def checked_step(iterator):
             self.note_teacher_of(getattr(iterator, "element_spec", None))
-            if spans_workers or (replicas > 1 and self.steps_per_execution > 1):
+            if draws_batches:
                 iterator = distribution.local_iterator(
                     iterator, self.steps_per_execution
                 )
@@ -364,6 +373,19 @@ def _copy(value):
         value.dtype.is_floating or value.dtype.is_integer or value.dtype.is_bool
     )
     return tf.raw_ops.DeepCopy(x=value) if numbers else value
+
+
+def _of_any_size(value):
+    """A batch's tensor whose number of rows a trace does not know.
+
+    It would know that of some replicas and not of others, and then find other
+    gradients, and other collective operations, for them.
+    """
+    if not isinstance(value, tf.Tensor) or value.shape.rank in (None, 0):
+        return value
+    return tf.compat.v1.placeholder_with_default(
+        value, (None, *value.shape[1:])
+    )
 
 
 def _batch_of(specs):
