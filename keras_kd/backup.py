@@ -38,11 +38,12 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
     same model, data and folder reads it and trains the epochs that are left.
     After the last epoch the file is removed.
 
-    Random numbers go on where they were: dropout's, and those of Python's
-    `random` and of NumPy's global generator, from which `fit` shuffles batches
-    of a `PyDataset` and, on JAX, arrays. TensorFlow keeps its generators to
-    itself: `fit` shuffles arrays there, and a `tf.data.Dataset` shuffles,
-    as in the first epoch.
+    A loss whose weights or temperature were changed while it trained has them
+    again. Random numbers go on where they were: dropout's, and those of
+    Python's `random` and of NumPy's global generator, from which `fit` shuffles
+    batches of a `PyDataset` and, on JAX, arrays. TensorFlow keeps its
+    generators to itself: `fit` shuffles arrays there, and a `tf.data.Dataset`
+    shuffles, as in the first epoch.
 
     `keras.callbacks.BackupAndRestore` works with a `Distiller` too, but:
 
@@ -98,6 +99,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         self.path = pathlib.Path(backup_dir, _FILE)
         self.seconds = 0.0
         self._remembered = [memory.Memory(each) for each in callbacks]
+        self._tunables = []
 
     def epochs_done(self):
         """How many epochs the backup holds.
@@ -126,6 +128,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             self._lock()
         for each in self._remembered:
             each.start()
+        self._tunables = self._read_tunables()
         if not self.path.exists():
             self._warn_of_second_fit()
             return
@@ -147,6 +150,9 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             assign_generators(generators)
         for each, state in zip(self._remembered, kept, strict=False):
             each.restore(state, in_callbacks)
+        tunables = about.get("tunables", [])
+        for loss, values in zip(self._losses(), tunables, strict=False):
+            loss.assign(**values)
         self.seconds = seconds
         if about.get("has_stopped"):
             epoch = max(epoch, self.params["epochs"])
@@ -245,6 +251,14 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
                 stacklevel=2,
             )
 
+    def _losses(self):
+        """The losses of a Distiller, whose weights may change in training."""
+        heads = getattr(self.model, "distilled_heads", [])
+        return [head.loss for head in heads]
+
+    def _read_tunables(self):
+        return [loss.tunables for loss in self._losses()]
+
     def _variables(self):
         model = self.model
         variables = [*model.variables, *buffers(model)]
@@ -263,6 +277,13 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             for i, variable in enumerate(self._variables())
         }
         in_callbacks, generators = [], read_generators()
+        # What did not change is for the program to say when it starts again.
+        tunables = [
+            {key: now[key] for key in now if now[key] != first[key]}
+            for now, first in zip(
+                self._read_tunables(), self._tunables, strict=True
+            )
+        ]
         about = {
             "epoch": epoch,
             "fit": self._fit,
@@ -272,6 +293,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             "callbacks": [
                 each.state(in_callbacks) for each in self._remembered
             ],
+            "tunables": tunables,
             "has_stopped": bool(self._remembered and self.model.stop_training),
         }
         about = json.dumps(about)

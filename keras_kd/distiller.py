@@ -459,7 +459,9 @@ class Distiller(backend.Trainer):
             arguments["jit_compile"] = False
         if self.logit_chunks is not None:
             self._chunked.value.check([metrics, weighted_metrics])
-        distribution.check_optimizer(optimizer, distribution.strategy_of(self))
+        strategy = distribution.strategy_of(self)
+        distribution.check_reductions([head.loss for head in heads], strategy)
+        distribution.check_optimizer(optimizer, strategy)
         super().compile(**{**arguments, "optimizer": self._scaled(**arguments)})
         with self._scope():
             set_loss_tracker(self, LossTracker(name="loss"))
@@ -592,12 +594,13 @@ class Distiller(backend.Trainer):
     def _scaled(self, optimizer, auto_scale_loss=True, **_):
         """The optimizer, in mixed precision with its loss scaled."""
         half = self.dtype_policy.name == "mixed_float16"
-        scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-        if not (auto_scale_loss and half) or scaled:
-            return optimizer
-        return distribution.LossScaleOptimizer(
-            optimizer, name="loss_scale_optimizer"
-        )
+        kind = keras.optimizers.LossScaleOptimizer
+        if auto_scale_loss and half and not isinstance(optimizer, kind):
+            optimizer = kind(optimizer, name="loss_scale_optimizer")
+        replicas = distribution.num_replicas(distribution.strategy_of(self))
+        if isinstance(optimizer, kind) and replicas > 1:
+            distribution.share_overflow(optimizer)
+        return optimizer
 
     def get_compile_config(self):
         """The serialised arguments of `compile`."""

@@ -6,6 +6,7 @@ alone with one device, as far as this package is concerned.
 
 import contextlib
 import itertools
+import types
 
 import keras
 from keras import ops
@@ -257,6 +258,53 @@ def check_optimizer(optimizer, strategy):
             )
 
 
+def check_reductions(losses, strategy):
+    """Refuses losses of each example, of which replicas have other numbers.
+
+    Their mean in the logs would be a sum over replicas, and collective
+    operations fail, also those of later models, where a batch is uneven.
+
+    Args:
+        losses: list of losses, or functions.
+        strategy: a `tf.distribute.Strategy`, or `None`.
+
+    Raises:
+        ValueError: for one that is not reduced to a number.
+    """
+    replicas = num_replicas(strategy)
+    kinds = [getattr(loss, "reduction", "mean") for loss in losses]
+    if replicas > 1 and any(kind in (None, "none") for kind in kinds):
+        raise ValueError(
+            "Several replicas add up their losses. Received: a loss with "
+            f"reduction=None and a strategy of {replicas} replicas. Use "
+            "reduction='sum', which has the same gradient, or a mean."
+        )
+
+
+def check_rows(rows):
+    """Refuses an empty share of a batch where Keras takes no maximum of it.
+
+    Args:
+        rows: how many examples this replica has.
+
+    Raises:
+        ValueError: if it has none while steps run eagerly.
+    """
+    context = _context_of_several()
+    if context is None:
+        return
+    import tensorflow as tf
+
+    if tf.executing_eagerly() and rows == 0:
+        raise ValueError(
+            "Keras fails at a replica without examples while steps run "
+            "eagerly. Received: run_eagerly=True and a batch of fewer examples "
+            f"than the {context.num_replicas_in_sync} replicas. Leave "
+            "run_eagerly out, or leave such a batch out, with batch(size, "
+            "drop_remainder=True)."
+        )
+
+
 def clip_sums(clip, gradients):
     """Clips what all replicas have together, inside of a step.
 
@@ -318,19 +366,47 @@ def of_examples(gradients, rows):
     return [None if each is None else next(found) for each in gradients]
 
 
-class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
-    """Keras's loss scaling, for several replicas.
+def keep_statistics(variables, before, rows):
+    """Leaves statistics as they were on a replica without examples.
+
+    Those of batch normalisation would become NaN, as 0 / 0, and with them what
+    this replica evaluates from then on.
+
+    Args:
+        variables: list of those that the forward pass changes.
+        before: list of their values before it.
+        rows: scalar, how many examples this replica has.
+    """
+    if _context_of_several() is None:
+        return
+    import tensorflow as tf
+
+    for variable, kept in zip(variables, before, strict=True):
+        # The others of Keras's are the same on all replicas.
+        if variable.aggregation == "none" and kept.dtype.is_floating:
+            value = tf.convert_to_tensor(variable.value)
+            is_spoilt = tf.math.logical_not(tf.math.is_finite(value))
+            is_spoilt = tf.logical_and(tf.equal(rows, 0), is_spoilt)
+            variable.assign(tf.where(is_spoilt, kept, value))
+
+
+def share_overflow(optimizer):
+    """Lets an optimizer that scales the loss heed all replicas' gradients.
 
     Keras asks whether a replica's own gradients are finite and takes them for
     those of all. Where one replica's overflow, the others would train on what
     it sends them, or wait for it without end.
+
+    Args:
+        optimizer: a `keras.optimizers.LossScaleOptimizer`.
     """
 
-    def check_finite(self, grads):
-        """Whether the gradients of every replica are finite."""
-        finite = super().check_finite(grads)
+    def check_finite(self, gradients):
+        finite = type(self).check_finite(self, gradients)
         overflowed = ops.cast(ops.logical_not(finite), "float32")
         return ops.equal(sum_over_replicas(overflowed), 0)
+
+    optimizer.check_finite = types.MethodType(check_finite, optimizer)
 
 
 def worker_callbacks(callbacks, strategy):

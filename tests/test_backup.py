@@ -124,6 +124,24 @@ def test_classes_that_are_drawn_stay_those_of_uninterrupted_training(tmp_path):
     assert_equal(found, expected)
 
 
+class Halve(keras.callbacks.Callback):
+    """Halves the weight of the loss, whatever it is."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.model.loss.weight = self.model.loss.tunables["weight"] / 2
+
+
+def test_a_loss_goes_on_with_the_weight_that_it_had(tmp_path):
+    whole, *_ = train(tmp_path / "whole", Halve())
+    with pytest.raises(Killed):
+        train(tmp_path / "part", StopAt(2), Halve())
+    distiller = make_distiller()
+    found, epochs, _ = train(tmp_path / "part", Halve(), distiller=distiller)
+    assert epochs == [2]
+    assert distiller.loss.tunables["weight"] == 0.5 / 2**EPOCHS
+    assert_equal(found, whole)
+
+
 class Batches(keras.utils.PyDataset):
     def __len__(self):
         return 2

@@ -89,7 +89,9 @@ OPTIMIZERS = {
 }
 
 
-def trained_weights(strategy, make_student, make_optimizer, how=EAGERLY):
+def trained_weights(
+    strategy, make_student, make_optimizer, how=EAGERLY, examples=13, size=8
+):
     """A student's after two steps, the last of a partial batch."""
     with strategy.scope():
         student = make_student()
@@ -101,7 +103,7 @@ def trained_weights(strategy, make_student, make_optimizer, how=EAGERLY):
             NO_HISTOGRAMS,
             **how,
         )
-    dataset = tf.data.Dataset.from_tensor_slices(data(13)).batch(8)
+    dataset = tf.data.Dataset.from_tensor_slices(data(examples)).batch(size)
     distiller.fit(dataset, verbose=0)
     return weights_of(student)
 
@@ -137,7 +139,18 @@ def test_an_optimizer_does_to_two_replicas_what_it_does_to_one(
     assert_same_weights(one, two, tolerance)
 
 
-def test_synchronised_batch_normalisation_sees_the_batch_of_all(two_replicas):
+@pytest.mark.parametrize(
+    ("sizes", "more"),
+    [
+        ((13, 8), {}),
+        # One replica gets one example each time, the other one or none: a trace
+        # would know how many the first gets, and need no gradient of that.
+        ((3, 2), {"steps_per_execution": 2}),
+    ],
+)
+def test_synchronised_batch_normalisation_sees_the_batch_of_all(
+    sizes, more, two_replicas
+):
     def student():
         inputs = keras.Input((FEATURES,))
         hidden = keras.layers.Dense(6, kernel_initializer=uniform(1))
@@ -147,11 +160,11 @@ def test_synchronised_batch_normalisation_sees_the_batch_of_all(two_replicas):
 
     one, two = (
         trained_weights(
-            strategy, student, lambda: keras.optimizers.SGD(0.1), how
+            strategy, student, lambda: keras.optimizers.SGD(0.1), how, *sizes
         )
         for strategy, how in (
             (tf.distribute.get_strategy(), EAGERLY),
-            (two_replicas, TRACED),
+            (two_replicas, {**TRACED, **more}),
         )
     )
     assert_same_weights(one, two, 1e-5)
@@ -202,15 +215,21 @@ def test_each_replica_and_each_step_draws_other_classes(inside, two_replicas):
     assert len(drawn) == len(set(drawn)) == 6
 
 
-def half_precision_steps(strategy, overflow_at, how):
+def half_precision_steps(strategy, overflow_at, how, scale_loss=None):
     """Weights and loss scale after steps, one example far too large."""
     x, labels, _ = data(16)
     weights = np.ones(16, "float32")
     weights[overflow_at] = 1e6
     keras.config.set_dtype_policy("mixed_float16")
     with strategy.scope():
+        optimizer = keras.optimizers.SGD(0.1)
         distiller = compiled(
-            mlp(seed=1), None, kd.LabelSmoothing(), said=NO_HISTOGRAMS, **how
+            mlp(seed=1),
+            None,
+            kd.LabelSmoothing(),
+            optimizer if scale_loss is None else scale_loss(optimizer),
+            NO_HISTOGRAMS,
+            **how,
         )
     dataset = tf.data.Dataset.from_tensor_slices((x, labels, weights)).batch(8)
     distiller.fit(dataset, verbose=0)
@@ -219,15 +238,24 @@ def half_precision_steps(strategy, overflow_at, how):
     return weights_of(distiller.student), scale
 
 
-@pytest.mark.parametrize("overflow_at, how", [(1, EAGERLY), (6, TRACED)])
+@pytest.mark.parametrize(
+    "overflow_at, how, scale_loss",
+    [
+        (1, EAGERLY, None),
+        (6, TRACED, None),
+        (6, EAGERLY, keras.optimizers.LossScaleOptimizer),
+    ],
+)
 def test_overflow_on_one_replica_skips_the_step_on_all(
-    overflow_at, how, two_replicas
+    overflow_at, how, scale_loss, two_replicas
 ):
     """Each batch of 8 is shared by two replicas; Keras asks the first."""
     one, scale_one = half_precision_steps(
         tf.distribute.get_strategy(), overflow_at, EAGERLY
     )
-    two, scale_two = half_precision_steps(two_replicas, overflow_at, how)
+    two, scale_two = half_precision_steps(
+        two_replicas, overflow_at, how, scale_loss
+    )
     assert scale_one == scale_two == 0.5
     assert_weights_differ(one, weights_of(mlp(seed=1)))
     assert_same_weights(one, two, tolerance=2e-3)
@@ -424,6 +452,27 @@ def test_a_replica_without_examples_adds_nothing(policy, two_replicas):
         strict=True,
     ):
         np.testing.assert_allclose(weight, other, atol=tolerance)
+    # Each replica has moving averages of its own.
+    for variable in two.student.layers[1].variables:
+        for value in two_replicas.experimental_local_results(variable.value):
+            assert np.isfinite(value).all()
+
+
+def test_a_replica_without_examples_is_refused_where_keras_fails(two_replicas):
+    with two_replicas.scope():
+        distiller = compiled(mlp(), mlp(seed=5), kd.KD(), **EAGERLY)
+    x, labels, _ = data(1)
+    for step in (distiller.fit, distiller.evaluate):
+        with pytest.raises(ValueError, match="fewer examples than the 2 repl"):
+            step(x, labels, verbose=0)
+
+
+def test_a_loss_of_each_example_is_refused(two_replicas):
+    """Replicas have other numbers of them, which can't be added up."""
+    with two_replicas.scope():
+        distiller = kd.Distiller(mlp(), mlp())
+        with pytest.raises(ValueError, match="reduction=None and a strategy"):
+            distiller.compile("sgd", kd.KD(reduction=None))
 
 
 def test_a_mean_over_no_examples_is_named(two_replicas):

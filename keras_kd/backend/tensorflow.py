@@ -197,6 +197,7 @@ class Trainer(keras.Model):
         Returns:
             Dict of metric results.
         """
+        distribution.check_rows(num_rows(data))
         x, y, sample_weight = self.with_teacher(self._in_own_memory(data))
         variables = changing_variables(self.student)
         before = [tf.identity(variable.value) for variable in variables]
@@ -205,11 +206,13 @@ class Trainer(keras.Model):
             batch = self.settle(y, y_pred, sample_weight)
             loss = self.compute_loss(x, batch, y_pred)
             scaled = self.optimizer.scale_loss(loss)
-        private.loss_tracker(self).update_state(loss, sample_weight=num_rows(x))
+        rows = num_rows(x)
+        private.loss_tracker(self).update_state(loss, sample_weight=rows)
+        distribution.keep_statistics(variables, before, rows)
         if self.trainable_weights:
             weights = list(self.trainable_weights)
             gradients = distribution.of_examples(
-                tape.gradient(scaled, weights), num_rows(x)
+                tape.gradient(scaled, weights), rows
             )
             # Several values with a reduction of `None`.
             is_sound = tf.reduce_all(tf.math.is_finite(loss))
@@ -223,6 +226,7 @@ class Trainer(keras.Model):
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(
                 self._in_own_memory(data)
             )
+            distribution.check_rows(num_rows(x))
             y_pred = self(x, training=False)
             batch = self.settle(y, y_pred, sample_weight)
             loss = self.compute_loss(x, batch, y_pred, training=False)
@@ -244,6 +248,8 @@ class Trainer(keras.Model):
         generator or `PyDataset` gave.
         """
         alone = distribution.num_replicas(self.distribute_strategy) == 1
+        if self._draws_batches:
+            data = tf.nest.map_structure(_of_any_size, data)
         if alone or self.jit_compile or is_on_gpu():
             return data
         return tf.nest.map_structure(_copy, data, expand_composites=True)
@@ -295,14 +301,21 @@ class Trainer(keras.Model):
             self.test_function = self._checked(self.test_function)
         return self.test_function
 
-    def _checked(self, step):
+    @property
+    def _draws_batches(self):
+        """Whether batches are drawn outside the compiled step."""
         strategy = self.distribute_strategy
-        spans_workers = distribution.spans_workers(strategy)
-        replicas = strategy.num_replicas_in_sync
+        return distribution.spans_workers(strategy) or (
+            distribution.num_replicas(strategy) > 1
+            and self.steps_per_execution > 1
+        )
+
+    def _checked(self, step):
+        draws_batches = self._draws_batches
 
         def checked_step(iterator):
             self.note_teacher_of(getattr(iterator, "element_spec", None))
-            if spans_workers or (replicas > 1 and self.steps_per_execution > 1):
+            if draws_batches:
                 iterator = distribution.local_iterator(
                     iterator, self.steps_per_execution
                 )
@@ -360,6 +373,19 @@ def _copy(value):
         value.dtype.is_floating or value.dtype.is_integer or value.dtype.is_bool
     )
     return tf.raw_ops.DeepCopy(x=value) if numbers else value
+
+
+def _of_any_size(value):
+    """A batch's tensor whose number of rows a trace does not know.
+
+    It would know that of some replicas and not of others, and then find other
+    gradients, and other collective operations, for them.
+    """
+    if not isinstance(value, tf.Tensor) or value.shape.rank in (None, 0):
+        return value
+    return tf.compat.v1.placeholder_with_default(
+        value, (None, *value.shape[1:])
+    )
 
 
 def _batch_of(specs):

@@ -902,7 +902,8 @@ def mean_over_replicas(total, count):
     """
     if count is None:
         return total
-    count = distribution.sum_over_replicas(count)
+    # It has no gradient, for which replicas would be asked once more.
+    count = distribution.sum_over_replicas(ops.stop_gradient(count))
     # PyTorch's `ops.divide_no_nan` makes float32 of float64.
     is_empty = ops.equal(count, 0)
     zero, one = (number_like(each, total) for each in (0.0, 1.0))
