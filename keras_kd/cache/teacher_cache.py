@@ -671,7 +671,8 @@ class TeacherCache:
         Args:
             path: folder of the other cache: a new one, or one where this very
                 control is already.
-            dataset: as given to `write`.
+            dataset: as given to `write`. If it has views and the cache was
+                opened again, `check(augment=augment)` comes first.
             order: function of all labels ([labels], token after token for
                 text) to the positions ([labels]) whose statistics they get.
                 Labels of weight 0, such as padding, are not among them.
