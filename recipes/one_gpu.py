@@ -151,7 +151,7 @@ def cifar100(folder, methods, seeds, part, prepare, data, teacher, **options):
 @main.command()
 @_study_options
 @click.option("--data-dir", type=_path(exists=True), help="Penn Treebank's.")
-@click.option("--vocabulary", type=_positive, default=10_000)
+@click.option("--vocabulary", type=click.IntRange(min=2), default=10_000)
 @click.option("--tokens", type=_positive, help="To train on. [default: all]")
 @click.option("--teacher-units", type=_positive, default=650)
 @click.option("--teacher-layers", type=_positive, default=2)

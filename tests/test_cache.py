@@ -630,6 +630,34 @@ def test_a_shuffled_cache_has_the_same_statistics_on_other_examples(
         )
 
 
+def test_a_control_leaves_padding_where_it_is(tmp_path):
+    """Its label is a class as well, of which the tokens keep their own."""
+    random = np.random.default_rng(0)
+    tokens = random.integers(0, 3, (12, 5), "int32")
+    real = np.arange(5) < random.integers(1, 5, (12, 1))
+    arrays = tokens, tokens * real, real.astype("float32")
+    dataset = tf.data.Dataset.from_tensor_slices(arrays).batch(4)
+    inputs = keras.Input((5,), dtype="int32")
+    x = layers.LSTM(4, return_sequences=True)(layers.Embedding(3, 4)(inputs))
+    teacher = keras.Model(inputs, layers.Dense(3)(x))
+    cache = write(tmp_path / "cache", dataset, teacher, kd.KDPt())
+    control = cache.shuffled(
+        tmp_path / "control",
+        dataset,
+        lambda y: kd.attribution.shuffle_within_labels(np.arange(len(y)), y),
+    )
+    kept, found = (
+        np.concatenate([y["label_log_odds"] for _, y, _ in c.attach(dataset)])
+        for c in (cache, control)
+    )
+    np.testing.assert_array_equal(kept[~real], found[~real])
+    for label in range(3):
+        of_label = real & (tokens == label)
+        assert not np.array_equal(kept[of_label], found[of_label])
+        one, other = (np.sort(each[of_label]) for each in (kept, found))
+        np.testing.assert_array_equal(one, other)
+
+
 # -- distribution --------------------------------------------------------------
 
 

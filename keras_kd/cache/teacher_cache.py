@@ -19,7 +19,7 @@ from keras_kd.cache.data import Source, Views
 from keras_kd.cache.manifest import CHECKSUM, read_manifest
 from keras_kd.cache.reading import Reading
 from keras_kd.cache.storage import Folder, Table
-from keras_kd.cache.teacher_pass import TeacherPass
+from keras_kd.cache.teacher_pass import TeacherPass, weighted
 from keras_kd.data_errors import raised_plainly
 from keras_kd.distribution import shard_by_example
 from keras_kd.logits import LogitReader
@@ -668,9 +668,11 @@ class TeacherCache:
         Args:
             path: folder of the other cache: a new one, or one where this very
                 control is already.
-            dataset: as given to `write`.
+            dataset: as given to `write`. If it has views and the cache was
+                opened again, `check(augment=augment)` comes first.
             order: function of all labels ([labels], token after token for
                 text) to the positions ([labels]) whose statistics they get.
+                Labels of weight 0, such as padding, are not among them.
 
         Returns:
             A `TeacherCache`.
@@ -687,8 +689,9 @@ class TeacherCache:
         folder = Folder(path)
         begun = read_manifest(folder)
         self.check(dataset)
-        labels = self._labels(dataset)
-        sources = _positions(order, labels.ravel())
+        labels, counted = self._labels(dataset)
+        sources, places = np.arange(labels.size), np.flatnonzero(counted)
+        sources[places] = places[_positions(order, labels[counted])]
         digest = hashlib.sha256(sources.tobytes()).hexdigest()
         whole = dataclasses.replace(self._manifest, order=digest)
         begun = begun or dataclasses.replace(whole, examples=None).claim(folder)
@@ -701,8 +704,11 @@ class TeacherCache:
         return control
 
     def _labels(self, dataset):
-        """[examples, ...] labels of the data set, which is compared."""
-        reading, found = self._reading(), []
+        """The data set, which is compared, as two arrays [examples, ...].
+
+        They are the labels, and which of them have a weight other than 0.
+        """
+        reading, found, counted = self._reading(), [], []
         with raised_plainly():
             for batch in self._source(self._data(dataset)).batches():
                 stop = batch.position + len(batch.ids)
@@ -712,7 +718,8 @@ class TeacherCache:
                 positions = np.arange(batch.position, stop)
                 reading.compare(batch.x, batch.y, kept[CHECKSUM], positions)
                 found.append(batch.ids)
-        return np.concatenate(found)
+                counted.append(weighted(batch.ids.shape, batch.weight))
+        return np.concatenate(found), np.concatenate(counted)
 
     def _write_shuffled(self, folder, sources):
         manifest = self._manifest
@@ -765,8 +772,8 @@ def _positions(order, labels):
     if (
         sources.shape != labels.shape
         or sources.dtype.kind not in "iu"
-        or sources.min() < 0
-        or sources.max() >= labels.size
+        or sources.min(initial=0) < 0
+        or sources.max(initial=-1) >= labels.size
     ):
         raise ValueError(
             "`order` must return a position for each label, an integer in "

@@ -40,7 +40,11 @@ def run_study(
     run = open_run(recipe, config, log_dir, strategy)
     run.check_data(checksums or {})
     click.echo(f"{about} Run folder: {run.folder}")
-    compare(make(run, strategy, chosen), losses)
+    try:
+        compare(make(run, strategy, chosen), losses)
+    except ValueError:
+        run.leave_unused()
+        raise
 
 
 def _refuse_unused(chosen, losses, kept):
@@ -74,9 +78,8 @@ def compare(study, losses):
     for name in losses:
         study.loss(name)  # Refuses a bad weight before anything is trained.
     teacher = study.teacher()
-    done = study.run.results
     cache = None
-    if any(f"student-{name}" not in done for name in losses):
+    if not all(study.run.has(f"student-{name}") for name in losses):
         cache = study.cache(losses, teacher)
     for name in losses:
         study.student(name, teacher, cache)

@@ -12,7 +12,7 @@ import keras
 from keras_kd import callbacks, distribution, files
 from study.messages import OPEN_RUN, first_line, option_name
 
-_CONFIG = "config.json"
+_CONFIG, _DATA = "config.json", "data.json"
 # In the configuration, but no option's name.
 _NAMES = {"cached": "teacher cache (--no-cache, --cache)"}
 
@@ -65,6 +65,17 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
+    def leave_unused(self):
+        """Lets a run of other options have the folder, if nothing is in it.
+
+        Whoever is refused changes an option or the data, as the message says.
+        """
+        ours = {_CONFIG, _DATA}
+        names = {path.name for path in self.folder.iterdir()}
+        if self.writes and names <= {*ours, "lock"}:
+            for name in ours & names:
+                (self.folder / name).unlink()
+
     def _remove_unfinished(self):
         """Removes what was being written when a process was killed."""
         for path in self.folder.glob(f"*{files.UNFINISHED}*"):
@@ -80,7 +91,7 @@ class RunFolder:
         Raises:
             ValueError: naming the parts that differ.
         """
-        path = self.folder / "data.json"
+        path = self.folder / _DATA
         remedy = "Remove it, if the data are those of the folder's results."
         before = files.read_dict(path, remedy)
         if before is None:
@@ -167,6 +178,10 @@ class RunFolder:
                 files.write_json(self.folder / "results.json", results)
         if self.writes:
             self.backup(name).delete()
+
+    def has(self, name):
+        """Whether a model of this folder is trained, and still there."""
+        return name in self.results and self.model(name).exists()
 
     def resumption(self):
         """A sentence on what the same command does after an interruption."""

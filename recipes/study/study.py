@@ -207,6 +207,8 @@ class Study:
             )
         self.wait_for_chief()
         cache = kd.TeacherCache(path)
+        # Of an opened cache nobody else knows how its views were made.
+        cache.check(augment=self.augment())
         click.echo(
             f"Teacher cache: {counted(cache.examples, 'example')}, "
             f"{counted(cache.views, 'view')}, "

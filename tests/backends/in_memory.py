@@ -242,6 +242,8 @@ def test_bad_options_are_refused_before_anything_is_made(images, tmp_path):
         (("--prepare", "--part", "1/2"), "--prepare and --part 1/2"),
     ):
         assert words in refusal(*arguments, *more)
+    one_word = "ptb", tmp_path / "study", "--vocabulary", 1
+    assert "1 is not in the range x>=2" in refusal(*one_word)
     assert not (tmp_path / "study").exists()
     run(*arguments, "--prepare", "--method", "plain")
     assert "another study" in refusal(*arguments, "--epochs", 29, "--prepare")

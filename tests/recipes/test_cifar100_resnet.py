@@ -1,6 +1,7 @@
 """The image recipe, whole and small."""
 
 import functools
+import shutil
 
 import cifar100_resnet
 import keras
@@ -90,6 +91,18 @@ def test_killed_and_run_again_ends_where_an_uninterrupted_run_does(finished):
         found.get_weights(), expected.get_weights(), strict=True
     ):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_removed_student_is_trained_again_from_the_cache(finished, tmp_path):
+    """So is one that alone is missing: whatever the order of the losses."""
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    arguments = [*SMALL, "--log-dir", folder, *losses("kd_pt_shuffled")]
+    finish(*arguments)
+    expected = results(folder)["student-kd_pt_shuffled"]["test_loss"]
+    (folder / "student-kd_pt_shuffled.keras").unlink()
+    assert "was removed, so it is trained again" in finish(*arguments)
+    found = results(folder)["student-kd_pt_shuffled"]["test_loss"]
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(

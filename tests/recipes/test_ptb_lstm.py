@@ -396,6 +396,11 @@ def test_a_teacher_of_other_words_is_refused(finished, text, tmp_path):
         *("--vocabulary", 20, "--teacher", teacher),
     )
     assert "a text of 20" in message
+    # Nothing was made, so the folder is open to what the message asks for.
+    finish(
+        *("--data-dir", text, "--log-dir", tmp_path / "run", *STUDENT),
+        *("--teacher", teacher, *losses("kd")),
+    )
 
 
 def test_an_earlier_folder_with_options_that_do_nothing_resumes(
