@@ -105,6 +105,16 @@ def test_every_method_begins_with_its_defaults():
     assert [t.method for t in result.trials[:3]] == list(FEW)
 
 
+def test_methods_that_the_budget_leaves_out_are_named():
+    result = tune(SurfaceTrainer(), 6 + 9)
+    tried = {trial.method for trial in result.trials}
+    left_out = [name for name in HEIGHTS if name not in tried]
+    (said,) = [each for each in result.findings if "left no student" in each]
+    assert said.endswith(f" for {', '.join(left_out)}.") and len(left_out) == 3
+    everything = tune(SurfaceTrainer(), 9 + 9).findings
+    assert not any("left no student" in each for each in everything)
+
+
 def test_defaults_of_the_trainer_are_told_in_what_is_searched():
     """Smoothing by its product, and a number of classes as their share."""
 

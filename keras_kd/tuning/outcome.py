@@ -68,6 +68,7 @@ class Tuning(Reported):
             `None` where the trainer does not say.
         no_advice: why no diagnosis of the teacher advised the search, a
             sentence; `None` where one did, or there is no teacher.
+        methods: names of the methods that there were to try.
 
     Example:
     >>> result = kd.tune(trainer, seconds=3600, folder="runs/tuning")
@@ -88,6 +89,7 @@ class Tuning(Reported):
     verdict: list
     scored_on: str | None = None
     no_advice: str | None = None
+    methods: tuple = ()
 
     def __post_init__(self):
         """Makes what findings tell a part of what is corrected for."""
@@ -150,6 +152,12 @@ class Tuning(Reported):
                 "The trainer has no `test` data: fresh seeds were measured on "
                 "the validation data, by which the winner was chosen, so that "
                 "gains look somewhat better than they are."
+            )
+        untried = [m for m in self.methods if not self._count(m)]
+        if untried:
+            found.append(
+                "The budget left no student in the search for "
+                f"{', '.join(untried)}."
             )
         return [*found, *filter(None, [self.final.left_out, self.no_advice])]
 

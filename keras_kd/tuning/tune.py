@@ -286,6 +286,7 @@ class _Call:
             verdict=self.advice["verdict"],
             no_advice=self.advice.get("why_not"),
             scored_on=getattr(self.trainer, "scored_on", None),
+            methods=tuple(self.methods),
         )
 
     def _alike(self, one, other):
