@@ -868,6 +868,7 @@ class Distiller(backend.Trainer):
                     self, index, y_pred, part, values, training
                 )
                 loss = head.reduced(values, part)
+            counts = soundness.with_weights(counts, loss)
             updates.append((roles, {**counts, **for_all}))
             if head.tracker is not None:
                 rows = ops.shape(keras.tree.flatten(y_pred)[0])[0]
