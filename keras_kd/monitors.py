@@ -356,8 +356,8 @@ def _message(counts, distiller, head):
             "another than "
             f"the loss's {head.loss.tunables['temperature']:g}. Write the "
             "cache for a loss of this temperature; to change it while "
-            "training, write it for `KD`, whose statistics serve every "
-            "temperature."
+            "training, write it for `KD` and attach it without a loss, as in "
+            "attach(dataset): the teacher's logits serve every temperature."
         )
     if counts["other_teacher"]:
         return (

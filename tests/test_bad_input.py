@@ -448,3 +448,35 @@ def test_a_cache_of_a_teacher_that_is_no_model(tmp_path):
     x, labels, _ = data()
     with pytest.raises(TypeError, match="teacher must be a keras.Model"):
         kd.TeacherCache.write(tmp_path / "cache", (x, labels), kd.KDPt())
+
+
+def test_an_output_of_labels_that_are_not_by_output(tmp_path):
+    x, labels, _ = data()
+    with pytest.raises(ValueError, match="dict by output.*output='a'"):
+        kd.TeacherCache.write(
+            tmp_path / "cache", (x, labels), mlp(), "kd", output="a"
+        )
+
+
+@pytest.mark.parametrize("callbacks", [keras.callbacks.History(), ["loss"]])
+def test_a_backup_of_callbacks_that_are_no_list(callbacks):
+    with pytest.raises(TypeError, match="list of callbacks.*Received"):
+        kd.callbacks.BackupAndRestore("backup", callbacks=callbacks)
+
+
+def test_a_temperature_changes_with_a_cache_as_the_message_says(tmp_path):
+    x, labels, _ = data()
+    cache = kd.TeacherCache.write(
+        tmp_path / "cache", (x, labels), mlp(), kd.KD(), verbose=0
+    )
+    schedule = kd.callbacks.LossSchedule(temperature=lambda epoch: 1.0 + epoch)
+    distiller = compiled(mlp(), None, kd.KDPt(temperature=2.0))
+    with pytest.raises(ValueError, match=r"attach it without a loss"):
+        distiller.fit(
+            cache.attach((x, labels), kd.KDPt(temperature=2.0)),
+            callbacks=[schedule],
+            verbose=0,
+        )
+    distiller.fit(
+        cache.attach((x, labels)), epochs=2, callbacks=[schedule], verbose=0
+    )
