@@ -74,7 +74,8 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             arrays, or lists and dicts of these, and change while it trains.
 
     Raises:
-        TypeError: if `delete_checkpoint` is not a boolean.
+        TypeError: if `delete_checkpoint` is not a boolean, or `callbacks` no
+            list of callbacks.
         ValueError: for an empty `backup_dir`; at the start of training, if the
             backup is damaged or is that of another model.
         OSError: at the start of training, if another process trains with this
@@ -95,6 +96,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
     def __init__(self, backup_dir, delete_checkpoint=True, *, callbacks=()):
         backup_dir = kept_path(backup_dir, "backup_dir")
         _check_deletes(delete_checkpoint)
+        _check_callbacks(callbacks)
         super().__init__(backup_dir, delete_checkpoint=delete_checkpoint)
         self.path = pathlib.Path(backup_dir, _FILE)
         self.seconds = 0.0
@@ -352,6 +354,17 @@ def _check_deletes(delete_checkpoint):
             "`delete_checkpoint` must be True or False. Received: "
             f"{delete_checkpoint!r}. This callback writes after each epoch "
             "and has no `save_freq`; leave it out."
+        )
+
+
+def _check_callbacks(callbacks):
+    """Refuses one callback without a list, which `fit` takes."""
+    is_list = isinstance(callbacks, (list, tuple))
+    kind = keras.callbacks.Callback
+    if not (is_list and all(isinstance(each, kind) for each in callbacks)):
+        raise TypeError(
+            "`callbacks` of a backup is a list of callbacks of the same `fit`. "
+            f"Received: {callbacks!r}. Pass a list, as in callbacks=[stopping]."
         )
 
 

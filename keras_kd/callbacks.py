@@ -72,11 +72,17 @@ class LossSchedule(keras.callbacks.Callback):
         """The loss of the output."""
         losses = {head.name: head.loss for head in self.model.distilled_heads}
         if self.output not in losses:
+            has_names = None not in losses
             raise ValueError(
                 "LossSchedule changes the distillation loss of one output. "
                 f"Received: output={self.output!r} for a student of which "
-                f"these are distilled: {list(losses)}. Name one, as in "
-                "LossSchedule(output=..., weight=...)."
+                f"{list(losses) if has_names else 'the only one'} is "
+                "distilled. "
+                + (
+                    "Name one, as in LossSchedule(output=..., weight=...)."
+                    if has_names
+                    else "Leave `output` out."
+                )
             )
         return losses[self.output]
 
@@ -150,8 +156,7 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
                 "at the end of each epoch."
             )
         self.histogram_steps = histogram_steps
-        _check_classes(similarity_classes)
-        self.similarity_classes = similarity_classes
+        self.similarity_classes = _class_ids(similarity_classes)
         self._written = {}
         self._windows = 0
         self._similarity_warned = False
@@ -185,7 +190,7 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
         for head in self.model.distilled_heads:
             similarity = getattr(head.loss, "class_similarity", None)
             if similarity is not None:
-                _check_classes(self.similarity_classes, len(similarity.weights))
+                _class_ids(self.similarity_classes, len(similarity.weights))
 
     def on_epoch_begin(self, epoch, logs=None):
         """Starts counting again from 0, as the metrics do."""
@@ -293,18 +298,23 @@ class KDTensorBoard(keras.callbacks.TensorBoard):
         self.summary.image(name, image[None], step=epoch)
 
 
-def _check_classes(classes, num_classes=None):
-    """Refuses `similarity_classes` that are not classes."""
-    if isinstance(classes, int):
-        are_classes, received = classes >= 1, classes
-    else:
-        outside = [
-            each
-            for each in classes
-            if each < 0 or num_classes is not None and each >= num_classes
-        ]
-        are_classes = len(classes) > 0 and not outside
-        received = outside or classes
+def _class_ids(classes, num_classes=None):
+    """`similarity_classes` as a number or a list of integers.
+
+    Raises:
+        ValueError: if they are not classes.
+    """
+    ids = np.asarray(classes)
+    received = ids.tolist() if ids.dtype.kind in "iu" else repr(classes)
+    are_classes = ids.dtype.kind in "iu" and ids.ndim <= 1 and ids.size
+    if are_classes and ids.ndim == 0:
+        are_classes = ids >= 1
+    elif are_classes:
+        is_outside = ids < 0
+        if num_classes is not None:
+            is_outside |= ids >= num_classes
+        are_classes = not is_outside.any()
+        received = ids[is_outside].tolist()
     if not are_classes:
         of = "" if num_classes is None else f" of {num_classes} classes"
         raise ValueError(
@@ -312,6 +322,7 @@ def _check_classes(classes, num_classes=None):
             f"classes to show. Received: {received}{of}. Give a list such as "
             "[0, 1, 2], or a number of at least 1."
         )
+    return ids.tolist()
 
 
 def similarity_image(teacher_weights, student_weights):

@@ -23,6 +23,7 @@ import math
 import threading
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_kd import backend, soundness
@@ -108,7 +109,8 @@ def check_chunks(chunks):
     Raises:
         ValueError: if it is something else.
     """
-    is_count = isinstance(chunks, int) and not isinstance(chunks, bool)
+    is_count = isinstance(chunks, (int, np.integer))
+    is_count = is_count and not isinstance(chunks, bool)
     if chunks in (None, AUTO) or (is_count and chunks >= 1):
         return
     raise ValueError(

@@ -35,9 +35,17 @@ def of(data, batch_size=None, what="Data"):
 
     Raises:
         TypeError: for something else.
-        ValueError: for arrays of different lengths, and for a `DataLoader`
-            that shuffles.
+        ValueError: for arrays of different lengths, a `DataLoader` that
+            shuffles, and a batch size that is none.
     """
+    if batch_size is not None and not (
+        isinstance(batch_size, (int, np.integer)) and batch_size >= 1
+    ):
+        raise ValueError(
+            "A batch holds at least one example. Received: batch_size="
+            f"{batch_size!r}. Pass an integer, or leave it out for "
+            f"{DEFAULT_BATCH_SIZE}."
+        )
     if is_tf_data(data):
         return TfData(data)
     if isinstance(data, keras.utils.PyDataset):

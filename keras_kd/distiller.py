@@ -42,7 +42,11 @@ from keras_kd.logits import (
 )
 from keras_kd.losses.base import mean_over_replicas, untold_arguments
 from keras_kd.metrics import GradientScale
-from keras_kd.model_inputs import check_order, inputs_of
+from keras_kd.model_inputs import (
+    check_number_of_inputs,
+    check_order,
+    inputs_of,
+)
 from keras_kd.monitors import TOLD, InvalidExamples, LossTracker
 from keras_kd.sharing import check_sharing
 from keras_kd.states import all_variables
@@ -149,7 +153,8 @@ class Distiller(backend.Trainer):
             `predict` always does.
 
     Raises:
-        TypeError: if student or teacher is not a `keras.Model`.
+        TypeError: if student or teacher is not a `keras.Model`, or
+            `gradient_scale` neither a `GradientScale` nor `False`.
         ValueError: if they have different numbers of classes or tokenizers
             of different vocabularies, are one object or share variables that
             training changes, the student has a training step or a loss of
@@ -220,6 +225,13 @@ class Distiller(backend.Trainer):
         self._heads = _Untracked([])
         if gradient_scale is None:
             gradient_scale = GradientScale()
+        if not (gradient_scale is False or _has_bins(gradient_scale)):
+            raise TypeError(
+                "`gradient_scale` gives the bins of the histograms of w. "
+                f"Received: {gradient_scale!r}. Pass a "
+                "keras_kd.metrics.GradientScale(low=-3, high=5, bins=80), "
+                "False for no histograms, or leave it out."
+            )
         self._bins = _Untracked(gradient_scale or None)
         self._draws = _Draws(
             lambda: self.random_variables if self.compiled else []
@@ -870,6 +882,7 @@ class Distiller(backend.Trainer):
                     self, index, y_pred, part, values, training
                 )
                 loss = head.reduced(values, part)
+            counts = soundness.with_weights(counts, loss)
             updates.append((roles, {**counts, **for_all}))
             if head.tracker is not None:
                 rows = ops.shape(keras.tree.flatten(y_pred)[0])[0]
@@ -998,6 +1011,7 @@ class Distiller(backend.Trainer):
         set_initial_epoch(self, None)
         given = (x, y, batch_size, epochs, verbose, callbacks, *args)
         given = _by_name(super().fit, *given, **kwargs)
+        check_number_of_inputs(self.student, x)
         prepare = self._preprocessing(with_teacher=True)
         given = prepare.fit_arguments(given)
         given = _with_weights_by_entry(given)
@@ -1090,6 +1104,12 @@ class Distiller(backend.Trainer):
 
     def _note_class_weight(self, class_weight):
         """Takes the class weights of the training that begins."""
+        if class_weight is not None and not isinstance(class_weight, dict):
+            raise ValueError(
+                "`class_weight` must be a dict from class ids to weights. "
+                f"Received: {class_weight!r}. Pass one, as in "
+                "dict(enumerate(weights))."
+            )
         class_weight = dict(class_weight or {})
         if class_weight and len(self.heads) > 1:
             raise ValueError(
@@ -1105,6 +1125,7 @@ class Distiller(backend.Trainer):
     def evaluate(self, *args, **kwargs):
         """Plain cross-entropy and metrics; as `keras.Model.evaluate`."""
         given = _by_name(super().evaluate, *args, **kwargs)
+        check_number_of_inputs(self.student, given.get("x"))
         # What `fit` evaluates is preprocessed already.
         if not given.get("_use_cached_eval_dataset"):
             prepare = self._preprocessing()
@@ -1329,6 +1350,10 @@ def _with_weights_by_entry(given):
         x, y, weights = held_out
         given["validation_data"] = x, y, by_output.for_each_entry(y, weights)
     return given
+
+
+def _has_bins(gradient_scale):
+    return isinstance(gradient_scale, GradientScale)
 
 
 def _is_distillation(loss):

@@ -51,7 +51,8 @@ def read_top_log_probabilities(
     Raises:
         ImportError: for a Parquet file without pyarrow.
         ValueError: for a file of another number of rows, lists that don't
-            match, or a `k` larger than the longest list.
+            match, ids that are not whole numbers, lines that are not JSON, or
+            a `k` larger than the longest list.
 
     Example:
     >>> lists = kd.read_top_log_probabilities("teacher.parquet", k=32, rows=N)
@@ -78,6 +79,7 @@ def read_top_log_probabilities(
             f"{len(found)} rows in {path} for {rows} examples. Give the data "
             "that the file was made of, in the same order."
         )
+    _check_ids(path, found.flat)
     padded_ids = found.padded(PADDING, "int32")
     padded = values.padded(0.0, "float32")
     return _largest(padded_ids, padded, k, path)
@@ -135,6 +137,21 @@ def _check_match(path, ids, values):
             f"lists of {one[place : place + 1].tolist()} ids and "
             f"{other[place : place + 1].tolist()} log-probabilities in row "
             f"{row} of {path}. Check what wrote it."
+        )
+
+
+def _check_ids(path, ids):
+    """Refuses ids that are none, which int32 would make others of."""
+    try:
+        as_kept = ids.astype("int32")
+        bad = ids[ids != as_kept]
+    except (TypeError, ValueError):
+        bad = ids
+    if len(bad):
+        raise ValueError(
+            "Ids must be whole numbers, those of the student's classes. "
+            f"Received: {_short(bad.tolist()[0])} in {path}. Check what wrote "
+            "it, and that `ids` names the column of the ids."
         )
 
 
@@ -196,7 +213,15 @@ def _read_json_lines(path, ids, log_probabilities):
         for number, line in enumerate(lines):
             if not line.strip():
                 continue
-            row = json.loads(line)
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    "Each line of a file of JSON lines must be a JSON object. "
+                    f"Received: line {number + 1} of {path} ({error.msg} at "
+                    f"column {error.colno}). Check what wrote it; a file that "
+                    "was cut short lacks the end of its last line."
+                ) from error
             for name in (ids, log_probabilities):
                 if name is not None and name not in row:
                     raise _missing(f"line {number + 1} of {path}", name, row)
@@ -205,10 +230,21 @@ def _read_json_lines(path, ids, log_probabilities):
                 pairs = _of_dicts(given, f"line {number + 1} of {path}")
                 found.append(pairs[0])
                 values.append(pairs[1])
-            else:
+            elif isinstance(row[ids], list) and isinstance(given, list):
                 found.append(row[ids])
                 values.append(given)
+            else:
+                raise ValueError(
+                    "A row holds a list of ids and one of log-probabilities. "
+                    f"Received: {_short(row[ids])} and {_short(given)} in line "
+                    f"{number + 1} of {path}. Give lists; dicts from ids to "
+                    "log-probabilities are read with ids=None."
+                )
     return _of_python(found), _of_python(values)
+
+
+def _short(value):
+    return str(value)[:80]
 
 
 def _missing(where, name, found):
@@ -233,7 +269,7 @@ def _of_dicts(given, where):
     except (AttributeError, KeyError, ValueError) as error:
         raise ValueError(
             "Without `ids`, log-probabilities must be dicts from token ids to "
-            f"numbers. Received: {str(given)[:80]} in {where}. Let the server "
+            f"numbers. Received: {_short(given)} in {where}. Let the server "
             "give token ids in place of their text."
         ) from error
     return ids, values

@@ -683,8 +683,14 @@ def check_several_classes(num_classes):
         )
 
 
-def class_count_message(student_classes, teacher_classes):
-    """What to say of models with different numbers of classes."""
+def class_count_message(student_classes, teacher_classes, can_share=True):
+    """What to say of models with different numbers of classes.
+
+    Args:
+        student_classes: integer.
+        teacher_classes: integer.
+        can_share: whether the caller has an argument `shared_classes`.
+    """
     if 1 in (student_classes, teacher_classes):
         return (
             "Student and teacher must have the same outputs. Received: a "
@@ -692,13 +698,15 @@ def class_count_message(student_classes, teacher_classes):
             f"with {teacher_classes}. Give both one unit, whose "
             "sigmoid of z is the softmax of (0, z), or both two."
         )
+    shared = "or say `shared_classes`, a number,"
+    if not can_share:
+        shared = "or cut it, keras.Model(t.inputs, t.outputs[0][..., :n]),"
     return (
         "Student and teacher must have the same classes in the same order. "
         f"Received: a student with {student_classes} classes and a teacher "
         f"with {teacher_classes}. Give the student's last layer "
-        f"{teacher_classes} units, use a teacher of the same task, or say "
-        "`shared_classes`, a number, if the first ones are the same, as in "
-        "padded vocabularies."
+        f"{teacher_classes} units, use a teacher of the same task, {shared} "
+        "if the first ones are the same, as in padded vocabularies."
     )
 
 

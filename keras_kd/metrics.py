@@ -63,6 +63,15 @@ def median(histogram, edges, sums=None):
     return float(np.mean(places))
 
 
+def _are_bins(low, high, bins):
+    """Whether bins can be made of these."""
+    try:
+        is_range = -np.inf < low < high < np.inf
+    except TypeError:
+        return False
+    return is_range and isinstance(bins, (int, np.integer)) and bins >= 1
+
+
 @keras.saving.register_keras_serializable(package="keras_kd")
 class GradientScale(keras.metrics.Metric):
     """Histogram of the gradient scale w over the examples seen.
@@ -86,7 +95,8 @@ class GradientScale(keras.metrics.Metric):
         dtype: optional dtype.
 
     Raises:
-        ValueError: if `low` is not below `high`, or `bins` below 1.
+        ValueError: if `low` and `high` are not finite, `low` is not below
+            `high`, or `bins` is not an integer of at least 1.
 
     Example:
     >>> scale = GradientScale()
@@ -101,9 +111,9 @@ class GradientScale(keras.metrics.Metric):
         self, low=LOW, high=HIGH, bins=BINS, name="gradient_scale", dtype=None
     ):
         super().__init__(name=name, dtype=dtype)
-        if not low < high or bins < 1:
+        if not _are_bins(low, high, bins):
             raise ValueError(
-                "GradientScale needs low < high and at least one bin. "
+                "GradientScale needs finite low < high and at least one bin. "
                 f"Received: low={low}, high={high}, bins={bins}. The default "
                 "is low=-3, high=5, bins=80."
             )

@@ -48,6 +48,31 @@ def inputs_of(model, x, role="model"):
     return x if missing else {name: x.get(name) for name in own}
 
 
+def check_number_of_inputs(model, x):
+    """Refuses labels that come with the inputs, in one tuple.
+
+    Keras only warns, and reads the first of them.
+
+    Args:
+        model: a `keras.Model`.
+        x: what `fit` or `evaluate` takes as x.
+
+    Raises:
+        ValueError: for a tuple or list of more inputs than the model has.
+    """
+    own = _structure(model)
+    if own is None or not isinstance(x, (list, tuple)):
+        return
+    has_shapes = all(hasattr(each, "shape") for each in x)
+    number = len(keras.tree.flatten(own))
+    if has_shapes and len(x) > number:
+        raise ValueError(
+            "Labels and weights are arguments of their own. Received: "
+            f"{len(x)} arrays as the inputs of {model.name!r}, which has "
+            f"{number}. Pass fit(x, labels), or a data set of (x, labels)."
+        )
+
+
 def outputs_of(model, x, role="model"):
     """What a model gives for a batch, in inference mode.
 

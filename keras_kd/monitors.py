@@ -130,7 +130,8 @@ class Monitors:
 # What `InvalidExamples` counts in a step, in this order: labels that are not
 # class ids and the largest of them, examples whose loss is not finite because
 # of the inputs, the student or the teacher, losses of the student's layers that
-# are not finite, of examples or on a replica that has none, statistics of
+# are not finite, of examples or on a replica that has none, a loss that is not
+# finite though that of each example is (by the weights), statistics of
 # another temperature, teacher or number of classes, outputs other than those
 # expected of student or teacher, and a teacher's outputs in the data that are
 # not valid, with what is wrong with the first and where it is.
@@ -143,6 +144,7 @@ COUNTS = (
     "teacher",
     "layers",
     "empty",
+    "weights",
     "stale",
     "other_teacher",
     "other_classes",
@@ -322,6 +324,13 @@ def _message(counts, distiller, head):
             "Classes that it rules out by logits of -inf need a loss that "
             "gives them nothing: KD, with a teacher that rules them out too."
         )
+    if counts["weights"]:
+        return (
+            "The loss is not finite, though that of each example is. Received: "
+            "sample or class weights that are NaN, infinite, or so large that "
+            "the sum over the batch is. Check `sample_weight` and "
+            "`class_weight`; an example that is not to count has the weight 0."
+        )
     if counts["layers"]:
         return (
             "A loss of the student's own layers is not finite. Received: NaN "
@@ -347,8 +356,8 @@ def _message(counts, distiller, head):
             "another than "
             f"the loss's {head.loss.tunables['temperature']:g}. Write the "
             "cache for a loss of this temperature; to change it while "
-            "training, write it for `KD`, whose statistics serve every "
-            "temperature."
+            "training, write it for `KD` and attach it without a loss, as in "
+            "attach(dataset): the teacher's logits serve every temperature."
         )
     if counts["other_teacher"]:
         return (

@@ -96,7 +96,9 @@ def find_logit_layer(model):
     layer = layers[0] if layers else None
     if layer is not None and _is_logit_layer(layer):
         return layer
-    names = [each.name for each in _weighted_layers(model)][-5:]
+    weighted = _weighted_layers(model)[-5:]
+    names = [each.name for each in weighted]
+    readable = [each.name for each in weighted if _has_rows(each)]
     if layer is None and not names:
         raise ValueError(_without_weights(model))
     found = (
@@ -104,12 +106,14 @@ def find_logit_layer(model):
         if layer is None
         else f"{type(layer).__name__} {layer.name!r}"
     )
+    remedy = "Pass"
+    if readable:
+        remedy = f"Name it, as in KDSim(logit_layer={readable[-1]!r}), or pass"
     raise ValueError(
         f"No logit layer was found in model {model.name!r}: its last layer "
         "with weights must be a Dense or an embedding used in reverse. "
-        f"Received: {found}. Name it, as in KDSim(logit_layer={names[-1]!r}), "
-        "or pass its [classes, features] matrix. The last layers with weights "
-        f"are {names}."
+        f"Received: {found}. {remedy} its [classes, features] matrix. The last "
+        f"layers with weights are {names}."
     )
 
 
@@ -209,6 +213,11 @@ def _rows(layer):
         raise _not_read(layer)
     kernel = np.moveaxis(_to_numpy(layer.kernel), axis, 0)
     return kernel.reshape(len(kernel), -1)
+
+
+def _has_rows(layer):
+    """Whether a layer that is named can be read."""
+    return hasattr(layer, "embeddings") or _class_axis(layer) is not None
 
 
 def _not_read(layer):

@@ -61,6 +61,21 @@ def not_finite(values):
     return number(ops.logical_not(ops.isfinite(values)))
 
 
+def with_weights(counts, loss):
+    """Counts of a head, and whether its weights made the loss not finite.
+
+    Args:
+        counts: dict of scalars, those of single examples.
+        loss: the head's loss, reduced over the batch.
+
+    Returns:
+        A dict of scalars.
+    """
+    of_examples = counts["student"] + counts["teacher"]
+    bad = ops.where(of_examples > 0, 0.0, not_finite(loss))
+    return {**counts, "weights": bad}
+
+
 def of_layers(loss, y_pred):
     """Whether the losses of the student's layers are finite.
 

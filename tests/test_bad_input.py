@@ -355,3 +355,128 @@ def test_class_weight_for_a_class_that_is_not_there():
     refused(
         lambda: fit(distiller, x, labels, class_weight={9: 2.0}), student, "9"
     )
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments"),
+    [
+        (kd.LabelSmoothing, {"smoothing": None}),
+        (kd.LabelSmoothing, {"smoothing": np.array([0.1, 0.2])}),
+        (kd.LabelSmoothing, {"temperature": 2.0}),
+        (kd.KDSim, {"alpha": "0.3"}),
+        (kd.KDPtSim, {"beta": None}),
+        (kd.KDSim, {"label_mass": [0.9]}),
+        (kd.KDSim, {"table_bytes": None}),
+        *((kd.KD, {"ignore_class": i}) for i in ([0, 1], 0.5, "a", NAN)),
+        *(
+            (kd.metrics.GradientScale, each)
+            for each in ({"bins": 2.5}, {"low": "a"}, {"high": np.inf})
+        ),
+        *(
+            (kd.callbacks.KDTensorBoard, {"similarity_classes": each})
+            for each in (None, "all", 2.5, [1.5], True)
+        ),
+    ],
+)
+def test_arguments_that_are_no_numbers(make, arguments):
+    with pytest.raises(ValueError, match="Received"):
+        make(**arguments)
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert kd.KDTopK(k=np.int64(3)).k == 3
+    assert kd.KDTopK(k=np.float32(0.5)).k == 0.5
+    assert kd.KD(ignore_class=np.int64(255)).ignore_class == 255
+    assert kd.Distiller(mlp(), logit_chunks=np.int64(2)).logit_chunks == 2
+
+
+def test_label_smoothing_stays_at_temperature_1():
+    """As a file would have it."""
+    loss = kd.LabelSmoothing()
+    with pytest.raises(ValueError, match="at temperature 1"):
+        loss.temperature = 2.0
+
+
+def test_labels_in_one_tuple_with_the_inputs():
+    x, labels, _ = data()
+    student = mlp()
+    distiller = compiled(student, mlp(), kd.KD())
+    for run in (distiller.fit, distiller.evaluate):
+        refused(lambda run=run: run((x, labels)), student, "fit(x, labels)")
+
+
+@pytest.mark.parametrize("weights", ["balanced", [1.0] * CLASSES])
+def test_class_weight_that_is_no_dict(weights):
+    x, labels, _ = data()
+    student = mlp()
+    distiller = compiled(student, mlp())
+    refused(
+        lambda: fit(distiller, x, labels, class_weight=weights),
+        student,
+        "dict(enumerate(weights))",
+    )
+
+
+def test_bins_that_are_none():
+    for bins in (80, True):
+        with pytest.raises(TypeError, match="`gradient_scale` gives the bins"):
+            kd.Distiller(mlp(), gradient_scale=bins)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5])
+def test_batches_of_no_examples(size, tmp_path):
+    """Zero was taken for "leave it out", and -1 for empty data."""
+    x, labels, _ = data()
+    cache = kd.TeacherCache.write(
+        tmp_path / "cache", (x, labels), mlp(), kd.KDPt(), verbose=0
+    )
+    for run in (
+        lambda: cache.attach((x, labels), batch_size=size),
+        lambda: kd.diagnose(mlp(), (x, labels), batch_size=size),
+        lambda: kd.TeacherCache.write(
+            tmp_path / "other", (x, labels), mlp(), "kd", batch_size=size
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"one example.*size={size}"):
+            run()
+
+
+def test_a_cache_of_a_teacher_that_is_no_model(tmp_path):
+    x, labels, _ = data()
+    with pytest.raises(TypeError, match="teacher must be a keras.Model"):
+        kd.TeacherCache.write(tmp_path / "cache", (x, labels), kd.KDPt())
+
+
+def test_an_output_of_labels_that_are_not_by_output(tmp_path):
+    x, labels, _ = data()
+    with pytest.raises(ValueError, match="dict by output.*output='a'"):
+        kd.TeacherCache.write(
+            tmp_path / "cache", (x, labels), mlp(), "kd", output="a"
+        )
+
+
+@pytest.mark.parametrize("callbacks", [keras.callbacks.History(), ["loss"]])
+def test_a_backup_of_callbacks_that_are_no_list(callbacks):
+    with pytest.raises(TypeError, match="list of callbacks.*Received"):
+        kd.callbacks.BackupAndRestore("backup", callbacks=callbacks)
+
+
+def test_a_temperature_changes_with_a_cache_as_the_message_says(tmp_path):
+    x, labels, _ = data()
+    cache = kd.TeacherCache.write(
+        tmp_path / "cache", (x, labels), mlp(), kd.KD(), verbose=0
+    )
+    schedule = kd.callbacks.LossSchedule(temperature=lambda epoch: 1.0 + epoch)
+    distiller = compiled(mlp(), None, kd.KDPt(temperature=2.0))
+    with pytest.raises(ValueError, match=r"attach it without a loss"):
+        distiller.fit(
+            cache.attach((x, labels), kd.KDPt(temperature=2.0)),
+            callbacks=[schedule],
+            verbose=0,
+        )
+    distiller.fit(
+        cache.attach((x, labels)), epochs=2, callbacks=[schedule], verbose=0
+    )

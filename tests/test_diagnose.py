@@ -1188,6 +1188,7 @@ def test_bad_models_are_refused():
     ):
         kd.diagnose(mlp(), x, labels)
     refused(ValueError, "5 classes", "with 7", student=mlp(classes=5))
+    refused(ValueError, "outputs[0][..., :n])", student=mlp(classes=5))
     refused(ValueError, "at least 2", teacher=mlp(classes=1))
     refused(ValueError, "1 class ", student=mlp(classes=1))
     inputs = keras.Input((FEATURES,))

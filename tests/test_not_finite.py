@@ -70,6 +70,21 @@ def test_inputs_in_mixed_precision():
     assert_refused_and_kept(distiller, x, labels, "inputs")
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("by_class", [False, True])
+def test_weights(value, by_class):
+    x, labels, weights = data(8)
+    weights[3] = value
+    how = {"class_weight": {int(labels[3]): value}}
+    distiller = compiled(normalised_student(), mlp())
+    fit(distiller, x, labels)
+    before = everything(distiller)
+    with pytest.raises(ValueError, match="class weights .* left the student"):
+        fit(distiller, x, labels, **(how if by_class else {"weights": weights}))
+    for now, then in zip(everything(distiller), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
 def test_teacher():
     x, labels, _ = data(8)
     teacher = mlp(name="broken")

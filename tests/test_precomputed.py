@@ -613,6 +613,31 @@ def test_bad_files_are_refused(suffix, tmp_path):
         kd.read_top_log_probabilities(tmp_path / "lists.csv")
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+@pytest.mark.parametrize("bad", [2**32 + 1, 1.5])
+def test_ids_that_would_become_others_are_refused(bad, suffix, tmp_path):
+    path = tmp_path / f"lists.{suffix}"
+    write_file(path, [[2, bad], [3]], [[-1.0, -2.0], [-1.0]])
+    with pytest.raises(ValueError, match=f"whole numbers.*{bad} in"):
+        kd.read_top_log_probabilities(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"ids": [1], "log_prob', "Received: line 2 of .* at column"),
+        ('{"ids": [1], "log_probabilities": {"1": -1}}', "with ids=None"),
+        ('{"ids": null, "log_probabilities": null}', "in line 2 of"),
+    ],
+)
+def test_lines_without_lists_are_named(line, message, tmp_path):
+    path = tmp_path / "lists.jsonl"
+    first = '{"ids": [1], "log_probabilities": [-1]}'
+    path.write_text(f"{first}\n{line}\n")
+    with pytest.raises(ValueError, match=message):
+        kd.read_top_log_probabilities(path)
+
+
 def test_without_pyarrow_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ImportError, match=r"keras_kd\[parquet\]"):

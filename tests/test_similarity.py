@@ -275,3 +275,15 @@ def test_a_matrix_that_is_none_is_refused():
         kd.KDSim(logit_layer=np.ones(3))
     with pytest.raises(ValueError, match="not finite"):
         kd.KDSim(logit_layer=np.full((3, 2), np.nan))
+
+
+def test_the_layer_that_is_named_where_none_is_found_can_be_read():
+    inputs = keras.Input((3,))
+    logits = layers.Dense(4, name="head")(inputs)
+    model = keras.Model(inputs, layers.LayerNormalization(name="norm")(logits))
+    with pytest.raises(ValueError, match="'norm'.*logit_layer='head'"):
+        logit_weights(model)
+    assert logit_weights(model, "head").shape == (4, 3)
+    model = keras.Model(inputs, layers.LayerNormalization()(inputs))
+    with pytest.raises(ValueError, match=r"\. Pass its .classes, features."):
+        logit_weights(model)

@@ -1140,6 +1140,13 @@ def test_other_kinds_of_arguments_are_refused(teacher):
         make(make_student=student())
     with pytest.raises(TypeError, match="DistillationLoss`. Received: 'kd'"):
         make(losses={"mine": "kd"})
+    with pytest.raises(TypeError, match="Pass a dict"):
+        make(losses=[kd.KD()])
+    with pytest.raises(TypeError, match="function of a student's name"):
+        make(callbacks=[keras.callbacks.TerminateOnNaN()])
+    for name in ("steps_per_execution", "validation_freq"):
+        with pytest.raises(ValueError, match=f"{name}=0"):
+            make(**{name: 0})
     with pytest.raises(TypeError, match="teacher"):
         make("teacher")
     with pytest.raises(TypeError, match="`train` must be what `fit` takes"):

@@ -1054,6 +1054,7 @@ def test_without_a_teacher_label_smoothing_is_tuned():
             {"space": {"kd_pt_sim": {"pt_weight": (0.5, 0.9)}}},
             "sum to more than 1",
         ),
+        ({"space": {"kd": {"temperature": []}}}, "at least one choice"),
         ({"fresh_seeds": 1}, "fresh_seeds=1"),
         ({"learning_rate": 1e-3}, "Received: 0.001"),
         ({"learning_rate": (0.0, 1e-3)}, r"\(0.0, 0.001\)"),
@@ -1070,6 +1071,11 @@ def test_bad_arguments_are_refused_before_training(
     with pytest.raises(ValueError, match=message):
         kd.tune(trainer, **{"epochs": 1000, "folder": folder, **arguments})
     assert not trainer.calls and not folder.exists()
+
+
+def test_a_function_is_sent_to_attribute():
+    with pytest.raises(TypeError, match="Received.*keras_kd.attribute"):
+        kd.tune(lambda method, seed: 0.5, epochs=1000)
 
 
 def test_a_method_without_its_teacher_is_refused():

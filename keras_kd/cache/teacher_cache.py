@@ -22,7 +22,7 @@ from keras_kd.cache.storage import Folder, Table
 from keras_kd.cache.teacher_pass import TeacherPass, weighted
 from keras_kd.data_errors import raised_plainly
 from keras_kd.distribution import shard_by_example
-from keras_kd.logits import LogitReader
+from keras_kd.logits import LogitReader, check_model
 from keras_kd.losses.names import get as get_loss
 from keras_kd.losses.names import get_all as get_losses
 
@@ -184,7 +184,8 @@ class TeacherCache:
             A `TeacherCache`.
 
         Raises:
-            TypeError: for data that can't be read twice in one order.
+            TypeError: for data that can't be read twice in one order, or a
+                teacher that is not a `keras.Model`.
             OSError: if the disk is full or the folder can't be written.
             ValueError: for an infinite or empty data set, one of batches of
                 several sizes, teacher logits that are not finite (naming the
@@ -203,6 +204,7 @@ class TeacherCache:
         begun = read_manifest(folder)
         losses = get_losses(losses)
         if teacher is not None:
+            check_model("teacher", teacher)
             dataset = preprocessing.labelled(teacher, dataset)
         plan = writer.plan(
             dataset,
@@ -551,6 +553,7 @@ class TeacherCache:
             A `tf.data.Dataset` for `fit(..., steps_per_epoch=...)`.
 
         Raises:
+            TypeError: if `dataset` is no `tf.data.Dataset`.
             ValueError: if the data set or the loss is not the cache's, or
                 there are fewer examples than `batch_size`.
         """

@@ -67,6 +67,12 @@ def plan(
     _check_arguments(views, dtype, teacher, batch_size, losses)
     data = as_data(dataset, teacher, views, batch_size, output)
     x, y = _first_batch(data)
+    if not (output is None or isinstance(y, dict)):
+        raise ValueError(
+            "Labels are a dict by output where one of the teacher's is named. "
+            f"Received: output={output!r} and labels of type "
+            f"{type(y).__name__}. Pass a dict, or leave `output` out."
+        )
     y = part_of(y, output)
     if teacher is None:
         *rest, classes = precomputed_shape(y, num_classes)

@@ -367,7 +367,9 @@ def _logits_shape(teacher, student, data):
         check_order(student.model, teacher.model, data.input_specs())
         own = _output_shape(student, data)
         if own[-1:] != shape[-1:]:
-            raise ValueError(class_count_message(own[-1], shape[-1]))
+            raise ValueError(
+                class_count_message(own[-1], shape[-1], can_share=False)
+            )
         if len(own) != len(shape):
             raise ValueError(
                 "Student and teacher must give logits for the same examples. "

@@ -207,13 +207,43 @@ def refuse_arguments(loss_class, unknown):
     )
 
 
-def _is_number(value):
-    """Whether a value is one number; a text is none, whatever it says."""
+def check_number(loss_class, name, value):
+    """Refuses an argument that is not one number.
+
+    Args:
+        loss_class: the class of the loss.
+        name: of the argument.
+        value: as it was given; a text is no number, whatever it says.
+
+    Returns:
+        A float.
+
+    Raises:
+        ValueError: if it is none.
+    """
     try:
-        float(value)
+        if not isinstance(value, (str, bytes)):
+            return float(value)
     except (TypeError, ValueError):
-        return False
-    return not isinstance(value, (str, bytes))
+        pass
+    raise ValueError(
+        f"`{name}` of {loss_class.__name__} must be a number. Received: "
+        f"{name}={value!r}. Pass it as a float."
+    )
+
+
+def _class_id(loss_class, value):
+    """`ignore_class` as an integer, or `None`."""
+    try:
+        if value is None or int(value) == value:
+            return None if value is None else int(value)
+    except (OverflowError, TypeError, ValueError):
+        pass
+    raise ValueError(
+        f"`ignore_class` of {loss_class.__name__} must be one integer. "
+        f"Received: ignore_class={value!r}. Give the label that does not "
+        "count, such as 255 or -100; of several, make them one in the data."
+    )
 
 
 class DistillationLoss(keras.losses.Loss, abc.ABC):
@@ -250,7 +280,7 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
         TypeError: for an argument that the loss does not have.
         ValueError: for a weight outside [0, 1], weights that sum to more
             than 1, a temperature not above 0, one of these that is not a
-            number, or another dtype.
+            number, an `ignore_class` that is not an integer, or another dtype.
 
     Example:
     A loss that keeps nothing but the teacher's favourite class:
@@ -317,7 +347,7 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
                 "Leave `dtype` out."
             )
         self.temperature_squared = temperature_squared
-        self.ignore_class = ignore_class
+        self.ignore_class = _class_id(type(self), ignore_class)
         weights = weight if isinstance(weight, dict) else {"weight": weight}
         self._weight_names = tuple(weights)
         self._tunables = {}
@@ -497,11 +527,7 @@ class DistillationLoss(keras.losses.Loss, abc.ABC):
     def _check_tunables(self, values):
         name = type(self).__name__
         for key, value in values.items():
-            if not _is_number(value):
-                raise ValueError(
-                    f"`{key}` of {name} must be a number. Received: "
-                    f"{key}={value!r}. Pass it as a float."
-                )
+            check_number(type(self), key, value)
         weights = {key: values[key] for key in self._weight_names}
         for key, value in weights.items():
             if not 0 <= value <= 1:

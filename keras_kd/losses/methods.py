@@ -13,6 +13,7 @@ from keras_kd.batch import (
 from keras_kd.losses.base import (
     DistillationLoss,
     Tunable,
+    check_number,
     check_of_each,
     refuse_arguments,
 )
@@ -48,7 +49,8 @@ class LabelSmoothing(DistillationLoss):
             `DistillationLoss`.
 
     Raises:
-        ValueError: if `smoothing` is outside [0, 1].
+        ValueError: if `smoothing` is outside [0, 1], or for a temperature
+            other than 1.
 
     Example:
     >>> loss = kd.LabelSmoothing(smoothing=0.1)
@@ -61,12 +63,22 @@ class LabelSmoothing(DistillationLoss):
 
     def __init__(self, smoothing=0.1, weight=1.0, **kwargs):
         super().__init__(weight=weight, **kwargs)
+        smoothing = check_number(type(self), "smoothing", smoothing)
         if not 0 <= smoothing <= 1:
             raise ValueError(
                 "`smoothing` is a probability and must be in [0, 1]. "
                 f"Received: smoothing={smoothing}. A usual value is 0.1."
             )
         self.smoothing = smoothing
+
+    def _check_tunables(self, values):
+        super()._check_tunables(values)
+        if values["temperature"] != 1:
+            raise ValueError(
+                "The target of LabelSmoothing is at temperature 1. Received: "
+                f"temperature={values['temperature']}. Leave it out; "
+                "`smoothing` says how much is spread."
+            )
 
     def target(self, labels, statistics, num_classes):
         """See `DistillationLoss.target`."""
@@ -183,6 +195,21 @@ class _ClassRelationLoss(DistillationLoss):
     logit_layer = _of_relations("logit_layer")
     table_bytes = _of_relations("table_bytes")
 
+    def _relate(self, alpha, beta, label_mass, logit_layer, table_bytes):
+        """Makes the `class_similarity`; arguments as of the constructor."""
+
+        def number(name, value):
+            return check_number(type(self), name, value)
+
+        self.class_similarity = ClassSimilarity(
+            None if alpha is None else number("alpha", alpha),
+            number("beta", beta),
+            number("label_mass", label_mass),
+            logit_layer,
+            number("table_bytes", table_bytes),
+            self.dtype,
+        )
+
     def bind_teacher(self, teacher, num_classes=None):
         """Reads the teacher's logit layer; see `DistillationLoss`."""
         self.class_similarity.bind_teacher(teacher, num_classes)
@@ -260,7 +287,8 @@ class KDSim(_ClassRelationLoss):
             `dtype` of `DistillationLoss`.
 
     Raises:
-        ValueError: for `alpha`, `beta` or `label_mass` out of range.
+        ValueError: for `alpha`, `beta` or `label_mass` out of range, or a
+            `logit_layer` that is no matrix.
 
     Example:
     >>> distiller.compile(loss=kd.KDSim(logit_layer="predictions"))
@@ -280,9 +308,7 @@ class KDSim(_ClassRelationLoss):
         **kwargs,
     ):
         super().__init__(weight=weight, temperature=temperature, **kwargs)
-        self.class_similarity = ClassSimilarity(
-            alpha, beta, label_mass, logit_layer, table_bytes, self.dtype
-        )
+        self._relate(alpha, beta, label_mass, logit_layer, table_bytes)
 
     def target(self, labels, statistics, num_classes):
         """See `DistillationLoss.target`."""
@@ -346,9 +372,7 @@ class KDPtSim(_ClassRelationLoss):
             temperature=temperature,
             **kwargs,
         )
-        self.class_similarity = ClassSimilarity(
-            alpha, beta, label_mass, logit_layer, table_bytes, self.dtype
-        )
+        self._relate(alpha, beta, label_mass, logit_layer, table_bytes)
 
     def targets(self, labels, statistics, num_classes):
         """See `DistillationLoss.targets`."""
@@ -393,6 +417,8 @@ class KDTopK(DistillationLoss):
 
     def __init__(self, k=0.25, weight=0.5, temperature=2.0, **kwargs):
         super().__init__(weight=weight, temperature=temperature, **kwargs)
+        if isinstance(k, np.generic):  # Such as labels.max() // 4.
+            k = k.item()
         is_fraction = isinstance(k, float) and 0 < k <= 1
         is_count = isinstance(k, int) and not isinstance(k, bool) and k >= 1
         if not (is_fraction or is_count):

@@ -124,7 +124,8 @@ class StudentTrainer:
         scored_on: "test" or "validation", what final scores are of.
 
     Raises:
-        TypeError: if a model or data are of another kind.
+        TypeError: if a model, data, `losses` or `callbacks` are of another
+            kind.
         ValueError: before any training: for students of different shapes or
             with shared weights, a metric that is not logged, no epoch, no
             validation data, data to be scored on that change their order, the
@@ -172,7 +173,26 @@ class StudentTrainer:
         validation_freq=1,
         verbose=1,
     ):
-        _check_numbers(epochs=epochs, batch_size=batch_size, views=views)
+        _check_numbers(
+            epochs=epochs,
+            batch_size=batch_size,
+            views=views,
+            steps_per_execution=steps_per_execution,
+        )
+        if isinstance(validation_freq, int):
+            _check_numbers(validation_freq=validation_freq)
+        if not (callbacks is None or callable(callbacks)):
+            raise TypeError(
+                "`callbacks` is a function of a student's name, since each "
+                "student needs callbacks of its own. Received: "
+                f"{callbacks!r}. Pass one that makes them, as in lambda name: "
+                "[keras.callbacks.TerminateOnNaN()]."
+            )
+        if not (losses is None or isinstance(losses, dict)):
+            raise TypeError(
+                "`losses` are by the names that they shall have. Received: "
+                f"{losses!r}. Pass a dict, as in {{'mine': MyLoss()}}."
+            )
         if validation is None:
             raise ValueError(
                 "Students are compared on data that they are not trained on. "

@@ -133,6 +133,11 @@ def _widened(space, method, advice):
 
 def _given(method, setting, given, own):
     """A user's restriction of a setting as a `Range`, a list or a value."""
+    if isinstance(given, list) and not given:
+        raise ValueError(
+            "A setting needs at least one choice. Received: [] for "
+            f"{setting!r} of {method!r}. Leave it out for the usual range."
+        )
     if not isinstance(given, tuple):
         return given
     log = own.log if isinstance(own, Range) else False

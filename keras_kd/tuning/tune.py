@@ -98,6 +98,7 @@ def tune(
 
     Raises:
         ImportError: without Optuna.
+        TypeError: if `trainer` is a function.
         ValueError: for a budget that is too small, which is known after one
             student at the latest; a trainer that evaluates no epoch; a method
             that the trainer can't train, or without a teacher; a space that a
@@ -122,6 +123,12 @@ def tune(
     "Algorithms for Hyper-Parameter Optimization", for the sampler.
     """
     _require_optuna()
+    if not hasattr(trainer, "methods"):
+        raise TypeError(
+            "`tune` asks a trainer for students of several settings. Received: "
+            f"{trainer!r}. Pass a keras_kd.StudentTrainer; a function of a "
+            "method and a seed is for keras_kd.attribute."
+        )
     _check_arguments(seconds, epochs, fresh_seeds, learning_rate)
     if folder is not None:
         folder = kept_path(folder, "folder")
