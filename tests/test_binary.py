@@ -265,6 +265,24 @@ def test_unlabelled_units_have_the_teachers_term(dtype):
     assert summary["unlabelled"] == EXAMPLES // 2 * UNITS
 
 
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+@pytest.mark.parametrize("mark", [-1, 255])
+def test_ignored_units_are_as_if_they_were_left_out(mark, dtype):
+    labels = labels_of(UNITS).astype(dtype)
+    ignored = labels.copy()
+    ignored[::2] = mark
+    found = []
+    for rows, given in ((slice(None), ignored), (slice(1, None, 2), labels)):
+        student = model(UNITS, "sigmoid", seed=1)
+        distiller = kd.Distiller(student, model(UNITS, "sigmoid", 5))
+        loss = kd.KD(ignore_class=mark)
+        distiller.compile(keras.optimizers.SGD(0.5), loss, **EAGERLY)
+        losses = distiller.train_on_batch(x[rows], given[rows])
+        evaluated = distiller.test_on_batch(x[rows], given[rows])
+        found.append([*weights_of(student), losses, evaluated])
+    assert_same_weights(*found)
+
+
 def test_metrics_are_of_rows_in_which_every_unit_has_a_label():
     labels = labels_of(UNITS)
     labels[::2, 0] = -1
