@@ -255,6 +255,22 @@ def test_labels_other_than_0_and_1_are_refused(labels):
     assert_same_weights(weights_of(student), weights_of(before), 0)
 
 
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (255, "label 255 among 1 label .* ignore_class=255"),
+        (1.5, "label 1.5 among 1 label "),
+        (-1, "label -1 among 1 label .* reads the label"),
+    ],
+)
+def test_a_share_that_is_none_is_named(label, message):
+    labels = np.full((EXAMPLES, UNITS), 0.5, "float32")
+    labels[3, 1] = label
+    student, teacher = (model(UNITS, "sigmoid", seed) for seed in (1, 5))
+    with pytest.raises(ValueError, match=message):
+        trained(student, teacher, kd.KDPt(), labels)
+
+
 @pytest.mark.parametrize("dtype", ["int32", "float32"])
 def test_unlabelled_units_have_the_teachers_term(dtype):
     labels = labels_of(UNITS).astype(dtype)
