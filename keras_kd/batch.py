@@ -179,7 +179,7 @@ def settle(
     if given is None:
         given = _no_labels(y, logits, label_reader)
     elif binary:
-        given = _of_units(given, logits.shape)
+        given = _of_units(given, logits.shape, ignore_class)
     if _looks_soft(given, logits.shape):
         given = ops.convert_to_tensor(given)
         labels, is_valid = _shares(given)
@@ -202,6 +202,10 @@ def settle(
         ignored = ops.arange(num_classes) == ignore_class
         labels, counted = _reweighted(labels, ops.where(ignored, 0.0, 1.0))
         counted = ops.where(is_labelled, counted, 1.0)
+    elif ignore_class is not None and binary:
+        # Labels of a float dtype, of which this is neither 0 nor 1.
+        counted = ops.not_equal(given[..., 1], ignore_class)
+        is_valid = ops.logical_or(is_valid, ops.logical_not(counted))
     if label_reader is None:
         is_valid = ops.logical_or(is_valid, ops.logical_not(is_labelled))
     if mask is not None:
@@ -331,13 +335,14 @@ def _no_labels(y, logits, label_reader):
     return ops.full_like(ops.cast(like, "int32"), UNLABELLED)
 
 
-def _of_units(labels, logits_shape):
+def _of_units(labels, logits_shape, ignore_class=None):
     """Labels 0 and 1 of units as class ids, or as shares of the two classes.
 
     Args:
-        labels: [...] or [..., 1], integers or booleans, -1 where unlabelled;
-            or floats in [0, 1].
+        labels: [...] or [..., 1], integers or booleans, or floats in [0, 1];
+            -1 where unlabelled, `ignore_class` where ignored.
         logits_shape: [..., 2].
+        ignore_class: see `settle`.
 
     Returns:
         [...] int32, or of floats [..., 2].
@@ -354,6 +359,9 @@ def _of_units(labels, logits_shape):
         return ops.cast(labels, "int32")
     missing = ops.equal(labels, UNLABELLED)
     shares = ops.stack([1.0 - labels, labels], axis=-1)
+    if ignore_class == UNLABELLED:
+        # Then -1 is an ignored label like others.
+        return shares
     return ops.where(ops.expand_dims(missing, -1), 0.0, shares)
 
 

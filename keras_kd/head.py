@@ -62,6 +62,8 @@ class Head:
         self.tracker = _tracker(name)
         self.num_classes = None
         self.has_soft_labels = False
+        # Whether the output's units are a sigmoid's.
+        self.has_units = False
         # Of the first labels that the metrics read, which decide how Keras
         # builds "accuracy".
         self._metrics_take_shares = None
@@ -256,6 +258,7 @@ class Head:
             class_weight=by_class,
         )
         self.has_soft_labels = settled.is_soft
+        self.has_units = is_binary(kind)
         outside = reader.outside(outputs, self.loss.dtype)
         has_units = is_binary(kind) and _have_units(settled, outputs)
         row_weights = None
@@ -328,7 +331,9 @@ class Head:
         bad = ops.logical_not(settled.is_valid)
         counts = {
             "labels": number(bad),
-            "label": ops.where(ops.any(bad), _worst_label(settled), 0.0),
+            "label": ops.where(
+                ops.any(bad), _worst_label(settled, self.has_units), 0.0
+            ),
         }
         if training:
             counts |= self.counts_of_statistics(settled.y, teacher_number)
@@ -627,15 +632,24 @@ def _are_ids(statistic):
     return "int" in keras.backend.standardize_dtype(statistic.dtype)
 
 
-def _worst_label(settled):
-    """Of labels that can't be used the highest class id, or sum of shares."""
+def _worst_label(settled, has_units):
+    """Of labels that can't be used the highest, or the highest sum of shares.
+
+    Args:
+        settled: a `keras_kd.batch.Batch`.
+        has_units: whether they are a sigmoid's, of two shares that sum to 1.
+    """
     given = settled.given_labels
     if given is None:
         return 0.0
     bad = ops.logical_not(settled.is_valid)
     if settled.is_soft:
-        sums = ops.sum(ops.cast(given, "float32"), axis=-1)
-        return ops.max(ops.where(bad, sums, float("-inf")))
+        given = ops.cast(given, "float32")
+        found = ops.sum(given, axis=-1)
+        if has_units:
+            missing = ops.equal(found, 0)
+            found = ops.where(missing, batch.UNLABELLED, given[..., 1])
+        return ops.max(ops.where(bad, found, float("-inf")))
     lowest = np.iinfo(keras.backend.standardize_dtype(given.dtype)).min
     return ops.cast(ops.max(ops.where(bad, given, lowest)), "float32")
 

@@ -367,7 +367,7 @@ def _message(counts, distiller, head):
             "statistics of another. Pass the teacher that the cache was "
             "written with, or none: Distiller(student)."
         )
-    if head.has_soft_labels:
+    if head.has_soft_labels and not head.has_units:
         return (
             "Soft labels are shares of the classes, not negative and with a "
             "sum of 1 for each example. Received: "
@@ -377,12 +377,21 @@ def _message(counts, distiller, head):
             "student_output='binary_logits' where each output is a sigmoid's."
             f"{_unlabelled_hint(head, counts['label'] == 0)}"
         )
-    label = int(counts["label"])
-    hint = _unlabelled_hint(head, label == UNLABELLED)
+    label = counts["label"]
+    # A share may be NaN.
+    label = int(label) if np.isfinite(label) else label
+    hint = _unlabelled_hint(head, counts["label"] == UNLABELLED)
     if label in _PADDING and head.loss.ignore_class is None:
         hint = (
             f" If {label} marks what is not to count, give the loss "
             f"ignore_class={label}."
+        )
+    if head.has_soft_labels:
+        return (
+            "A sigmoid's labels are 0 or 1, or between them. Received: label "
+            f"{counts['label']:g} among {how_many(counts['labels'], 'label')} "
+            f"unlike that, ignore_class={head.loss.ignore_class}. Check the "
+            f"labels' encoding.{hint}"
         )
     label = "not a whole number" if label == NOT_WHOLE else f"label {label}"
     return (

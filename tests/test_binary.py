@@ -255,6 +255,22 @@ def test_labels_other_than_0_and_1_are_refused(labels):
     assert_same_weights(weights_of(student), weights_of(before), 0)
 
 
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (255, "label 255 among 1 label .* ignore_class=255"),
+        (1.5, "label 1.5 among 1 label "),
+        (-1, "label -1 among 1 label .* reads the label"),
+    ],
+)
+def test_a_share_that_is_none_is_named(label, message):
+    labels = np.full((EXAMPLES, UNITS), 0.5, "float32")
+    labels[3, 1] = label
+    student, teacher = (model(UNITS, "sigmoid", seed) for seed in (1, 5))
+    with pytest.raises(ValueError, match=message):
+        trained(student, teacher, kd.KDPt(), labels)
+
+
 @pytest.mark.parametrize("dtype", ["int32", "float32"])
 def test_unlabelled_units_have_the_teachers_term(dtype):
     labels = labels_of(UNITS).astype(dtype)
@@ -263,6 +279,24 @@ def test_unlabelled_units_have_the_teachers_term(dtype):
     distiller, _ = trained(student, model(UNITS, "sigmoid", 5), kd.KD(), labels)
     summary = distiller.gradient_scales["all"].summary()
     assert summary["unlabelled"] == EXAMPLES // 2 * UNITS
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+@pytest.mark.parametrize("mark", [-1, 255])
+def test_ignored_units_are_as_if_they_were_left_out(mark, dtype):
+    labels = labels_of(UNITS).astype(dtype)
+    ignored = labels.copy()
+    ignored[::2] = mark
+    found = []
+    for rows, given in ((slice(None), ignored), (slice(1, None, 2), labels)):
+        student = model(UNITS, "sigmoid", seed=1)
+        distiller = kd.Distiller(student, model(UNITS, "sigmoid", 5))
+        loss = kd.KD(ignore_class=mark)
+        distiller.compile(keras.optimizers.SGD(0.5), loss, **EAGERLY)
+        losses = distiller.train_on_batch(x[rows], given[rows])
+        evaluated = distiller.test_on_batch(x[rows], given[rows])
+        found.append([*weights_of(student), losses, evaluated])
+    assert_same_weights(*found)
 
 
 def test_metrics_are_of_rows_in_which_every_unit_has_a_label():
