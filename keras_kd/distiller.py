@@ -903,6 +903,21 @@ class Distiller(backend.Trainer):
         is_invalid = distribution.sum_over_replicas(invalid) > 0
         return ops.where(is_invalid, float("nan"), total)
 
+    def count_gradients(self, loss, gradients):
+        """Counts gradients that are not finite though the loss is.
+
+        Args:
+            loss: what they are of.
+            gradients: iterable of tensors, `None` for weights without.
+
+        Returns:
+            A scalar, 0 if the student can be trained on them.
+        """
+        bad = soundness.of_gradients(gradients, self.optimizer)
+        bad = ops.where(soundness.not_finite(loss) > 0, 0.0, bad)
+        self.invalid_examples.add("gradients", bad)
+        return bad
+
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Updates the compiled metrics with labels and student outputs.
 

@@ -131,10 +131,11 @@ class Monitors:
 # class ids and the largest of them, examples whose loss is not finite because
 # of the inputs, the student or the teacher, losses of the student's layers that
 # are not finite, of examples or on a replica that has none, a loss that is not
-# finite though that of each example is (by the weights), statistics of
-# another temperature, teacher or number of classes, outputs other than those
-# expected of student or teacher, and a teacher's outputs in the data that are
-# not valid, with what is wrong with the first and where it is.
+# finite though that of each example is (by the weights), gradients that are not
+# finite though the loss is, statistics of another temperature, teacher or
+# number of classes, outputs other than those expected of student or teacher,
+# and a teacher's outputs in the data that are not valid, with what is wrong
+# with the first and where it is.
 _ROLES = ("student", "teacher")
 COUNTS = (
     "labels",
@@ -145,6 +146,7 @@ COUNTS = (
     "layers",
     "empty",
     "weights",
+    "gradients",
     "stale",
     "other_teacher",
     "other_classes",
@@ -159,7 +161,7 @@ TOLD = {"label": "labels", "fault": "outputs", "fault_row": "outputs"}
 
 
 class DivergedError(ValueError):
-    """The student's loss is not finite, of finite inputs and teachers."""
+    """The student's loss, or its gradient, is not finite for finite data."""
 
 
 class InvalidExamples(keras.metrics.Metric):
@@ -222,6 +224,16 @@ class InvalidExamples(keras.metrics.Metric):
             rows.append(ops.stack([*seen, *after.values()]))
         self.state.assign(ops.stack(rows))
 
+    def add(self, name, count):
+        """Counts what no head is to blame for alone, as if the first were.
+
+        Args:
+            name: of `COUNTS`.
+            count: scalar.
+        """
+        others = self.state.shape[0] - 1
+        self.update_state([((), {name: count}), *others * [((), {})]])
+
     @staticmethod
     def any_in(state):
         """Whether a value of `state` counts any invalid example.
@@ -272,7 +284,7 @@ def _refuse(counts, distiller, head):
                 head.reader(role).refuse()
     output = "" if head.name is None else f"Output {head.name!r}: "
     others = ("inputs", "outputs", "teacher", "other_classes")
-    of_student = counts["student"] or counts["layers"]
+    of_student = counts["student"] or counts["layers"] or counts["gradients"]
     diverged = of_student and not any(counts[name] for name in others)
     raise (DivergedError if diverged else ValueError)(
         f"{output}{_message(counts, distiller, head)} The batch left the "
@@ -338,6 +350,15 @@ def _message(counts, distiller, head):
             f"{distiller.student.name!r}, with finite inputs. Look for "
             "divisions by zero and roots of negative numbers in it; lower the "
             "learning rate, or clip gradients."
+        )
+    if counts["gradients"]:
+        return (
+            "The student's gradient is not finite, though its loss is. "
+            "Received: NaN or infinity in the update of student "
+            f"{distiller.student.name!r}. Look for roots, norms, logarithms "
+            "and divisions of 0 in its layers and losses: their value may be "
+            "finite where their gradient is not, also in the branch that "
+            "`where` does not choose."
         )
     if counts["empty"]:
         return (

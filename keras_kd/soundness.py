@@ -76,6 +76,38 @@ def with_weights(counts, loss):
     return {**counts, "weights": bad}
 
 
+def of_gradients(gradients, optimizer):
+    """How many of the student's gradients are not finite.
+
+    Args:
+        gradients: iterable of tensors, `None` for weights without.
+        optimizer: what is to apply them. One that scales the loss looks by
+            itself; and one that clips values makes infinite ones finite.
+
+    Returns:
+        A float32 scalar.
+    """
+    gradients = [each for each in gradients if each is not None]
+    looks = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    if looks or not gradients:
+        return _zero()
+    clips = optimizer.clipvalue is not None
+
+    def exactly():
+        found = map(_not_a_number if clips else not_finite, gradients)
+        return sum(found, _zero())
+
+    # One pass, where all is well.
+    total = sum(
+        (ops.cast(ops.sum(each), "float32") for each in gradients), _zero()
+    )
+    return ops.cond(ops.isfinite(total), _zero, exactly)
+
+
+def _not_a_number(values):
+    return number(ops.isnan(values))
+
+
 def of_layers(loss, y_pred):
     """Whether the losses of the student's layers are finite.
 

@@ -356,6 +356,27 @@ def test_a_nan_that_one_replica_sees_leaves_the_student_as_it_was(
     assert_weights_differ(state(), before)
 
 
+@pytest.mark.parametrize("row", [2, 6])
+def test_a_gradient_that_is_not_finite_on_one_replica(row, two_replicas):
+    """The loss is: `where` chooses the other branch, but has both's gradient."""
+    x, labels, _ = data(8)
+    with two_replicas.scope():
+        inputs = keras.Input((FEATURES,))
+        hidden = keras.layers.Dense(6, use_bias=False)(inputs)
+        squares = hidden * hidden
+        hidden = keras.ops.where(squares > 0, keras.ops.log(squares), 0.0)
+        student = keras.Model(inputs, keras.layers.Dense(CLASSES)(hidden))
+        distiller = compiled(
+            student, mlp(5), kd.KD(), said=NO_HISTOGRAMS, **TRACED
+        )
+    fit(distiller, x, labels)
+    before = weights_of(student)
+    x[row] = 0
+    with pytest.raises(ValueError, match="gradient is not finite"):
+        fit(distiller, x, labels)
+    assert_same_weights(before, weights_of(student), 0)
+
+
 class RootOfFirst(keras.layers.Layer):
     """Adds the mean root of the first feature to the loss."""
 

@@ -7,6 +7,7 @@ from keras import layers
 from models import CLASSES, EAGERLY, FEATURES, data, fit, mlp, uniform
 
 import keras_kd as kd
+from keras_kd import monitors
 
 
 def normalised_student():
@@ -83,6 +84,38 @@ def test_weights(value, by_class):
         fit(distiller, x, labels, **(how if by_class else {"weights": weights}))
     for now, then in zip(everything(distiller), before, strict=True):
         np.testing.assert_array_equal(now, then)
+
+
+class LogOrZero(layers.Layer):
+    """The logarithm, or 0 at 0, where the gradient is infinite still."""
+
+    def call(self, x):
+        return keras.ops.where(x > 0, keras.ops.log(x), 0.0)
+
+
+def logarithmic_student():
+    """A student whose loss is finite at 0, and its gradient is not."""
+    inputs = keras.Input((FEATURES,))
+    x = layers.Dense(6, use_bias=False, kernel_initializer=uniform(1))(inputs)
+    x = LogOrZero()(x * x)
+    x = layers.BatchNormalization()(x)
+    return keras.Model(inputs, layers.Dense(CLASSES)(x))
+
+
+@pytest.mark.parametrize("how", [{}, EAGERLY])
+@pytest.mark.parametrize("optimizer", [{}, {"gradient_accumulation_steps": 3}])
+def test_gradients(how, optimizer):
+    x, labels, _ = data(8)
+    distiller = kd.Distiller(logarithmic_student(), mlp())
+    distiller.compile(keras.optimizers.Adam(**optimizer), kd.KD(), **how)
+    fit(distiller, x, labels)
+    before = everything(distiller)
+    x[3] = 0
+    with pytest.raises(monitors.DivergedError, match="gradient is not finite"):
+        fit(distiller, x, labels)
+    for now, then in zip(everything(distiller), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+    assert np.isfinite(distiller.evaluate(x, labels, verbose=0)).all()
 
 
 def test_teacher():

@@ -221,6 +221,27 @@ def _keep_if(is_invalid, before, after):
     )
 
 
+def _is_not_finite_since(before, after):
+    """Whether a step's update left numbers that are not finite.
+
+    Those of weights, or of what the optimizer keeps of gradients.
+
+    Args:
+        before: values of the trainable and other variables, and the
+            optimizer's.
+        after: the same after the step.
+    """
+    (weights, _, slots), (new_weights, _, new_slots) = before, after
+    found = [
+        jax.numpy.any(jax.numpy.isfinite(old) & ~jax.numpy.isfinite(new))
+        for old, new in zip(
+            (*weights, *slots), (*new_weights, *new_slots), strict=True
+        )
+        if jax.numpy.issubdtype(new.dtype, jax.numpy.inexact)
+    ]
+    return jax.numpy.any(jax.numpy.stack(found)) if found else False
+
+
 def _assign(variables, changed):
     for i, value in changed.items():
         variables[i].assign(value)
@@ -253,11 +274,22 @@ class Trainer(keras.Model):
             batch = self.with_teacher(batch)
             changed = _changed(variables, values)
             logs, after = super().train_step(state, batch)
-        is_invalid = self._found_invalid(after)
         *student, _ = state
         *trained, metrics = after
+        is_invalid = self._found_invalid(after)
+        is_bad = _is_not_finite_since(student, trained) & ~is_invalid
+        metrics = self._with_gradients(is_bad, metrics)
+        is_invalid |= is_bad
         kept = _keep_if(is_invalid, student, trained)
         return (logs, changed, is_invalid), (*kept, metrics)
+
+    def _with_gradients(self, is_bad, metrics):
+        """Values of the metrics' variables, with a bad gradient counted."""
+        *others, counts = metrics
+        state = self.invalid_examples.state
+        with _substituted([state], [counts]):
+            self.invalid_examples.add("gradients", is_bad)
+            return [*others, held_value(state)]
 
     def test_step(self, state, data):
         """One step of evaluation: the student alone, on the labels."""

@@ -214,8 +214,10 @@ class Trainer(keras.Model):
             gradients = distribution.of_examples(
                 tape.gradient(scaled, weights), rows
             )
+            bad = self.count_gradients(loss, map(_values, gradients))
             # Several values with a reduction of `None`.
             is_sound = tf.reduce_all(tf.math.is_finite(loss))
+            is_sound &= tf.equal(distribution.sum_over_replicas(bad), 0)
             self._apply(is_sound, gradients, variables, before)
         logs = self.compute_metrics(x, batch, y_pred)
         return distribution.step_logs(logs, self.distribute_strategy)
@@ -365,6 +367,12 @@ class Trainer(keras.Model):
             return keras.tree.map_structure(
                 lambda value: local(value)[0], next(batches)
             )
+
+
+def _values(gradient):
+    """A gradient as a tensor; that of an embedding is of the rows it read."""
+    is_sparse = isinstance(gradient, tf.IndexedSlices)
+    return gradient.values if is_sparse else gradient
 
 
 def _copy(value):

@@ -1,5 +1,7 @@
 """The Distiller's step on PyTorch."""
 
+import contextlib
+
 import keras
 import torch
 
@@ -221,21 +223,34 @@ class Trainer(keras.Model):
         y_pred = self(x, training=True)
         batch = self.settle(y, y_pred, sample_weight)
         loss = self.compute_loss(x, batch, y_pred)
-        try:
+        with self._restoring(variables, before):
             self.invalid_examples.check(self)
-        except ValueError:
-            with torch.no_grad():
-                for variable, value in zip(variables, before, strict=True):
-                    variable.assign(value)
-            raise
         loss_tracker(self).update_state(loss, sample_weight=num_rows(x))
         if self.trainable_weights:
             self.optimizer.scale_loss(loss).backward()
             weights = list(self.trainable_weights)
             gradients = [weight.value.grad for weight in weights]
-            with torch.no_grad():
+            with torch.no_grad(), self._restoring(variables, before):
+                self.count_gradients(loss, gradients)
+                self.invalid_examples.check(self)
                 self.optimizer.apply(gradients, weights)
         return self.compute_metrics(x, batch, y_pred)
+
+    @contextlib.contextmanager
+    def _restoring(self, variables, before):
+        """Gives what the forward pass changed its values again, at a refusal.
+
+        Args:
+            variables: list of variables.
+            before: list of their values before it.
+        """
+        try:
+            yield
+        except ValueError:
+            with torch.no_grad():
+                for variable, value in zip(variables, before, strict=True):
+                    variable.assign(value)
+            raise
 
     def test_step(self, data):
         """One step of evaluation: the student alone, on the labels."""
