@@ -358,7 +358,7 @@ def test_a_nan_that_one_replica_sees_leaves_the_student_as_it_was(
 
 @pytest.mark.parametrize("row", [2, 6])
 def test_a_gradient_that_is_not_finite_on_one_replica(row, two_replicas):
-    """The loss is: `where` chooses the other branch, but has both's gradient."""
+    """The loss is: `where` takes 0, and multiplies infinity by it."""
     x, labels, _ = data(8)
     with two_replicas.scope():
         inputs = keras.Input((FEATURES,))
