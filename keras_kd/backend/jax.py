@@ -7,6 +7,7 @@ data, so that it is neither returned nor overwritten.
 """
 
 import contextlib
+import functools
 
 import jax
 import keras
@@ -232,14 +233,26 @@ def _is_not_finite_since(before, after):
         after: the same after the step.
     """
     (weights, _, slots), (new_weights, _, new_slots) = before, after
-    found = [
-        jax.numpy.any(jax.numpy.isfinite(old) & ~jax.numpy.isfinite(new))
+    pairs = [
+        (old, new)
         for old, new in zip(
             (*weights, *slots), (*new_weights, *new_slots), strict=True
         )
         if jax.numpy.issubdtype(new.dtype, jax.numpy.inexact)
     ]
-    return jax.numpy.any(jax.numpy.stack(found)) if found else False
+
+    def exactly():
+        found = [
+            jax.numpy.any(jax.numpy.isfinite(old) & ~jax.numpy.isfinite(new))
+            for old, new in pairs
+        ]
+        return functools.reduce(jax.numpy.logical_or, found, False)
+
+    # One pass, where all is well.
+    total = sum(jax.numpy.sum(new, dtype="float32") for _, new in pairs)
+    return jax.lax.cond(
+        jax.numpy.isfinite(total), lambda: jax.numpy.bool(False), exactly
+    )
 
 
 def _assign(variables, changed):
