@@ -567,6 +567,15 @@ CASES = {
     "scaled and shifted twice": Case(
         other_inputs(lambda x: x / 8 - 1), "wrong_inputs", _FLOATS
     ),
+    "another preprocessing": Case(
+        other_inputs(
+            lambda x: keras.applications.imagenet_utils.preprocess_input(
+                255 * x / x.max(), "channels_last", mode="caffe"
+            )
+        ),
+        "wrong_inputs",
+        _IMAGES,
+    ),
     "colour order": Case(
         other_inputs(lambda x: x[..., ::-1]), "wrong_inputs", _IMAGES
     ),
