@@ -90,7 +90,13 @@ def _members(teachers, weights):
             f"{names} without a list. Pass a list, as in "
             "ensemble([first, second])."
         )
-    return list(teachers)
+    try:
+        return list(teachers)
+    except TypeError as error:
+        raise TypeError(
+            "The members of an ensemble are a list of models. Received: "
+            f"{teachers!r}. Pass a list, as in ensemble([first, second])."
+        ) from error
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -157,16 +163,15 @@ def _log_probabilities(outputs, kind):
 
 def _shares(weights, count):
     """Weights with a sum of 1."""
-    given = (
-        np.ones(count) if weights is None else np.asarray(weights, "float64")
-    )
-    fits = given.shape == (count,)
+    given = np.ones(count) if weights is None else np.asarray(weights)
+    fits = given.shape == (count,) and given.dtype.kind in "iuf"
     if not fits or not np.isfinite(given).all() or not (given > 0).all():
         raise ValueError(
             "`weights` of an ensemble are finite numbers above 0, one for each "
             f"member. Received: weights={weights} for {count} members. Leave "
             "out the members that should not count, or the weights."
         )
+    given = given.astype("float64")
     return (given / given.sum()).tolist()
 
 

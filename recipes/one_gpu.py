@@ -36,6 +36,8 @@ from keras_kd import files
 from keras_kd.attribution.runs import Runs
 
 _positive = click.IntRange(min=1)
+_share = click.FloatRange(0, 1)
+_rate = click.FloatRange(min=0, min_open=True)
 _path = functools.partial(click.Path, path_type=pathlib.Path)
 
 
@@ -135,7 +137,7 @@ def pack(path, data_dir):
     help="Of all networks but the teacher.",
 )
 @click.option("--batch-size", type=_positive, default=128)
-@click.option("--learning-rate", type=float, default=0.1)
+@click.option("--learning-rate", type=_rate, default=0.1)
 @click.option("--momentum", type=float, default=0.9)
 @click.option("--weight-decay", type=float, default=5e-4)
 @errors_as_messages()
@@ -155,14 +157,14 @@ def cifar100(folder, methods, seeds, part, prepare, data, teacher, **options):
 @click.option("--tokens", type=_positive, help="To train on. [default: all]")
 @click.option("--teacher-units", type=_positive, default=650)
 @click.option("--teacher-layers", type=_positive, default=2)
-@click.option("--teacher-dropout", type=float, default=0.5)
+@click.option("--teacher-dropout", type=_share, default=0.5)
 @click.option("--teacher-epochs", type=_positive, default=39)
-@click.option("--teacher-learning-rate", type=float, default=20.0)
+@click.option("--teacher-learning-rate", type=_rate, default=20.0)
 @click.option("--student-units", type=_positive, default=200)
 @click.option("--student-layers", type=_positive, default=2)
-@click.option("--student-dropout", type=float, default=0.2)
+@click.option("--student-dropout", type=_share, default=0.2)
 @click.option("--epochs", type=_positive, default=13)
-@click.option("--learning-rate", type=float, default=20.0)
+@click.option("--learning-rate", type=_rate, default=20.0)
 @click.option("--clip-norm", type=float, default=0.25, help="Global norm.")
 @click.option("--batch-size", type=_positive, default=20)
 @click.option("--time-steps", type=_positive, default=35)

@@ -401,6 +401,7 @@ def test_a_dict_of_scores_needs_the_metric():
         ({"seeds": [1]}, "at least two"),
         ({"seeds": [1, 1]}, "different seeds"),
         ({"methods": ["kd"]}, '"plain" among them'),
+        ({"methods": "kd"}, r"Pass \['plain', 'kd'\]"),
         ({"methods": ["plain", "kd", "kd"]}, "different names"),
         ({"methods": ["plain", "a/b"]}, r"Received: \['a/b'\]"),
         ({"time_budget": 0}, "above 0"),

@@ -317,6 +317,8 @@ def test_the_cache_follows_a_teacher_that_carries_state(
     cache = write(tmp_path / "cache", segments, teacher, loss, dtype="float32")
     assert_same_weights(weights_of(teacher), before, tolerance=0)
 
+    with pytest.raises(ValueError, match="Received: batches=0"):
+        cache.verify(segments, teacher, batches=0)
     errors = cache.verify(segments, teacher).largest_errors
     assert errors and max(errors.values()) < 1e-5
     if name != "kd_pt":

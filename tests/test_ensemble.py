@@ -240,6 +240,12 @@ def sigmoids():
             "'a', 'b' .*Pass a list",
         ),
         (lambda: kd.ensemble([mlp(), "b"]), TypeError, "member must .* 'str'"),
+        (lambda: kd.ensemble(None), TypeError, "Received: None. Pass a list"),
+        (
+            lambda: kd.ensemble([mlp(), mlp()], ["1", "2"]),
+            ValueError,
+            r"weights=\['1', '2'\] for 2 members",
+        ),
         (
             lambda: kd.ensemble([mlp(), mlp(classes=4)]),
             ValueError,

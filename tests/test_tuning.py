@@ -1044,6 +1044,7 @@ def test_without_a_teacher_label_smoothing_is_tuned():
     ("arguments", "message"),
     [
         ({"methods": ["kd", "kdd"]}, "Received: the method 'kdd'"),
+        ({"methods": "kd"}, r"Pass \['kd'\]"),
         ({"space": {"kdd": {}}}, "Received: 'kdd'"),
         ({"space": {"kd": {"k": (1, 5)}}}, "does not have such a setting"),
         ({"space": {"kd": {"weight": (0.5, 2.0)}}}, "Received: weight=2.0"),

@@ -27,6 +27,12 @@ from keras_kd import files
 @click.argument("options", nargs=-1)
 def main(recipe, seeds, log_dir, options):
     """Runs RECIPE with OPTIONS once per seed; prints mean and deviation."""
+    own = [o for o in options if o.split("=")[0] in ("--seed", "--log-dir")]
+    if own:
+        raise click.UsageError(
+            "Each seed has a folder of its own. Received: the recipe's "
+            f"{own[0]}. Give --seeds and --log-dir before the `--`."
+        )
     runs = []
     for seed in range(seeds):
         folder = pathlib.Path(log_dir) / f"seed-{seed}"

@@ -97,7 +97,7 @@ def attribute(
     """
     _check_train(train)
     seeds = _seeds(seeds)
-    methods = _methods(train) if methods is None else list(methods)
+    methods = _methods(train) if methods is None else _listed(methods)
     if metric is None:
         metric = getattr(train, "metric", "score")
     if higher_is_better is None:
@@ -195,6 +195,15 @@ def _seeds(seeds):
             f"Received: seeds={seeds!r} ({error}). Pass, for example, 5 or "
             "range(5)."
         ) from error
+
+
+def _listed(methods):
+    if isinstance(methods, str):
+        raise ValueError(
+            f"`methods` is a list of names. Received: {methods!r}. Pass "
+            f"['plain', {methods!r}]."
+        )
+    return list(methods)
 
 
 def _methods(train):

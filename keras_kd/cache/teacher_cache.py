@@ -636,8 +636,16 @@ class TeacherCache:
             A `Verification`.
 
         Raises:
-            ValueError: if the data set is not the cache's.
+            TypeError: if the teacher is not a `keras.Model`.
+            ValueError: if the data set is not the cache's, or `batches` below
+                1.
         """
+        check_model("teacher", teacher)
+        if batches < 1:
+            raise ValueError(
+                "A sample is of one batch or more. Received: batches="
+                f"{batches}. Leave it out for 8 of each view."
+            )
         dataset = preprocessing.labelled(teacher, dataset)
         self.check(dataset, augment=augment)
         manifest = self._manifest

@@ -400,6 +400,11 @@ def _methods(trainer, methods):
     if methods is None:
         own = [m for m in trainer.methods if m not in ATTRIBUTED]
         methods = [m for m in (*SPACES, *own) if m in trainer.methods]
+    if isinstance(methods, str):
+        raise ValueError(
+            f"`methods` is a list of names. Received: {methods!r}. Pass "
+            f"[{methods!r}]."
+        )
     methods = list(dict.fromkeys((*BASELINES, *methods)))
     unknown = [m for m in methods if m not in trainer.methods]
     if unknown and trainer.teacher is None and unknown[0] in SPACES:

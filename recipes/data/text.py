@@ -465,9 +465,10 @@ def streams(ids, batch_size, time_steps):
     count = len(ids) - 1
     if count < batch_size:
         raise ValueError(
-            "The text is too short to be cut into streams. Received: "
-            f"{len(ids)} tokens for {batch_size} streams. Use more text or a "
-            "smaller --batch-size."
+            "A part of the text is too short to be cut into streams: train, "
+            f"valid and test need {batch_size + 1} tokens or more each. "
+            f"Received: {len(ids)} tokens for {batch_size} streams. Use more "
+            "text or a smaller --batch-size."
         )
     stream = -(-count // batch_size)
     width = -(-stream // time_steps) * time_steps

@@ -56,6 +56,11 @@ def test_a_seed_that_fails_is_named(recipe):
     )
 
 
+def test_options_that_are_the_tools_own_are_refused(recipe):
+    done = run(recipe, "--", "--seed=5")
+    assert done.exit_code == 2 and "Give --seeds" in done.output
+
+
 def test_gains_are_paired_and_better_is_above_0():
     rows = {
         "plain": {"bytes": 0, "test perplexity": [10.0, 12.0, 11.0]},
