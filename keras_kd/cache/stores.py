@@ -70,7 +70,7 @@ def plan(losses, classes, dtype=COMPACT):
         kept.append(TopStore(dtype, k, tuple(sorted(temperatures)), classes))
     for store in wanted:
         if not any(each.serves(store) for each in kept):
-            kept.append(store)
+            kept.append(store.beside(kept))
     return kept
 
 
@@ -162,6 +162,11 @@ class Store(abc.ABC):
     def seek(self, view, batch):
         """Prepares `encode` for a batch of a view; see `seek` above."""
         del view, batch
+
+    def beside(self, others):
+        """The store, its fields named apart from those of others."""
+        del others
+        return self
 
     @abc.abstractmethod
     def decode(self, arrays, wanted):
@@ -411,17 +416,43 @@ class OwnStore(Store):
         loss: the `DistillationLoss`; `None` in a store that was read back.
         classes: integer; likewise.
         temperature: float; likewise.
+        number: integer, above 0 where another store has the names of 0, such
+            as that of a loss of the same class at another temperature.
     """
 
     config: dict
     loss: object = None
     classes: int | None = None
     temperature: float | None = None
+    number: int = 0
     kind = "own"
 
     def describe(self):
         """See `Store`."""
-        return {"kind": self.kind, "config": self.config}
+        about = {"kind": self.kind, "config": self.config}
+        return about | ({"number": self.number} if self.number else {})
+
+    def beside(self, others):
+        """See `Store`."""
+        taken = {
+            name
+            for other in others
+            if isinstance(other, OwnStore)
+            for name in other.names
+        }
+        store = self
+        while taken.intersection(store.names):
+            store = dataclasses.replace(store, number=store.number + 1)
+        return store
+
+    def with_loss_of(self, store):
+        """This store as it was written, with the loss of one it serves."""
+        return dataclasses.replace(store, number=self.number)
+
+    @property
+    def names(self):
+        """List of its fields' names."""
+        return [self._name(statistic) for statistic in self.loss.statistics]
 
     def serves(self, store):
         """See `Store`."""
@@ -450,7 +481,8 @@ class OwnStore(Store):
         return {k: arrays[self._name(k)] for k in wanted.loss.statistics}
 
     def _name(self, statistic):
-        return f"{self.config['class']}_{statistic}"
+        number = f"-{self.number}" if self.number else ""
+        return f"{self.config['class']}{number}_{statistic}"
 
 
 def _own_config(loss):
