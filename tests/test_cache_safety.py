@@ -569,6 +569,28 @@ def test_a_label_beyond_32_bits_is_not_another_class(tmp_path):
     )
 
 
+def test_an_edited_loss_of_ones_own_is_another_one(tmp_path):
+    class Own(kd.losses.DistillationLoss):
+        statistics = ("largest",)
+
+        def teacher_statistics(self, labels, teacher_logits):
+            return {"largest": keras.ops.max(teacher_logits, axis=-1)}
+
+    first = Own
+
+    class Own(kd.losses.DistillationLoss):
+        statistics = ("largest",)
+
+        def teacher_statistics(self, labels, teacher_logits):
+            return {"largest": -keras.ops.max(teacher_logits, axis=-1)}
+
+    (x, labels, _), teacher = data(8), mlp()
+    write(tmp_path, (x, labels), teacher, first())
+    write(tmp_path, (x, labels), teacher, first())
+    with pytest.raises(ValueError, match="Own needs"):
+        write(tmp_path, (x, labels), teacher, Own())
+
+
 @pytest.mark.parametrize("soft", [False, True])
 def test_batches_of_several_lengths_are_refused(soft, tmp_path):
     class Padded(keras.utils.PyDataset):
