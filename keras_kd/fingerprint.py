@@ -131,7 +131,7 @@ def _weights(teacher):
 
 def _description(layer):
     """A layer's class and configuration; of a model also its graph."""
-    kind = type(layer).__name__ + _source(type(layer)) + _functions(layer)
+    kind = type(layer).__name__ + source_of(type(layer)) + _functions(layer)
     if isinstance(layer, keras.layers.TorchModuleWrapper):
         return kind + json.dumps(_modules(layer.module), sort_keys=True)
     if isinstance(layer, keras.Model):
@@ -227,7 +227,7 @@ def _modules(module):
         [
             name,
             f"{type(each).__module__}.{type(each).__qualname__}",
-            _source(type(each)),
+            source_of(type(each)),
             {
                 key: _plain(value, {})
                 for key, value in vars(each).items()
@@ -265,7 +265,7 @@ def _plain(value, numbers):
     if isinstance(value, np.ndarray | np.generic) or keras.ops.is_tensor(value):
         return keras.ops.convert_to_numpy(value).tolist()
     if isinstance(value, types.FunctionType | type):
-        return [value.__qualname__, _source(value)]
+        return [value.__qualname__, source_of(value)]
     if hasattr(value, "get_config") and not isinstance(value, keras.Layer):
         return _plain(keras.saving.serialize_keras_object(value), numbers)
     return type(value).__name__
@@ -277,7 +277,7 @@ def _functions(layer):
     Lambdas are in its configuration, others by name alone.
     """
     return "".join(
-        _source(value)
+        source_of(value)
         for name, value in sorted(vars(layer).items())
         if isinstance(value, types.FunctionType)
         and value.__name__ != "<lambda>"
@@ -315,7 +315,7 @@ def _graph(config):
     return {"nodes": nodes, "ends": numbered(ends)}
 
 
-def _source(kind):
+def source_of(kind):
     """The source of a user's own class or function, without comments."""
     if str(kind.__module__).split(".")[0] in _LIBRARIES:
         return ""

@@ -486,6 +486,21 @@ def test_the_largest_k_is_kept_whichever_comes_first(order, tmp_path):
         np.testing.assert_allclose(found["tail_probability"], tail, rtol=1e-5)
 
 
+def test_losses_of_one_class_are_kept_apart(tmp_path):
+    """The second one's statistics took the place of the first one's."""
+    teacher, dataset = mlp(12, seed=5), batches(14)
+    several = [Counted(temperature=t) for t in (1.0, 4.0)]
+    write(tmp_path / "cache", dataset, teacher, several)
+    cache = kd.TeacherCache(tmp_path / "cache")
+    logits = outputs_of(teacher, data(14)[0]).astype("float64")
+    for loss in several:
+        found = cache.statistics(slice(None), loss)["top_probability"]
+        p = reference.kd_target(logits, loss.temperature)
+        np.testing.assert_allclose(found, p.max(-1), rtol=1e-5)
+    errors = cache.verify(dataset, teacher, losses=several).largest_errors
+    assert len(errors) == 4 and not any(errors.values())
+
+
 # -- what is kept besides -----------------------------------------------------
 
 

@@ -569,6 +569,43 @@ def test_a_label_beyond_32_bits_is_not_another_class(tmp_path):
     )
 
 
+def test_an_edited_loss_of_ones_own_is_another_one(tmp_path):
+    class Own(kd.losses.DistillationLoss):
+        statistics = ("largest",)
+
+        def teacher_statistics(self, labels, teacher_logits):
+            return {"largest": keras.ops.max(teacher_logits, axis=-1)}
+
+    first = Own
+
+    class Own(kd.losses.DistillationLoss):
+        statistics = ("largest",)
+
+        def teacher_statistics(self, labels, teacher_logits):
+            return {"largest": -keras.ops.max(teacher_logits, axis=-1)}
+
+    (x, labels, _), teacher = data(8), mlp()
+    write(tmp_path, (x, labels), teacher, first())
+    write(tmp_path, (x, labels), teacher, first())
+    with pytest.raises(ValueError, match="Own needs"):
+        write(tmp_path, (x, labels), teacher, Own())
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_batches_of_several_lengths_are_refused(soft, tmp_path):
+    class Padded(keras.utils.PyDataset):
+        num_batches = 2
+
+        def __getitem__(self, number):
+            x = np.ones((4, 6 - 2 * number), "int32")
+            return x, keras.utils.to_categorical(x, CLASSES) if soft else x
+
+    inputs = keras.Input((None,), dtype="int32")
+    teacher = keras.Model(inputs, keras.layers.Embedding(CLASSES, 7)(inputs))
+    with pytest.raises(ValueError, match=r"\(4,\) in a batch, \(6,\) in the"):
+        write(tmp_path, Padded(), teacher, kd.KD())
+
+
 def test_labels_that_are_not_whole_are_refused(tmp_path):
     x, labels, _ = data(16)
     labels = labels.astype("float32")

@@ -291,6 +291,20 @@ def test_settings_are_those_of_the_loss_and_the_optimizer(teacher, tmp_path):
     )
 
 
+def test_students_of_large_matrices_are_told_apart():
+    """NumPy shows a large array by its corners."""
+    rows = np.ones((CLASSES, 200))
+    other = rows.copy()
+    other[3, 100] = 2.0
+    first, second = (
+        make(loss_arguments={"kd_sim": {"logit_layer": matrix}})
+        for matrix in (rows, other)
+    )
+    names = [t._name("kd_sim", 0, {}) for t in (first, second)]
+    assert names[0] != names[1]
+    assert first.study != second.study
+
+
 def test_one_weight_is_shared_by_two_terms():
     loss = kd.attribution.make_loss("kd_pt_sim", {"weight": 0.25})
     assert loss.weights == pytest.approx({"pt_weight": 0.2, "sim_weight": 0.05})
@@ -387,6 +401,47 @@ def test_examples_are_shuffled_by_the_seed_augmented_and_made_batches(teacher):
     (x, y), (other_x, other_y) = seen
     np.testing.assert_array_equal(x, other_x)
     np.testing.assert_array_equal(y["labels"], other_y["labels"])
+
+
+@pytest.mark.parametrize(
+    "train", [lambda: (X, LABELS), lambda: in_batches(X, LABELS), Batches]
+)
+def test_views_of_what_is_not_single_examples_are_refused(train, teacher):
+    """A plain student was trained without them, another by the first."""
+    with pytest.raises(ValueError, match="makes views of the single examples"):
+        make(teacher, train(), augment=crop, views=2)
+
+
+@pytest.mark.parametrize("train", [lambda: in_batches(X, LABELS), Batches])
+def test_a_cache_whose_views_batches_would_not_pass_is_refused(
+    train, teacher, tmp_path
+):
+    """Each epoch had the view at which this call began, resumed or not."""
+    loss = kd.KDSampled(2)
+    cache = kd.TeacherCache.write(
+        tmp_path, train(), teacher, loss, views=2, verbose=0
+    )
+    with pytest.raises(ValueError, match="batches, and a cache of 2 views"):
+        make(teacher, train(), cache=cache)
+    make(teacher, cache=cache)  # Arrays.
+
+
+def test_examples_that_no_cache_can_keep_are_refused(teacher):
+    examples = tf.data.Dataset.from_tensor_slices((X, LABELS)).shuffle(len(X))
+    with pytest.raises(ValueError, match="since they differ from one reading"):
+        make(teacher, examples)
+
+
+def test_another_augmentation_is_another_study(teacher, tmp_path):
+    examples = tf.data.Dataset.from_tensor_slices((X, LABELS))
+
+    def study(augment):
+        return make(teacher, examples, augment=augment, folder=tmp_path)
+
+    study(crop)
+    study(crop)
+    with pytest.raises(ValueError, match=r"different options \(augment:"):
+        study(lambda x, seed: -crop(x, seed))
 
 
 @pytest.mark.parametrize("of_examples", [True, False])

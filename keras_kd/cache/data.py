@@ -7,6 +7,7 @@ is not needed otherwise.
 
 import dataclasses
 import itertools
+import math
 import zlib
 
 import keras
@@ -285,13 +286,21 @@ def class_ids(y, label_shape):
         all) without labels.
 
     Raises:
-        DataError: if they are not whole numbers.
+        DataError: if they are not whole numbers, or of another shape.
     """
     labels = labels_of(y)
     if labels is None:
         return np.full((1, *label_shape), UNLABELLED)
     labels = np.asarray(labels)
-    if are_soft(labels, label_shape):
+    soft = are_soft(labels, label_shape)
+    shape = labels.shape[1:-1] if soft else labels.shape[1:]
+    if math.prod(shape) != math.prod(label_shape):
+        raise DataError(
+            "All examples of a cache have labels of one shape. Received: "
+            f"{shape} in a batch, {tuple(label_shape)} in the first one. Pad "
+            "sequences to one length in all batches."
+        )
+    if soft:
         return np.where(labels.any(-1), labels.argmax(-1), UNLABELLED)
     if labels.dtype.kind == "f" and (labels != np.trunc(labels)).any():
         found = labels[labels != np.trunc(labels)].flat[0]

@@ -62,8 +62,9 @@ class Reading:
         # Now, as a store of a user's own loss runs the loss to name them.
         names = [CHECKSUM]
         if self.store is not None:
-            own = isinstance(self.store, OwnStore)
-            store = self.wanted if own else self.store
+            store = self.store
+            if isinstance(store, OwnStore):
+                store = store.with_loss_of(self.wanted)
             fields = store.fields(tuple(self.manifest.label_shape))
             names += [field.name for field in fields]
         if TEACHER_RIGHT in [each.name for each in self.manifest.statistics]:

@@ -11,6 +11,7 @@ What costs digits is chosen so that the loss keeps three of them (tested):
 
 import abc
 import dataclasses
+import hashlib
 import json
 
 import keras
@@ -20,11 +21,13 @@ from keras import ops
 from keras_kd import losses as kd_losses
 from keras_kd.batch import TEACHER_LOGITS
 from keras_kd.cache.storage import Field
+from keras_kd.fingerprint import source_of
 from keras_kd.losses.base import told_config
 
 EXACT, COMPACT = "float32", "float16"
 _LARGEST = 65504.0  # of float16
 _MOST_CHUNKS = 1024  # of a batch
+_SOURCE = "source of teacher_statistics"
 
 
 def plan(losses, classes, dtype=COMPACT):
@@ -70,7 +73,7 @@ def plan(losses, classes, dtype=COMPACT):
         kept.append(TopStore(dtype, k, tuple(sorted(temperatures)), classes))
     for store in wanted:
         if not any(each.serves(store) for each in kept):
-            kept.append(store)
+            kept.append(store.beside(kept))
     return kept
 
 
@@ -162,6 +165,11 @@ class Store(abc.ABC):
     def seek(self, view, batch):
         """Prepares `encode` for a batch of a view; see `seek` above."""
         del view, batch
+
+    def beside(self, others):
+        """The store, its fields named apart from those of others."""
+        del others
+        return self
 
     @abc.abstractmethod
     def decode(self, arrays, wanted):
@@ -411,21 +419,52 @@ class OwnStore(Store):
         loss: the `DistillationLoss`; `None` in a store that was read back.
         classes: integer; likewise.
         temperature: float; likewise.
+        number: integer, above 0 where another store has the names of 0, such
+            as that of a loss of the same class at another temperature.
     """
 
     config: dict
     loss: object = None
     classes: int | None = None
     temperature: float | None = None
+    number: int = 0
     kind = "own"
 
     def describe(self):
         """See `Store`."""
-        return {"kind": self.kind, "config": self.config}
+        about = {"kind": self.kind, "config": self.config}
+        return about | ({"number": self.number} if self.number else {})
+
+    def beside(self, others):
+        """See `Store`."""
+        taken = {
+            name
+            for other in others
+            if isinstance(other, OwnStore)
+            for name in other.names
+        }
+        store = self
+        while taken.intersection(store.names):
+            store = dataclasses.replace(store, number=store.number + 1)
+        return store
+
+    def with_loss_of(self, store):
+        """This store as it was written, with the loss of one it serves."""
+        return dataclasses.replace(store, number=self.number)
+
+    @property
+    def names(self):
+        """List of its fields' names."""
+        return [self._name(statistic) for statistic in self.loss.statistics]
 
     def serves(self, store):
         """See `Store`."""
-        return isinstance(store, OwnStore) and store.config == self.config
+        if not isinstance(store, OwnStore):
+            return False
+        asked = dict(store.config)
+        if _SOURCE not in self.config:  # Of an earlier release.
+            asked.pop(_SOURCE, None)
+        return asked == self.config
 
     def fields(self, label_shape):
         """See `Store`."""
@@ -450,7 +489,8 @@ class OwnStore(Store):
         return {k: arrays[self._name(k)] for k in wanted.loss.statistics}
 
     def _name(self, statistic):
-        return f"{self.config['class']}_{statistic}"
+        number = f"-{self.number}" if self.number else ""
+        return f"{self.config['class']}{number}_{statistic}"
 
 
 def _own_config(loss):
@@ -460,6 +500,10 @@ def _own_config(loss):
     for key in (*others, *loss.weight_arguments()):
         config.pop(key, None)
     config = {"class": type(loss).__name__, **config}
+    # As of a teacher's classes: one that was edited computes something else.
+    source = source_of(type(loss).teacher_statistics)
+    if source:
+        config[_SOURCE] = hashlib.sha256(source.encode()).hexdigest()
     return json.loads(json.dumps(config))
 
 

@@ -131,6 +131,6 @@ def computable_stores(manifest, losses):
                     f"loss. Received: losses={losses} for a cache of "
                     f"{store.describe()}. Pass it in `losses`."
                 )
-            store = matching[0]
+            store = store.with_loss_of(matching[0])
         found.append(store)
     return found

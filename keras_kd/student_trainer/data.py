@@ -29,7 +29,8 @@ class TrainingData:
 
     Raises:
         TypeError: for other data.
-        ValueError: for data without an end.
+        ValueError: for data without an end, and for views of what are not
+            single examples.
     """
 
     def __init__(self, given, batch_size, shuffle, teacher, cache, augment):
@@ -46,9 +47,11 @@ class TrainingData:
             if not any_data.is_loader(given):
                 raise
             self.data, self.why_not_cached = None, _first_sentence(error)
+            self._check_views(cache)
             return
         if any_data.is_tf_data(given):
             self._check_tf_data(teacher, cache)
+        self._check_views(cache)
         if preprocessing.labelled(teacher, given) is not given:
             self.why_not_cached = "their labels are made by a preprocessor"
         elif not isinstance(self.data, any_data.ArrayData):
@@ -74,6 +77,33 @@ class TrainingData:
                 "tf.data.Dataset of examples, and neither a teacher nor a "
                 "cache, which could take those. Call dataset.batch(32)."
             )
+
+    def _check_views(self, cache):
+        """Refuses views that students would not see, or see one of."""
+        kind = "batches" if self.data is None or self.data.batched else "arrays"
+        if self.augment is not None and not self.of_examples:
+            raise ValueError(
+                "`augment` makes views of the single examples of a "
+                f"tf.data.Dataset. Received: `augment` with {kind}. Pass "
+                "tf.data.Dataset.from_tensor_slices((x, labels)), not in "
+                "batches, or leave `augment` out."
+            )
+        several = cache is not None and cache.views > 1
+        if several and kind == "batches" and not self.of_examples:
+            raise ValueError(
+                "Each epoch has the next view of a cache where `train` is "
+                "arrays, or single examples of a tf.data.Dataset. Received: "
+                f"batches, and a cache of {cache.views} views. Pass the same "
+                "examples as arrays, or a cache of one view."
+            )
+
+    @property
+    def views_description(self):
+        """What tells `augment` from another: a checksum of some views."""
+        if self.augment is None:
+            return {}
+        first = list(self.first_views().take(1))
+        return {"augment": checksums.digest(first)}
 
     def fits_a_cache(self, classes):
         """Whether a cache of all logits has a reasonable size, or none known.

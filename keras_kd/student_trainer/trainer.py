@@ -85,8 +85,8 @@ class StudentTrainer:
         batch_size: of arrays and of single examples.
         shuffle: whether arrays are shuffled, or the size of the buffer that
             single examples are shuffled in.
-        augment: function of (x, seed) that makes a view of an example; see
-            `TeacherCache.write`.
+        augment: function of (x, seed) that makes a view of a single example
+            of a `tf.data.Dataset`; see `TeacherCache.write`.
         views: how many views of each example the cache keeps.
         losses: dict by name of your own `DistillationLoss`es.
         loss_arguments: dict by method of dicts of arguments of its loss, where
@@ -128,9 +128,9 @@ class StudentTrainer:
             kind.
         ValueError: before any training: for students of different shapes or
             with shared weights, a metric that is not logged, no epoch, no
-            validation data, data to be scored on that change their order, the
-            folder of another study, or a student that `logit_chunks` don't
-            suit.
+            validation data, data to be scored on that change their order,
+            single examples or views that no cache can keep, the folder of
+            another study, or a student that `logit_chunks` don't suit.
 
     Example:
     ```python
@@ -233,6 +233,14 @@ class StudentTrainer:
         )
         if cache is not None:
             cache.check(train, teacher, augment=augment)
+        elif self._data.of_examples and not self._is_cached:
+            raise ValueError(
+                "Single examples are shuffled, augmented and made batches of "
+                "from a cache of what the teacher says. Received: `train` "
+                "whose statistics can't be kept, since "
+                f"{self._why_not_cached}. Pass them in a fixed order, which "
+                "`shuffle` changes, or in batches."
+            )
         self._students = _Students(make_student, self._data)
         if logit_chunks is not None:
             self._compiled(PLAIN, {}, cache, self._students.first)
@@ -288,7 +296,8 @@ class StudentTrainer:
         """Dict in JSON's types of all that scores depend on, but the seed."""
         own = {n: _loss_config(loss) for n, loss in self._own_losses.items()}
         more = {"losses": own, "loss_arguments": self._loss_arguments}
-        return json.loads(json.dumps({**self._about, **more}))
+        text = json.dumps({**self._about, **more}, default=_in_json)
+        return json.loads(text)
 
     @property
     def evaluated_epochs(self):
@@ -552,7 +561,7 @@ class StudentTrainer:
             return (
                 f"{method!r} shuffles what is kept of the teacher in a cache. "
                 f"Received: `train` whose statistics can't be kept, since "
-                f"{self._data.why_not_cached or 'they would be too large'}. "
+                f"{self._why_not_cached}. "
                 "Leave the method out, or pass data in a fixed order."
             )
         return None
@@ -604,7 +613,7 @@ class StudentTrainer:
         name = f"{method}-seed{seed}"
         if not any(about):
             return name
-        text = json.dumps(about, sort_keys=True, default=repr)
+        text = json.dumps(about, sort_keys=True, default=_in_json)
         return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     @functools.cached_property
@@ -630,6 +639,7 @@ class StudentTrainer:
             "cache": self._given_cache
             and self._given_cache.teacher_fingerprint,
             "train": data.described(self._data.given, self._batch_size),
+            **self._data.views_description,
             **others,
             self.scored_on: self._scored_data,
             "epochs": self.epochs,
@@ -667,6 +677,11 @@ class StudentTrainer:
         return self._data.why_not_cached is None and (
             classes is None or self._data.fits_a_cache(classes)
         )
+
+    @property
+    def _why_not_cached(self):
+        """In words, where it can't."""
+        return self._data.why_not_cached or "they would be too large"
 
     def _cache_for(self, method, settings):
         """The cache that a method is trained from, or `None`."""
@@ -711,10 +726,10 @@ class StudentTrainer:
     def _say_that_the_teacher_runs(self):
         """Says once that the teacher runs beside each student."""
         if self._verbose and not self.__dict__.get("_has_said_so"):
-            why = self._data.why_not_cached or "they would be too large"
             print(
                 "The teacher runs beside each student: what it says of the "
-                f"training data isn't kept, since {why}.",
+                "training data isn't kept, since "
+                f"{self._why_not_cached}.",
                 flush=True,
             )
         self._has_said_so = True
