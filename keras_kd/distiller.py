@@ -46,6 +46,7 @@ from keras_kd.model_inputs import (
     check_number_of_inputs,
     check_order,
     inputs_of,
+    outputs_of,
 )
 from keras_kd.monitors import TOLD, InvalidExamples, LossTracker
 from keras_kd.sharing import check_sharing
@@ -174,9 +175,9 @@ class Distiller(backend.Trainer):
     class, [batch, classes] or [batch, time, classes], such as one-hot labels
     or those of MixUp. Of sigmoid units they are 0 or 1. Losses that read no
     label (`KD`, `KDTopK`, `KDSampled`) also train on x alone, and on examples
-    that are marked as unlabelled by the class id -1 or a row of zeros. Labels
-    may be a dict with "labels" and the statistics that the loss names, and then
-    no teacher is needed.
+    that are marked as unlabelled by the class id -1 or a row of zeros; of
+    sigmoid units by -1, each for itself. Labels may be a dict with "labels" and
+    the statistics that the loss names, and then no teacher is needed.
 
     Source: Tang et al. 2020, "Understanding and Improving Knowledge
     Distillation" (arXiv 2002.03532).
@@ -388,9 +389,10 @@ class Distiller(backend.Trainer):
                 default.
             metrics: as in `keras.Model.compile`, of the labels and the
                 student's outputs; of several that have names, a dict. Missing
-                labels do not count. Those that `ignore_class` leaves out of the
-                loss do, as in Keras; `keras.metrics.MeanIoU(ignore_class=255)`
-                and sample weights of 0 for `weighted_metrics` leave them out.
+                labels do not count, nor an example's other sigmoid units where
+                one has none. Those that `ignore_class` leaves out of the loss
+                do, as in Keras; `keras.metrics.MeanIoU(ignore_class=255)` and
+                sample weights of 0 for `weighted_metrics` leave them out.
             weighted_metrics: as in `keras.Model.compile`.
             **kwargs: as in `keras.Model.compile`.
 
@@ -733,7 +735,7 @@ class Distiller(backend.Trainer):
             inputs = keras.tree.map_structure(
                 lambda t: keras.KerasTensor(t.shape, t.dtype), x
             )
-            outputs = self.student(inputs_of(self.student, inputs, "student"))
+            outputs = outputs_of(self.student, inputs, "student")
         return self.reader("student", output).single(outputs).shape[-1]
 
     def _with_statistics(self, x, inputs, y):
@@ -1233,6 +1235,8 @@ class Distiller(backend.Trainer):
         """Builds both models before callbacks such as BackupAndRestore ask.
 
         On JAX the weights of a teacher that were made in a step would be lost.
+        PyTorch's modules run on made-up values then, which in training would
+        move their statistics.
         """
         student = not (self.built and self.student.built)
         reads = any(head.loss.statistics for head in self.distilled_heads)
@@ -1254,9 +1258,12 @@ class Distiller(backend.Trainer):
         )
         with self._scope():
             if student:
-                self(inputs)
+                self(inputs, training=False)
             if teacher:
-                self.teacher(self.inputs_of_teacher(inputs, inputs))
+                read = self.inputs_of_teacher(inputs, inputs)
+                # A PyTorch module that doesn't say its shape needs real values.
+                with contextlib.suppress(NotImplementedError):
+                    self.teacher(read, training=False)
                 self.train_function = self.test_function = None
 
     # -- saving --------------------------------------------------------------

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_kd.backend import private
 from keras_kd.logits import LogitReader, check_model, graph_kind
+from keras_kd.states import buffers
 
 _KINDS = ("logits", "probabilities", "log_probabilities")
 
@@ -30,7 +31,9 @@ def ensemble(teachers, weights=None, member_output=None, name=None):
     Args:
         teachers: list of at least two `keras.Model`s with the same inputs and
             the same classes in the same order, at least one of them
-            functional or sequential.
+            functional or sequential. One that reads some of several inputs
+            is put in a model of all first, as in
+            `keras.Model(inputs, member({"a": inputs["a"]}))`.
         weights: optional list of numbers above 0, one for each member, of
             which the sum does not matter; the same for all by default.
         member_output: what members give, one of "logits", "probabilities" and
@@ -65,12 +68,16 @@ def ensemble(teachers, weights=None, member_output=None, name=None):
     weights = _shares(weights, len(members))
     kinds = _kinds(members, member_output)
     inputs = _common_inputs(members)
+    # Keras runs PyTorch's modules to know their shapes, as if in training.
+    kept = [(b, np.array(b)) for member in members for b in buffers(member)]
     outputs = [
         LogitReader(member, role="member").single(
             _named(member, members, i)(inputs)
         )
         for i, member in enumerate(members)
     ]
+    for buffer, value in kept:
+        buffer.assign(value)
     _check_classes(members, outputs)
     mean = LogMeanProbabilities(kinds, weights)(outputs)
     # Changes nothing, and says in the graph what the outputs are.

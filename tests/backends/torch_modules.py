@@ -98,6 +98,55 @@ def test_a_batch_that_is_refused_leaves_the_buffers():
 # -- student and teacher that share ----------
 
 
+class Subclassed(keras.Model):
+    """A model without a graph on a module that doesn't say its shape."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.inner = layers.TorchModuleWrapper(module)
+
+    def call(self, x, training=None):
+        return self.inner(x, training=training)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Subclassed, lambda m: keras.Sequential([layers.TorchModuleWrapper(m)])],
+    ids=["subclassed", "sequential"],
+)
+def test_an_unbuilt_teacher_is_left_as_it_was(make):
+    """Keras builds by running the module on made-up values."""
+    x, labels, _ = data(8)
+    expected = state_of(teacher := normalised(0))
+    inputs = keras.Input((FEATURES,))
+    student = keras.Model(inputs, layers.Dense(6)(inputs))
+    fit(compiled(student, make(teacher)), x, labels % 6)
+    assert_same_state(teacher, expected)
+
+
+def test_an_unbuilt_student_sees_the_data_alone():
+    x, labels, _ = data(8)
+    module, alone = normalised(0), normalised(0)
+    lists = {
+        "top_ids": np.zeros((8, 1), "int32"),
+        "top_log_probabilities": np.full((8, 1), -1.0, "float32"),
+    }
+    distiller = kd.Distiller(Subclassed(module))
+    distiller.compile(keras.optimizers.SGD(0.0), kd.KDTopK(1))
+    distiller.fit(x, {"labels": labels % 6, **lists}, verbose=0)
+    alone(torch.tensor(x))
+    found, expected = (m[1].running_mean.numpy() for m in (module, alone))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_an_ensemble_leaves_its_members_as_they_were():
+    expected = state_of(module := normalised(0))
+    inputs = keras.Input((FEATURES,))
+    other = keras.Model(inputs, layers.Dense(6)(inputs))
+    kd.ensemble([Subclassed(module), other], member_output="logits")
+    assert_same_state(module, expected)
+
+
 def test_parameters_that_two_wrappers_share_are_refused():
     """Each wrapper makes variables of its own of them."""
     shared = torch.nn.Linear(FEATURES, 6)
