@@ -1028,7 +1028,8 @@ class Distiller(backend.Trainer):
         set_initial_epoch(self, None)
         given = (x, y, batch_size, epochs, verbose, callbacks, *args)
         given = _by_name(super().fit, *given, **kwargs)
-        check_number_of_inputs(self.student, x)
+        if y is None:
+            check_number_of_inputs(self.student, x)
         prepare = self._preprocessing(with_teacher=True)
         given = prepare.fit_arguments(given)
         given = _with_weights_by_entry(given)
@@ -1142,7 +1143,8 @@ class Distiller(backend.Trainer):
     def evaluate(self, *args, **kwargs):
         """Plain cross-entropy and metrics; as `keras.Model.evaluate`."""
         given = _by_name(super().evaluate, *args, **kwargs)
-        check_number_of_inputs(self.student, given.get("x"))
+        if given.get("y") is None:
+            check_number_of_inputs(self.student, given.get("x"))
         # What `fit` evaluates is preprocessed already.
         if not given.get("_use_cached_eval_dataset"):
             prepare = self._preprocessing()

@@ -143,8 +143,7 @@ def _check_match(path, ids, values):
 def _check_ids(path, ids):
     """Refuses ids that are none, which int32 would make others of."""
     try:
-        as_kept = ids.astype("int32")
-        bad = ids[ids != as_kept]
+        bad = ids[ids.astype("float64") != ids.astype("int32")]
     except (TypeError, ValueError):
         bad = ids
     if len(bad):

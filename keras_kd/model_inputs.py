@@ -55,13 +55,13 @@ def check_number_of_inputs(model, x):
 
     Args:
         model: a `keras.Model`.
-        x: what `fit` or `evaluate` takes as x.
+        x: what `fit` or `evaluate` takes as x, without y.
 
     Raises:
         ValueError: for a tuple or list of more inputs than the model has.
     """
     own = _structure(model)
-    if own is None or not isinstance(x, (list, tuple)):
+    if own is None or not isinstance(x, list | tuple):
         return
     has_shapes = all(hasattr(each, "shape") for each in x)
     number = len(keras.tree.flatten(own))

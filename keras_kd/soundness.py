@@ -87,7 +87,7 @@ def of_gradients(gradients, optimizer):
     Returns:
         A float32 scalar.
     """
-    gradients = [each for each in gradients if each is not None]
+    gradients = [_real(each) for each in gradients if each is not None]
     looks = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     if looks or not gradients:
         return _zero()
@@ -102,6 +102,12 @@ def of_gradients(gradients, optimizer):
         (ops.cast(ops.sum(each), "float32") for each in gradients), _zero()
     )
     return ops.cond(ops.isfinite(total), _zero, exactly)
+
+
+def _real(values):
+    """Numbers that are finite where complex ones are."""
+    dtype = keras.backend.standardize_dtype(values.dtype)
+    return ops.abs(values) if "complex" in dtype else values
 
 
 def _not_a_number(values):

@@ -107,7 +107,7 @@ def reading(log_odds, shape=(None,), **kwargs):
 @pytest.mark.parametrize(("side", "padding"), [("end", 4), ("start", 3)])
 def test_padding_that_counts_is_named(side, padding):
     x, y, log_odds = texts(side)
-    (problem,) = kd.diagnose(reading(log_odds), (x, y)).findings
+    problem, *_ = kd.diagnose(reading(log_odds), (x, y)).findings
     assert problem.code == "padding_counts"
     evidence = problem.evidence
     assert (evidence["side"], evidence["class"]) == (side, 0)
@@ -134,10 +134,35 @@ def test_padding_is_found_in_features_and_beside_other_inputs():
     ids = layers.Lambda(lambda steps: steps[..., 0])(steps)
     teacher = keras.Model([steps, place], reading(log_odds)(ids))
     data = ((wide, np.zeros((64, 2), "float32")), y)
-    (problem,) = kd.diagnose(teacher, data).findings
+    problem, *_ = kd.diagnose(teacher, data).findings
     assert problem.code == "padding_counts"
     assert problem.evidence["step"] is None
     assert problem.evidence["share"] == 32 * 4 / (64 * 12)
+
+
+def test_a_mask_or_a_segment_is_not_padding():
+    x, y, log_odds = texts()
+    x, y = np.concatenate([x, 0 * x[:, :2]], 1), np.concatenate([y, y], 1)
+    y = y[:, :14]
+    y[:, 12:] = 0
+    mask = (x > 0).astype("int32")
+    segment = np.zeros_like(x)
+    segment[:, 6:] = 1
+    y[:, :8] = 3  # Of each segment's labels most are the same.
+    inputs = [keras.Input((14,), dtype="int32") for _ in range(3)]
+    teacher = keras.Model(inputs, reading(log_odds)(inputs[0]))
+    data = ((x, mask, segment), y, (y > 0) * 1.0)
+    diagnosis = kd.diagnose(teacher, data)
+    assert diagnosis.numbers["data"]["padding"] is None
+
+
+def test_a_fault_that_the_weights_show_comes_before_padding():
+    x, y, _ = texts()
+    teacher = keras.Sequential(
+        [keras.Input((12,)), layers.Embedding(9, 8), layers.Dense(9)]
+    )
+    problem, *_ = kd.diagnose(teacher, (x, y)).findings
+    assert problem.code == "untrained_teacher"
 
 
 def test_texts_that_end_on_a_word_said_often_are_not_called_padded():
@@ -481,6 +506,27 @@ def test_pixels_that_were_preprocessed_in_another_way(given, wanted, remedy):
     assert problem.code == "wrong_inputs"
     assert remedy in problem.remedy
     assert problem.evidence["after"] > 0.95
+
+
+@traced
+@pytest.mark.parametrize("dtype", ["uint8", "int32"])
+@pytest.mark.parametrize("shape", [(6,), (6, 2), (2, 2, 3)])
+def test_ids_are_not_taken_for_pixels(shape, dtype):
+    """A table has no row for an id that is scaled; the trial is left out."""
+    random = np.random.default_rng(0)
+    x = random.integers(0, 13, (256, *shape)).astype(dtype)
+    teacher = keras.Sequential(
+        [
+            keras.Input(shape, dtype=dtype),
+            layers.Embedding(13, 4),
+            layers.Flatten(),
+            layers.Dense(5),
+        ]
+    )
+    labels = random.integers(0, 5, 256)
+    diagnosis = kd.diagnose(teacher, batched(x, labels, size=64))
+    assert diagnosis.numbers["inputs"]["form"] is None
+    assert diagnosis.problems
 
 
 def test_inputs_in_the_right_form_are_not_called_wrong():

@@ -7,7 +7,7 @@ from keras import layers
 from models import CLASSES, EAGERLY, FEATURES, data, fit, mlp, uniform
 
 import keras_kd as kd
-from keras_kd import monitors
+from keras_kd import monitors, soundness
 
 
 def normalised_student():
@@ -116,6 +116,23 @@ def test_gradients(how, optimizer):
     for now, then in zip(everything(distiller), before, strict=True):
         np.testing.assert_array_equal(now, then)
     assert np.isfinite(distiller.evaluate(x, labels, verbose=0)).all()
+
+
+def test_complex_gradients():
+    values = np.array([1 + 2j, np.inf, 0, complex(0, np.nan)])
+    gradients = keras.ops.convert_to_tensor(values.astype("complex64"))
+    optimizer = keras.optimizers.SGD()
+    for given, bad in ((gradients[:1], 0), (gradients, 2), (gradients[2:], 1)):
+        assert int(soundness.of_gradients([None, given], optimizer)) == bad
+
+
+def test_squares_of_gradients_may_be_too_large():
+    """As for Adam, whose step is 0 then: the gradients are numbers."""
+    x, labels, weights = data(8)
+    distiller = kd.Distiller(normalised_student(), mlp())
+    distiller.compile("adam", kd.KD())
+    fit(distiller, x, labels, weights=1e22 * weights)
+    assert all(np.isfinite(w).all() for w in distiller.student.get_weights())
 
 
 def test_teacher():

@@ -1199,6 +1199,8 @@ def test_other_kinds_of_arguments_are_refused(teacher):
         make(losses=[kd.KD()])
     with pytest.raises(TypeError, match="function of a student's name"):
         make(callbacks=[keras.callbacks.TerminateOnNaN()])
+    with pytest.raises(TypeError, match=r"Received: \['stop'\] for 'plain"):
+        make(callbacks=lambda name: ["stop"])("plain", 0)
     for name in ("steps_per_execution", "validation_freq"):
         with pytest.raises(ValueError, match=f"{name}=0"):
             make(**{name: 0})

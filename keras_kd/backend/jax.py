@@ -225,7 +225,8 @@ def _keep_if(is_invalid, before, after):
 def _is_not_finite_since(before, after):
     """Whether a step's update left numbers that are not finite.
 
-    Those of weights, or of what the optimizer keeps of gradients.
+    Those of weights; and NaN in what the optimizer keeps of gradients, of which
+    squares may well be too large.
 
     Args:
         before: values of the trainable and other variables, and the
@@ -233,26 +234,30 @@ def _is_not_finite_since(before, after):
         after: the same after the step.
     """
     (weights, _, slots), (new_weights, _, new_slots) = before, after
-    pairs = [
-        (old, new)
-        for old, new in zip(
-            (*weights, *slots), (*new_weights, *new_slots), strict=True
-        )
-        if jax.numpy.issubdtype(new.dtype, jax.numpy.inexact)
-    ]
 
     def exactly():
         found = [
-            jax.numpy.any(jax.numpy.isfinite(old) & ~jax.numpy.isfinite(new))
-            for old, new in pairs
+            jax.numpy.any(good(old) & ~good(new))
+            for good, olds, news in (
+                (jax.numpy.isfinite, weights, new_weights),
+                (lambda each: ~jax.numpy.isnan(each), slots, new_slots),
+            )
+            for old, new in zip(olds, news, strict=True)
         ]
         return functools.reduce(jax.numpy.logical_or, found, False)
 
     # One pass, where all is well.
-    total = sum(jax.numpy.sum(new, dtype="float32") for _, new in pairs)
+    total = sum(map(_sum, (*new_weights, *new_slots)))
     return jax.lax.cond(
         jax.numpy.isfinite(total), lambda: jax.numpy.bool(False), exactly
     )
+
+
+def _sum(values):
+    """In float32, of real numbers and of complex ones."""
+    if not jax.numpy.issubdtype(values.dtype, jax.numpy.inexact):
+        return 0.0
+    return jax.numpy.sum(jax.numpy.abs(values), dtype="float32")
 
 
 def _assign(variables, changed):

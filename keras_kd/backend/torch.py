@@ -223,16 +223,16 @@ class Trainer(keras.Model):
         y_pred = self(x, training=True)
         batch = self.settle(y, y_pred, sample_weight)
         loss = self.compute_loss(x, batch, y_pred)
-        with self._restoring(variables, before):
+        weights, gradients = list(self.trainable_weights), []
+        if weights:
+            self.optimizer.scale_loss(loss).backward()
+            gradients = [weight.value.grad for weight in weights]
+        with torch.no_grad(), self._restoring(variables, before):
+            self.count_gradients(loss, gradients)
             self.invalid_examples.check(self)
         loss_tracker(self).update_state(loss, sample_weight=num_rows(x))
-        if self.trainable_weights:
-            self.optimizer.scale_loss(loss).backward()
-            weights = list(self.trainable_weights)
-            gradients = [weight.value.grad for weight in weights]
-            with torch.no_grad(), self._restoring(variables, before):
-                self.count_gradients(loss, gradients)
-                self.invalid_examples.check(self)
+        if weights:
+            with torch.no_grad():
                 self.optimizer.apply(gradients, weights)
         return self.compute_metrics(x, batch, y_pred)
 

@@ -71,7 +71,7 @@ def plan(
         raise ValueError(
             "Labels are a dict by output where one of the teacher's is named. "
             f"Received: output={output!r} and labels of type "
-            f"{type(y).__name__}. Pass a dict, or leave `output` out."
+            f"{type(y).__name__}. Pass {{{output!r}: labels}}."
         )
     y = part_of(y, output)
     if teacher is None:

@@ -23,6 +23,8 @@ from keras_kd.reports.numbers import how_many, plural
 # easy data.
 _SURE_SHARE = 0.9
 _LEAST_DEVIATION = 0.1
+# Less padding than this hardly changes what is said.
+_PADDING_SHARE = 0.05
 # Beyond these gaps between confidence and accuracy the confidence misleads:
 # about what temperature scaling corrects in modern networks (Guo et al. 2017).
 _OVER_CONFIDENT_GAP = 0.1
@@ -109,6 +111,35 @@ def not_finite(numbers):
         "There is no soft target on these examples; training on them stops "
         "with an error.",
         " ".join(remedies),
+    )
+
+
+def padding_counts(numbers):
+    """Labels beside padding that count like any other."""
+    padding = numbers["data"]["padding"]
+    if padding is None or padding["share"] < _PADDING_SHARE:
+        return None
+    label, step = padding["class"], padding["step"]
+    inputs = "the same step" if step is None else f"input {step:g}"
+    teacher = numbers["teacher"]
+    return Finding(
+        "padding_counts",
+        PROBLEM,
+        f"Padding seems to count as examples: {padding['rows']} of "
+        f"{padding['sequences']} sequences looked at {padding['side']} with "
+        f"{inputs} over and over, and the labels there, of class {label}, are "
+        f"{padding['share']:.0%} of those that count. The teacher gets "
+        f"{teacher['by_class']['accuracy'][label]:.1%} of all labels of that "
+        f"class right, and {teacher['accuracy']:.1%} of all labels.",
+        {**padding, "accuracy": teacher["accuracy"]},
+        "A student trains on it as well. A teacher that was trained without "
+        "padding says anything there; to one that was trained with it, it is "
+        "the easiest of examples. Either way accuracy, confidence, w and what "
+        "is said of them are of a mixture.",
+        "Give the labels beside padding the weight 0, here and in training: "
+        "(x, labels, weight). Where class "
+        f"{label} stands for nothing else, weight = labels != {label}, or a "
+        f"loss with ignore_class={label}, does that.",
     )
 
 

@@ -57,8 +57,6 @@ _SETTLED, _MOST = 0.95, 0.8
 # On layers that are not its own, a trained head may by chance tell as much of a
 # label as this; one that tells more, and knows how much, was trained on them.
 _BY_CHANCE = 0.1
-# Less padding than this hardly changes what is said.
-_PADDING_SHARE = 0.05
 # Cramér's V of unrelated labels is within this of 0.
 _RELATED = 0.1
 
@@ -295,35 +293,6 @@ def one_class(numbers):
         "Diagnose on data of all classes. If these should be, look for data "
         "sorted by class of which only the start was read, and for labels "
         "that were lost.",
-    )
-
-
-def padding_counts(numbers):
-    """Labels beside padding that count like any other."""
-    padding = numbers["data"]["padding"]
-    if padding is None or padding["share"] < _PADDING_SHARE:
-        return None
-    label, step = padding["class"], padding["step"]
-    inputs = "the same step" if step is None else f"input {step:g}"
-    teacher = numbers["teacher"]
-    return Finding(
-        "padding_counts",
-        PROBLEM,
-        f"Padding counts as examples: {padding['rows']} of "
-        f"{padding['sequences']} sequences looked at {padding['side']} with "
-        f"{inputs} over and over, and the labels there, of class {label}, are "
-        f"{padding['share']:.0%} of those that count. The teacher gets "
-        f"{teacher['by_class']['accuracy'][label]:.1%} of all labels of that "
-        f"class right, and {teacher['accuracy']:.1%} of all labels.",
-        {**padding, "accuracy": teacher["accuracy"]},
-        "A student trains on it as well. A teacher that was trained without "
-        "padding says anything there; to one that was trained with it, it is "
-        "the easiest of examples. Either way accuracy, confidence and w are "
-        "those of a mixture, and nothing else can be said of the teacher.",
-        "Give the labels beside padding the weight 0, here and in training: "
-        "(x, labels, weight). Where class "
-        f"{label} stands for nothing else, weight = labels != {label}, or a "
-        f"loss with ignore_class={label}, does that.",
     )
 
 

@@ -9,8 +9,6 @@ _FAULTS = (
     faults.untrained_teacher,
     # All that follow compare classes.
     faults.one_class,
-    # All that follow take every label for one to be predicted.
-    faults.padding_counts,
     # All that follow read something in what is right and wrong.
     faults.few_examples,
     faults.class_order,
@@ -25,6 +23,8 @@ _FAULTS = (
     faults.other_classes,
     faults.misaligned_labels,
 )
+# What the weights alone or the number of labels show.
+_SURER_THAN_PADDING = ("untrained_teacher", "one_class")
 # The more certain a rule is of its cause, the earlier it comes.
 _CAUSES = (
     causes.noisy_labels,
@@ -57,10 +57,15 @@ def find(numbers):
     if "teacher" not in numbers:
         return list(found.values())
     fault = next(filter(None, (rule(numbers) for rule in _FAULTS)), None)
+    if fault is None and faults.is_near_chance(numbers):
+        fault = causes.knows_little(numbers)
+    # It looks like many a fault, but is none of the teacher's.
+    padding = causes.padding_counts(numbers)
     if fault is not None:
-        return [*found.values(), fault]
-    if faults.is_near_chance(numbers):
-        return [*found.values(), causes.knows_little(numbers)]
+        surer = fault.code in _SURER_THAN_PADDING or padding is None
+        return [*found.values(), fault if surer else padding]
+    if padding is not None:
+        found[padding.code] = padding
     for rule in _CAUSES:
         finding = rule(numbers)
         if finding is None or finding.code in _explained_by(found):
@@ -86,6 +91,12 @@ _EXPLAINS = {
         "no_class_relations",
     ),
     "temperature_too_high": ("no_class_relations",),
+    "padding_counts": (
+        "noisy_labels",
+        "weak_teacher",
+        "hard_task",
+        "classes_never_predicted",
+    ),
     "weak_teacher": ("under_confident",),
 }
 

@@ -27,30 +27,29 @@ def padding_numbers(batches):
         number); the "rows" that have it, of so many "sequences"; and the
         "share" of it in the labels that count. `None` if there is none.
     """
-    inputs = [keras.tree.flatten(batch.x) for batch in batches]
-    found = []
-    for each in zip(*inputs, strict=True):
-        rows = [
-            row
-            for x, batch in zip(each, batches, strict=True)
-            for row in _rows(np.asarray(x), batch)
-        ]
-        from_end = [tuple(part[::-1] for part in row) for row in rows]
-        found += [_padding(rows, "start"), _padding(from_end, "end")]
+    rows = [row for batch in batches for row in _rows(batch)]
+    from_end = [tuple(part[::-1] for part in row) for row in rows]
+    found = [_padding(rows, "start"), _padding(from_end, "end")]
     found = [numbers for numbers in found if numbers is not None]
     return max(found, key=lambda numbers: numbers["share"], default=None)
 
 
-def _rows(x, batch):
+def _rows(batch):
     """Steps [time, n], labels and counted [time], of each of the sequences.
 
-    None if the input does not have a step for each label.
+    A step is what all inputs that have one for each label say of it: a mask or
+    the number of a segment alone is the same for many.
     """
-    labels = batch.labels.reshape(len(x), -1)
-    if x.dtype.kind not in "biuf" or x.shape[:2] != labels.shape:
+    steps = []
+    for x in map(np.asarray, keras.tree.flatten(batch.x)):
+        labels = batch.labels.reshape(len(x), -1)
+        if x.dtype.kind in "biuf" and x.shape[:2] == labels.shape:
+            steps.append(x.reshape(*labels.shape, -1))
+    if not steps:
         return ()
-    steps = x.reshape(*labels.shape, -1)
-    return zip(steps, labels, batch.counted.reshape(labels.shape), strict=True)
+    steps = np.concatenate(steps, axis=-1)
+    counted = batch.counted.reshape(labels.shape)
+    return zip(steps, labels, counted, strict=True)
 
 
 def _padding(rows, side):

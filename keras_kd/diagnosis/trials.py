@@ -5,6 +5,7 @@ those it was trained on. Whether it gets more right in the form that was meant
 is the surest test of that.
 """
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -54,17 +55,14 @@ def forms(x):
         List of `Form`.
     """
     found = []
-    are_pixels = x.ndim >= 4 and x.shape[-1] == 3
-    if are_pixels:
+    are_coloured = x.ndim >= 4 and x.shape[-1] == 3
+    if are_coloured:
         found += _by_colour(x)
-    # An id of a token is an integer, too, but not in three axes or of a byte.
-    if x.dtype.kind == "f" or (
-        x.dtype.kind in "iu" and (x.ndim > 2 or x.dtype == "uint8")
-    ):
+    if x.dtype.kind == "f" or _are_pixels(x):
         found += _ranges(x)
-    elif x.dtype.kind in "iu" and x.ndim == 2:
-        found += _token_ids(x)
-    if are_pixels:
+    if x.dtype.kind in "iu" and x.ndim == 2:
+        found += _token_ids(x.astype("int64"))
+    if are_coloured:
         found.append(
             Form(
                 "in another colour order",
@@ -83,6 +81,14 @@ def forms(x):
             )
         )
     return found
+
+
+def _are_pixels(x):
+    """Whether integers may be those of an image, rather than ids."""
+    if x.dtype == "uint8":
+        return True
+    is_image = x.ndim >= 4 and x.shape[-1] in (1, 3, 4)
+    return x.dtype.kind in "iu" and is_image and np.ptp(x) > _LEAST_RANGE
 
 
 def _by_colour(x):
@@ -253,11 +259,11 @@ def best_form(x, right, rare):
         `None` if no form is better beyond doubt.
     """
     few = x[:_FEW]
-    scores = [
-        (right(_as(each.change(few), x)).mean(), each) for each in forms(x)
-    ]
-    if not scores:
-        return None
+    scores = []
+    for form in forms(x):
+        # Ids that are none, say, which a model may refuse in any way.
+        with contextlib.suppress(Exception):
+            scores.append((right(_as(form.change(few), x)).mean(), form))
     # The first of equals, as `sorted` keeps their order.
     scores = sorted(scores, key=lambda pair: -pair[0])[:_FINALISTS]
     least = right(few).mean() + _WORTH_A_LOOK

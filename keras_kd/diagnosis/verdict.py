@@ -21,10 +21,10 @@ _UNFIT = {
 _TELL_NOTHING = {
     "one_class": "Data of one class",
     "few_examples": "So few examples",
-    "padding_counts": "Data in which padding counts",
 }
 # One that takes a part of its knowledge.
 _LESSER = {
+    "padding_counts": "labels beside padding seem to count",
     "noisy_labels": "labels are wrong at random, here or in its training",
     "label_smoothed_teacher": "label smoothing has erased its class relations",
     "temperature_too_high": "at this temperature it can't be told from label "

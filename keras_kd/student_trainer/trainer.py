@@ -389,7 +389,7 @@ class StudentTrainer:
         keras.utils.set_random_seed(seed)
         student = self._students.make()
         distiller = self._compiled(method, settings, cache, student)
-        others = self._callbacks(name)
+        others = self._callbacks_of(name)
         backup, path, done = None, None, 0
         if folder is not None:
             # It keeps the last epoch, too, so that a student is not lost
@@ -565,6 +565,17 @@ class StudentTrainer:
                 "Leave the method out, or pass data in a fixed order."
             )
         return None
+
+    def _callbacks_of(self, name):
+        """The callbacks that the user's function makes for a student."""
+        made, kind = self._callbacks(name), keras.callbacks.Callback
+        made = [made] if isinstance(made, kind) else list(made or ())
+        if not all(isinstance(each, kind) for each in made):
+            raise TypeError(
+                "`callbacks` is a function that returns a list of callbacks. "
+                f"Received: {made!r} for {name!r}. Return callbacks alone."
+            )
+        return made
 
     @functools.cached_property
     def _has_binary_students(self):
@@ -854,7 +865,7 @@ def _check_numbers(**counts):
         if not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(
                 f"`{name}` must be an integer of at least 1. Received: "
-                f"{name}={value!r}. Choose a larger one."
+                f"{name}={value!r}. Pass such a number, or leave it out."
             )
 
 
