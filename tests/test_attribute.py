@@ -421,6 +421,12 @@ def test_bad_input_is_refused_before_anything_is_trained(arguments, message):
     assert not train.calls
 
 
+@pytest.mark.parametrize("seeds", [np.arange(2), np.int64(2), [0, 1]])
+def test_seeds_of_numpy(seeds):
+    outcome = attribute(flat(EVEN), seeds, ["plain"], verbose=False)
+    assert list(outcome.scores["plain"]) == [0, 1]
+
+
 def test_what_cannot_train_is_refused():
     for train in (None, 0.9, {"accuracy": 0.9}):
         with pytest.raises(

@@ -389,6 +389,7 @@ def test_arguments_that_are_no_numbers(make, arguments):
 def test_numbers_of_numpy_are_numbers():
     assert kd.KDTopK(k=np.int64(3)).k == 3
     assert kd.KDTopK(k=np.float32(0.5)).k == 0.5
+    assert kd.KDSampled(k=2, seed=np.int64(3)).seed == 3
     assert kd.KD(ignore_class=np.int64(255)).ignore_class == 255
     assert kd.Distiller(mlp(), logit_chunks=np.int64(2)).logit_chunks == 2
 

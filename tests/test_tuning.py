@@ -105,6 +105,20 @@ def test_every_method_begins_with_its_defaults():
     assert [t.method for t in result.trials[:3]] == list(FEW)
 
 
+def test_numbers_of_numpy(tmp_path):
+    one, two = (
+        tune(
+            SurfaceTrainer(heights=FEW, epochs=1),
+            np.int64(20),
+            folder=tmp_path / kind.__name__,
+            learning_rate=(kind(1e-3), kind(0.5)),
+            seed=np.int64(1),
+        )
+        for kind in (np.float32, lambda number: float(np.float32(number)))
+    )
+    assert one.settings == two.settings
+
+
 def test_methods_that_the_budget_leaves_out_are_named():
     result = tune(SurfaceTrainer(), 6 + 9)
     tried = {trial.method for trial in result.trials}

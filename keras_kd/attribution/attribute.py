@@ -3,6 +3,8 @@
 import operator
 import time
 
+import numpy as np
+
 from keras_kd.attribution.levels import DEFAULT_METHODS, METHODS
 from keras_kd.attribution.outcome import Attribution
 from keras_kd.attribution.results import checked
@@ -186,7 +188,8 @@ def _seeds(seeds):
     try:
         if isinstance(seeds, bool):
             raise TypeError("a boolean")
-        if hasattr(seeds, "__index__"):
+        # An array has an index as well, if it is a number.
+        if hasattr(seeds, "__index__") and not np.ndim(seeds):
             return list(range(operator.index(seeds)))
         return [operator.index(seed) for seed in seeds]
     except TypeError as error:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import operator
 
 from keras_kd.cache import stores
 from keras_kd.cache.storage import GROUP, Field
@@ -82,7 +83,9 @@ class Manifest:
 
     def to_json(self):
         """A dict in JSON's types."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        # NumPy's integers are integers, too.
+        text = json.dumps(dataclasses.asdict(self), default=operator.index)
+        return json.loads(text)
 
     def save(self, folder):
         """Writes it into a `Folder`."""

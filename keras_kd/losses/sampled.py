@@ -1,5 +1,7 @@
 """Unbiased top-k: a few classes drawn so that their mean is the teacher's."""
 
+import operator
+
 import keras
 import numpy as np
 from keras import ops
@@ -61,8 +63,8 @@ class KDSampled(KDTopK):
         self, k=0.25, weight=0.5, temperature=2.0, seed=None, **kwargs
     ):
         super().__init__(k=k, weight=weight, temperature=temperature, **kwargs)
-        self.seed = seed
-        self._draws = _Draws(seed)
+        self.seed = None if seed is None else operator.index(seed)
+        self._draws = _Draws(self.seed)
 
     @property
     def variables(self):

@@ -212,7 +212,8 @@ class StudentTrainer:
         self._validation, self._test = validation, test
         self.scored_on = "validation" if test is None else "test"
         self._scored = validation if test is None else test
-        self._batch_size, self._views = batch_size, views
+        batch_size = int(batch_size)
+        self._batch_size, self._views = batch_size, int(views)
         self._own_losses = dict(losses or {})
         self._loss_arguments = dict(loss_arguments or {})
         self._callbacks = callbacks or (lambda name: [])

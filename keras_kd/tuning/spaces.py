@@ -1,6 +1,9 @@
 """What is searched: the settings of each method, their ranges, and starts."""
 
 import dataclasses
+import numbers
+
+import numpy as np
 
 from keras_kd import losses
 
@@ -143,7 +146,7 @@ def _given(method, setting, given, own):
     log = own.log if isinstance(own, Range) else False
     if (
         len(given) != 2
-        or not all(isinstance(each, int | float) for each in given)
+        or not all(isinstance(each, numbers.Real) for each in given)
         or not given[0] < given[1]
         or (log and given[0] <= 0)
     ):
@@ -153,7 +156,7 @@ def _given(method, setting, given, own):
             f"{given} for {setting!r} of {method!r}. Give (low, high), a list "
             "of choices, or the one value to keep."
         )
-    return Range(*given, log=log)
+    return Range(*np.asarray(given).tolist(), log=log)
 
 
 def _check_values(method, space):

@@ -6,6 +6,8 @@ import operator
 import pathlib
 import warnings
 
+import numpy as np
+
 from keras_kd.attribution import METHODS as ATTRIBUTED
 from keras_kd.attribution import attribute
 from keras_kd.files import kept_path
@@ -130,6 +132,11 @@ def tune(
             "method and a seed is for keras_kd.attribute."
         )
     _check_arguments(seconds, epochs, fresh_seeds, learning_rate)
+    # NumPy's numbers would not fit into files.
+    seconds, epochs, seed, fresh_seeds, learning_rate = (
+        None if each is None else np.asarray(each).tolist()
+        for each in (seconds, epochs, seed, fresh_seeds, learning_rate)
+    )
     if folder is not None:
         folder = kept_path(folder, "folder")
     methods = _methods(trainer, methods)
