@@ -174,9 +174,10 @@ class Survey:
         rows, sample = len(x), self._sample(labels.size, 0)
         groups = np.zeros(len(sample), "int32")
         (spec,) = keras.tree.flatten(self.input_spec)
-        step = None
-        if x.dtype != keras.backend.standardize_dtype(spec.dtype):
-            step = self._for_floats()
+        given, wanted = map(
+            keras.backend.standardize_dtype, (x.dtype, spec.dtype)
+        )
+        step = None if given == wanted else self._for_floats()
         x = keras.tree.pack_sequence_as(self.input_spec, [x])
         labels = labels.reshape(-1)
         settled = examples.Examples(x, labels, labels, counted.reshape(-1))

@@ -258,24 +258,14 @@ def best_form(x, right, rare):
         A dict: "name", "remedy", "before", "after" (accuracies), "examples";
         `None` if no form is better beyond doubt.
     """
-    few = x[:_FEW]
-    scores = []
-    for form in forms(x):
-        # Ids that are none, say, which a model may refuse in any way.
-        with contextlib.suppress(Exception):
-            scores.append((right(_as(form.change(few), x)).mean(), form))
-    # The first of equals, as `sorted` keeps their order.
-    scores = sorted(scores, key=lambda pair: -pair[0])[:_FINALISTS]
+    few, more = x[:_FEW], x[:_MORE]
     least = right(few).mean() + _WORTH_A_LOOK
-    finalists = [each for score, each in scores if score >= least]
-    if not finalists:
+    best = _best_first(forms(x), few, right)[:_FINALISTS]
+    best = [form for hits, form in best if hits.mean() >= least]
+    best = _best_first(best, more, right)
+    if not best:
         return None
-    more = x[:_MORE]
-    before = right(more)
-    after, best = max(
-        ((right(_as(each.change(more), x)), each) for each in finalists),
-        key=lambda pair: pair[0].mean(),
-    )
+    (after, best), before = best[0], right(more)
     # In many a wrong form, a teacher predicts the commonest label alone.
     if not (after - before)[rare[: len(after)]].sum() > 0:
         return None
@@ -290,6 +280,17 @@ def best_form(x, right, rare):
         "after": float(after.mean()),
         "examples": len(gain),
     }
+
+
+def _best_first(candidates, x, right):
+    """What is right in each form, and the form, that of the most first."""
+    found = []
+    for form in candidates:
+        # Ids that are none, say, which a model may refuse in any way.
+        with contextlib.suppress(Exception):
+            found.append((right(_as(form.change(x), x)), form))
+    # The first of equals, as `sorted` keeps their order.
+    return sorted(found, key=lambda pair: -pair[0].mean())
 
 
 def _as(values, like):
