@@ -226,7 +226,8 @@ class Distiller(backend.Trainer):
         self._heads = _Untracked([])
         if gradient_scale is None:
             gradient_scale = GradientScale()
-        if not (gradient_scale is False or _has_bins(gradient_scale)):
+        is_scale = isinstance(gradient_scale, GradientScale)
+        if not (is_scale or gradient_scale is False):
             raise TypeError(
                 "`gradient_scale` gives the bins of the histograms of w. "
                 f"Received: {gradient_scale!r}. Pass a "
@@ -1028,8 +1029,7 @@ class Distiller(backend.Trainer):
         set_initial_epoch(self, None)
         given = (x, y, batch_size, epochs, verbose, callbacks, *args)
         given = _by_name(super().fit, *given, **kwargs)
-        if y is None:
-            check_number_of_inputs(self.student, x)
+        check_number_of_inputs(self.student, x, y)
         prepare = self._preprocessing(with_teacher=True)
         given = prepare.fit_arguments(given)
         given = _with_weights_by_entry(given)
@@ -1143,8 +1143,7 @@ class Distiller(backend.Trainer):
     def evaluate(self, *args, **kwargs):
         """Plain cross-entropy and metrics; as `keras.Model.evaluate`."""
         given = _by_name(super().evaluate, *args, **kwargs)
-        if given.get("y") is None:
-            check_number_of_inputs(self.student, given.get("x"))
+        check_number_of_inputs(self.student, given.get("x"), given.get("y"))
         # What `fit` evaluates is preprocessed already.
         if not given.get("_use_cached_eval_dataset"):
             prepare = self._preprocessing()
@@ -1374,10 +1373,6 @@ def _with_weights_by_entry(given):
         x, y, weights = held_out
         given["validation_data"] = x, y, by_output.for_each_entry(y, weights)
     return given
-
-
-def _has_bins(gradient_scale):
-    return isinstance(gradient_scale, GradientScale)
 
 
 def _is_distillation(loss):

@@ -1,5 +1,6 @@
 """Several teachers as one: the mean of their probabilities."""
 
+import collections.abc
 import math
 
 import keras
@@ -86,24 +87,21 @@ def ensemble(teachers, weights=None, member_output=None, name=None):
 
 
 def _members(teachers, weights):
-    """The models as a list; a model alone, or one as `weights`, is refused."""
+    """The models as a list; anything else, or one as `weights`, is refused."""
     given = [
         each for each in (teachers, weights) if isinstance(each, keras.Model)
     ]
     if given:
         names = ", ".join(repr(each.name) for each in given)
-        raise TypeError(
-            "The members of an ensemble are one list of models. Received: "
-            f"{names} without a list. Pass a list, as in "
-            "ensemble([first, second])."
-        )
-    try:
+        received = f"{names} without a list"
+    elif isinstance(teachers, collections.abc.Iterable):
         return list(teachers)
-    except TypeError as error:
-        raise TypeError(
-            "The members of an ensemble are a list of models. Received: "
-            f"{teachers!r}. Pass a list, as in ensemble([first, second])."
-        ) from error
+    else:
+        received = repr(teachers)
+    raise TypeError(
+        "The members of an ensemble are one list of models. Received: "
+        f"{received}. Pass a list, as in ensemble([first, second])."
+    )
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")

@@ -48,20 +48,21 @@ def inputs_of(model, x, role="model"):
     return x if missing else {name: x.get(name) for name in own}
 
 
-def check_number_of_inputs(model, x):
+def check_number_of_inputs(model, x, y=None):
     """Refuses labels that come with the inputs, in one tuple.
 
     Keras only warns, and reads the first of them.
 
     Args:
         model: a `keras.Model`.
-        x: what `fit` or `evaluate` takes as x, without y.
+        x: what `fit` or `evaluate` takes as x.
+        y: likewise; with labels of their own, nothing is refused.
 
     Raises:
         ValueError: for a tuple or list of more inputs than the model has.
     """
     own = _structure(model)
-    if own is None or not isinstance(x, list | tuple):
+    if own is None or y is not None or not isinstance(x, list | tuple):
         return
     has_shapes = all(hasattr(each, "shape") for each in x)
     number = len(keras.tree.flatten(own))

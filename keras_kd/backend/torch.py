@@ -1,7 +1,5 @@
 """The Distiller's step on PyTorch."""
 
-import contextlib
-
 import keras
 import torch
 
@@ -227,30 +225,20 @@ class Trainer(keras.Model):
         if weights:
             self.optimizer.scale_loss(loss).backward()
             gradients = [weight.value.grad for weight in weights]
-        with torch.no_grad(), self._restoring(variables, before):
-            self.count_gradients(loss, gradients)
-            self.invalid_examples.check(self)
-        loss_tracker(self).update_state(loss, sample_weight=num_rows(x))
-        if weights:
-            with torch.no_grad():
-                self.optimizer.apply(gradients, weights)
-        return self.compute_metrics(x, batch, y_pred)
-
-    @contextlib.contextmanager
-    def _restoring(self, variables, before):
-        """Gives what the forward pass changed its values again, at a refusal.
-
-        Args:
-            variables: list of variables.
-            before: list of their values before it.
-        """
         try:
-            yield
+            with torch.no_grad():
+                self.count_gradients(loss, gradients)
+            self.invalid_examples.check(self)
         except ValueError:
             with torch.no_grad():
                 for variable, value in zip(variables, before, strict=True):
                     variable.assign(value)
             raise
+        loss_tracker(self).update_state(loss, sample_weight=num_rows(x))
+        if weights:
+            with torch.no_grad():
+                self.optimizer.apply(gradients, weights)
+        return self.compute_metrics(x, batch, y_pred)
 
     def test_step(self, data):
         """One step of evaluation: the student alone, on the labels."""

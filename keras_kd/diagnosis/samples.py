@@ -11,10 +11,13 @@ class Samples:
     """Some of the batches, every one with the same chance.
 
     Memory is that of four batches, however many there are.
+
+    Attributes:
+        batches: list of the kept ones, `Examples`.
     """
 
     def __init__(self):
-        self._batches = []
+        self.batches = []
         self._seen = 0
         self._random = np.random.default_rng(0)
 
@@ -25,17 +28,12 @@ class Samples:
             settled: an `Examples`.
         """
         self._seen += 1
-        if len(self._batches) < _BATCHES:
-            self._batches.append(settled)
+        if len(self.batches) < _BATCHES:
+            self.batches.append(settled)
             return
         place = self._random.integers(self._seen)
         if place < _BATCHES:
-            self._batches[place] = settled
-
-    @property
-    def batches(self):
-        """List of the kept batches, `Examples`."""
-        return self._batches
+            self.batches[place] = settled
 
     def rows(self):
         """Rows of the kept batches, in random order.
@@ -47,7 +45,7 @@ class Samples:
         """
         arrays = [
             [_array(each) for each in keras.tree.flatten(batch.x)]
-            for batch in self._batches
+            for batch in self.batches
         ]
         if any(len(each) != 1 or each[0] is None for each in arrays):
             return None
@@ -57,7 +55,7 @@ class Samples:
                 batch.labels.reshape(len(x), -1),
                 batch.counted.reshape(len(x), -1),
             )
-            for (x,), batch in zip(arrays, self._batches, strict=True)
+            for (x,), batch in zip(arrays, self.batches, strict=True)
         ]
         if len({part[0].shape[1:] for part in parts}) > 1:
             # Batches padded to different lengths.

@@ -11,6 +11,7 @@ keeps its place, with 0 in `keep`, logits of 0 and a label in range.
 """
 
 import dataclasses
+import functools
 
 import keras
 import numpy as np
@@ -71,7 +72,6 @@ class Survey:
         self.agreement = Agreement(self.num_classes)
         self.samples = Samples()
         self.input_spec = self._step = self._by_chunks = None
-        self._step_of_floats = None
 
     def run(self, data):
         """Goes over the data once.
@@ -150,15 +150,11 @@ class Survey:
             self._by_chunks = by_chunks.make(self, signature) or self._step
         return self._by_chunks
 
-    def _for_floats(self):
+    @functools.cached_property
+    def _step_of_floats(self):
         """The step for inputs that the data set has as integers."""
-        if self._step_of_floats is None:
-            self._step_of_floats = backend.compiled(
-                self.batch_sums,
-                self.variables,
-                _signature(self.input_spec, "float32"),
-            )
-        return self._step_of_floats
+        signature = _signature(self.input_spec, "float32")
+        return backend.compiled(self.batch_sums, self.variables, signature)
 
     def right(self, x, labels, counted):
         """How often the teacher is right on other inputs, after `run`.
@@ -177,7 +173,7 @@ class Survey:
         given, wanted = map(
             keras.backend.standardize_dtype, (x.dtype, spec.dtype)
         )
-        step = None if given == wanted else self._for_floats()
+        step = None if given == wanted else self._step_of_floats
         x = keras.tree.pack_sequence_as(self.input_spec, [x])
         labels = labels.reshape(-1)
         settled = examples.Examples(x, labels, labels, counted.reshape(-1))

@@ -260,12 +260,12 @@ def best_form(x, right, rare):
     """
     few, more = x[:_FEW], x[:_MORE]
     least = right(few).mean() + _WORTH_A_LOOK
-    best = _best_first(forms(x), few, right)[:_FINALISTS]
-    best = [form for hits, form in best if hits.mean() >= least]
-    best = _best_first(best, more, right)
-    if not best:
+    leaders = _best_first(forms(x), few, right)[:_FINALISTS]
+    finalists = [form for hits, form in leaders if hits.mean() >= least]
+    ranked = _best_first(finalists, more, right)
+    if not ranked:
         return None
-    (after, best), before = best[0], right(more)
+    (after, best), before = ranked[0], right(more)
     # In many a wrong form, a teacher predicts the commonest label alone.
     if not (after - before)[rare[: len(after)]].sum() > 0:
         return None

@@ -234,9 +234,11 @@ def check_number(loss_class, name, value):
 
 def _class_id(loss_class, value):
     """`ignore_class` as an integer, or `None`."""
+    if value is None:
+        return None
     try:
-        if value is None or int(value) == value:
-            return None if value is None else int(value)
+        if int(value) == value:
+            return int(value)
     except (OverflowError, TypeError, ValueError):
         pass
     raise ValueError(
