@@ -39,7 +39,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
     After the last epoch the file is removed.
 
     A loss whose weights or temperature were changed while it trained has them
-    again. Random numbers go on where they were: dropout's, and those of
+    again. Random numbers continue from where they were: dropout's, and those of
     Python's `random` and of NumPy's global generator, from which `fit` shuffles
     batches of a `PyDataset` and, on JAX, arrays. TensorFlow keeps its
     generators to itself: `fit` shuffles arrays there, and a `tf.data.Dataset`
@@ -74,8 +74,8 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             arrays, or lists and dicts of these, and change while it trains.
 
     Raises:
-        TypeError: if `delete_checkpoint` is not a boolean, or `callbacks` no
-            list of callbacks.
+        TypeError: if `delete_checkpoint` is not a boolean, or `callbacks`
+            is not a list of callbacks.
         ValueError: for an empty `backup_dir`; at the start of training, if the
             backup is damaged or is that of another model.
         OSError: at the start of training, if another process trains with this
@@ -358,7 +358,7 @@ def _check_deletes(delete_checkpoint):
 
 
 def _check_callbacks(callbacks):
-    """Refuses one callback without a list, which `fit` takes."""
+    """Refuses a callback outside of a list, which `fit` accepts."""
     is_list = isinstance(callbacks, (list, tuple))
     kind = keras.callbacks.Callback
     if not (is_list and all(isinstance(each, kind) for each in callbacks)):

@@ -36,7 +36,7 @@ def of(data, batch_size=None, what="Data"):
     Raises:
         TypeError: for something else.
         ValueError: for arrays of different lengths, a `DataLoader` that
-            shuffles, and a batch size that is none.
+            shuffles, and a batch size that is not a positive integer.
     """
     if batch_size is not None and not (
         isinstance(batch_size, (int, np.integer)) and batch_size >= 1

@@ -141,7 +141,7 @@ def _check_match(path, ids, values):
 
 
 def _check_ids(path, ids):
-    """Refuses ids that are none, which int32 would make others of."""
+    """Refuses ids that converting to int32 would turn into other ids."""
     try:
         bad = ids[ids.astype("float64") != ids.astype("int32")]
     except (TypeError, ValueError):

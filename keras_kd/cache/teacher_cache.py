@@ -553,7 +553,7 @@ class TeacherCache:
             A `tf.data.Dataset` for `fit(..., steps_per_epoch=...)`.
 
         Raises:
-            TypeError: if `dataset` is no `tf.data.Dataset`.
+            TypeError: if `dataset` is not a `tf.data.Dataset`.
             ValueError: if the data set or the loss is not the cache's, or
                 there are fewer examples than `batch_size`.
         """

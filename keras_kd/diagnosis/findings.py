@@ -59,7 +59,7 @@ def find(numbers):
     fault = next(filter(None, (rule(numbers) for rule in _FAULTS)), None)
     if fault is None and faults.is_near_chance(numbers):
         fault = causes.knows_little(numbers)
-    # It looks like many a fault, but is none of the teacher's.
+    # It can look like a fault of the teacher, but is one of the data.
     padding = causes.padding_counts(numbers)
     if fault is not None:
         surer = fault.code in _SURER_THAN_PADDING or padding is None

@@ -1,4 +1,4 @@
-"""Padding that counts: sequences filled up with steps that are no examples."""
+"""Padding that counts as examples: what fills sequences up to one length."""
 
 import keras
 import numpy as np

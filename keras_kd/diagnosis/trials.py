@@ -286,7 +286,7 @@ def _best_first(candidates, x, right):
     """What is right in each form, and the form, that of the most first."""
     found = []
     for form in candidates:
-        # Ids that are none, say, which a model may refuse in any way.
+        # A model may refuse, say, ids outside its vocabulary, in any way.
         with contextlib.suppress(Exception):
             found.append((right(_as(form.change(x), x)), form))
     # The first of equals, as `sorted` keeps their order.

@@ -213,13 +213,13 @@ def check_number(loss_class, name, value):
     Args:
         loss_class: the class of the loss.
         name: of the argument.
-        value: as it was given; a text is no number, whatever it says.
+        value: as it was given. Strings are refused, even "0.5".
 
     Returns:
         A float.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is not a number.
     """
     try:
         if not isinstance(value, (str, bytes)):

@@ -288,7 +288,7 @@ class KDSim(_ClassRelationLoss):
 
     Raises:
         ValueError: for `alpha`, `beta` or `label_mass` out of range, or a
-            `logit_layer` that is no matrix.
+            `logit_layer` that is not a matrix.
 
     Example:
     >>> distiller.compile(loss=kd.KDSim(logit_layer="predictions"))

@@ -4,7 +4,7 @@ import sys
 
 
 def say(text):
-    """Prints a text at once, whatever letters the output has.
+    """Prints text at once, in letters that the output can show.
 
     Args:
         text: string.

@@ -190,7 +190,7 @@ class StudentTrainer:
             )
         if not (losses is None or isinstance(losses, dict)):
             raise TypeError(
-                "`losses` are by the names that they shall have. Received: "
+                "`losses` is a dict from names to losses. Received: "
                 f"{losses!r}. Pass a dict, as in {{'mine': MyLoss()}}."
             )
         if validation is None:
