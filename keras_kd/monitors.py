@@ -231,8 +231,9 @@ class InvalidExamples(keras.metrics.Metric):
             name: of `COUNTS`.
             count: scalar.
         """
-        place = np.zeros(self.state.shape, "float32")
+        place = np.zeros(self.state.shape)
         place[0, len(_ROLES) + COUNTS.index(name)] = 1
+        place = ops.convert_to_tensor(place, self.dtype)
         self.state.assign_add(ops.cast(count, self.dtype) * place)
 
     @staticmethod
